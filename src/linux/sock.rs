@@ -1,0 +1,403 @@
+// SPDX-License-Identifier: GPL-2.0
+//! TCP sockets of the kernel: blocking, with timeouts, ended from another thread by [`Stream::shutdown`].
+//!
+//! All sockets live in the initial network namespace, which is never freed, and take their memory with `GFP_NOIO`.
+//! Nothing here may be called in atomic context.
+//!
+//! A blocked `accept`, `connect`, `send` or `receive` ends when its timeout is over, when the peer does something, or
+//! when another thread calls `shutdown`. A shutdown has no effect on a connect that has not begun, so whoever connects
+//! checks its stop condition first and limits the time.
+
+use super::bio::Lent;
+use super::mem::PageChain;
+use super::raw;
+use core::fmt;
+use core::ptr::NonNull;
+use kernel::error::to_result;
+use kernel::prelude::*;
+
+/// Bound: page segments that go to the network stack in one call.
+const SEGMENTS_PER_CALL: usize = 32;
+/// Size in bytes of the largest address the control interface accepts.
+pub(crate) const ADDRESS_BYTES_MAX: usize = 128;
+
+/// An IPv4 or IPv6 address with a port, as the raw `sockaddr` that the control interface hands over.
+///
+/// # Invariants
+/// `bytes[..length]` is a complete `sockaddr_in` or `sockaddr_in6`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub(crate) struct SockAddr {
+    bytes: [u8; ADDRESS_BYTES_MAX],
+    length: usize,
+}
+
+impl SockAddr {
+    const IPV4_BYTES: usize = 16;
+    const IPV6_BYTES: usize = 28;
+
+    /// Reads a raw `sockaddr`.
+    ///
+    /// # Errors
+    /// `EAFNOSUPPORT` for other families than IPv4 and IPv6, `EINVAL` when bytes are missing or there are too many.
+    pub(crate) fn new(raw: &[u8]) -> Result<Self> {
+        let family = match raw {
+            [low, high, ..] => u32::from(u16::from_ne_bytes([*low, *high])),
+            _ => return Err(EINVAL),
+        };
+        let least = match family {
+            raw::AF_INET => Self::IPV4_BYTES,
+            raw::AF_INET6 => Self::IPV6_BYTES,
+            _ => return Err(super::errno::eafnosupport()),
+        };
+        if raw.len() < least {
+            return Err(EINVAL);
+        }
+        let mut bytes = [0; ADDRESS_BYTES_MAX];
+        bytes.get_mut(..raw.len()).ok_or(EINVAL)?.copy_from_slice(raw);
+        Ok(SockAddr {
+            bytes,
+            length: raw.len(),
+        })
+    }
+
+    /// The bytes as they were handed over; the control interface compares addresses by them.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..self.length).unwrap_or_default()
+    }
+
+    /// `ipv4` or `ipv6`: the word helper programs get.
+    pub(crate) fn family_name(&self) -> &'static str {
+        if self.family() == raw::AF_INET6 {
+            "ipv6"
+        } else {
+            "ipv4"
+        }
+    }
+
+    fn family(&self) -> u32 {
+        u32::from(u16::from_ne_bytes([self.bytes[0], self.bytes[1]]))
+    }
+
+    /// The same address with port 0: any free port.
+    fn without_port(&self) -> Self {
+        let mut address = *self;
+        address.bytes[2] = 0;
+        address.bytes[3] = 0;
+        address
+    }
+
+    fn as_raw(&mut self) -> (*mut raw::sockaddr_unsized, kernel::ffi::c_int) {
+        let length = if self.family() == raw::AF_INET6 {
+            Self::IPV6_BYTES
+        } else {
+            Self::IPV4_BYTES
+        };
+        (self.bytes.as_mut_ptr().cast(), length as kernel::ffi::c_int)
+    }
+}
+
+/// The address without its port.
+impl fmt::Display for SockAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.family() == raw::AF_INET6 {
+            let mut octets = [0; 16];
+            octets.copy_from_slice(&self.bytes[8..24]);
+            core::net::Ipv6Addr::from(octets).fmt(f)
+        } else {
+            let mut octets = [0; 4];
+            octets.copy_from_slice(&self.bytes[4..8]);
+            core::net::Ipv4Addr::from(octets).fmt(f)
+        }
+    }
+}
+
+/// Sizes of a socket's buffers in bytes; 0 leaves them to the kernel.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Buffers {
+    /// Send buffer.
+    pub(crate) send_bytes: u32,
+    /// Receive buffer.
+    pub(crate) receive_bytes: u32,
+}
+
+/// `sk_priority` of the two connections. spec: wire-protocol 1.1
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Priority {
+    /// Data: `TC_PRIO_INTERACTIVE_BULK`.
+    Data = 4,
+    /// Meta: `TC_PRIO_INTERACTIVE`.
+    Meta = 6,
+}
+
+/// An owned `struct socket`.
+///
+/// # Invariants
+/// The pointer is a TCP socket of the kernel which nobody else releases.
+struct Socket(NonNull<raw::socket>);
+
+// SAFETY: the socket layer serialises everything on a `struct socket` by the socket's own lock; release happens once,
+// in `drop`, when no reference is left.
+unsafe impl Send for Socket {}
+// SAFETY: as for `Send`; all methods go through the socket's lock or read and write single words.
+unsafe impl Sync for Socket {}
+
+impl Socket {
+    fn new(address: &SockAddr, buffers: Buffers) -> Result<Self> {
+        let mut sock = core::ptr::null_mut();
+        // SAFETY: `sock` is a place for the result.
+        to_result(unsafe { raw::drbd_h_sock_create(address.family() as kernel::ffi::c_int, &mut sock) })?;
+        let socket = Socket(NonNull::new(sock).ok_or(ENOMEM)?);
+        // SAFETY: by the type's invariant.
+        unsafe { raw::drbd_h_sock_buffers(socket.raw(), buffers.send_bytes, buffers.receive_bytes) };
+        // SAFETY: by the type's invariant.
+        unsafe { raw::drbd_h_sock_reuse(socket.raw()) };
+        Ok(socket)
+    }
+
+    fn raw(&self) -> *mut raw::socket {
+        self.0.as_ptr()
+    }
+
+    fn bind(&self, mut address: SockAddr) -> Result {
+        let (name, length) = address.as_raw();
+        // SAFETY: the socket by the type's invariant; `name` is `length` readable bytes that outlive the call.
+        to_result(unsafe { raw::kernel_bind(self.raw(), name, length) })
+    }
+
+    fn shutdown(&self) {
+        // SAFETY: by the type's invariant. The result only says that the socket was not connected.
+        unsafe { raw::kernel_sock_shutdown(self.raw(), raw::sock_shutdown_cmd_SHUT_RDWR) };
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // SAFETY: by the type's invariant; this is the last reference.
+        unsafe { raw::sock_release(self.raw()) };
+    }
+}
+
+/// A listening socket.
+pub(crate) struct Listener(Socket);
+
+impl Listener {
+    /// Listens on `local`.
+    ///
+    /// # Errors
+    /// What the socket layer says, for instance `EADDRINUSE`, `EADDRNOTAVAIL`.
+    pub(crate) fn bind(local: &SockAddr, buffers: Buffers) -> Result<Self> {
+        const BACKLOG: kernel::ffi::c_int = 5;
+        let socket = Socket::new(local, buffers)?;
+        socket.bind(*local)?;
+        // SAFETY: by the type's invariant.
+        to_result(unsafe { raw::kernel_listen(socket.raw(), BACKLOG) })?;
+        Ok(Listener(socket))
+    }
+
+    /// Waits for somebody who connects, at most `timeout_ms` (0: for ever).
+    ///
+    /// # Errors
+    /// `EAGAIN` when the time is over, `EINVAL` after [`Listener::shutdown`].
+    pub(crate) fn accept(&self, timeout_ms: u32) -> Result<Stream> {
+        let mut sock = core::ptr::null_mut();
+        // SAFETY: by the type's invariant.
+        unsafe { raw::drbd_h_sock_receive_timeout(self.0.raw(), timeout_ms) };
+        // SAFETY: by the type's invariant; `sock` is a place for the result.
+        to_result(unsafe { raw::kernel_accept(self.0.raw(), &mut sock, 0) })?;
+        let socket = Socket(NonNull::new(sock).ok_or(ENOMEM)?);
+        // SAFETY: by the type's invariant.
+        unsafe { raw::drbd_h_sock_prepare(socket.raw()) };
+        Ok(Stream(socket))
+    }
+
+    /// Ends a blocked [`Listener::accept`], and every later one.
+    pub(crate) fn shutdown(&self) {
+        self.0.shutdown();
+    }
+}
+
+/// A connected socket, or one on the way there.
+pub(crate) struct Stream(Socket);
+
+impl Stream {
+    /// A socket bound to the address of `local` and any port, not connected yet.
+    ///
+    /// # Errors
+    /// What the socket layer says, for instance `EADDRNOTAVAIL`.
+    pub(crate) fn bound(local: &SockAddr, buffers: Buffers) -> Result<Self> {
+        let socket = Socket::new(local, buffers)?;
+        socket.bind(local.without_port())?;
+        Ok(Stream(socket))
+    }
+
+    /// Connects, within `timeout_ms`.
+    ///
+    /// # Errors
+    /// What the socket layer says, for instance `ECONNREFUSED`; `ECONNRESET` after a shutdown.
+    pub(crate) fn connect(&self, peer: &SockAddr, timeout_ms: u32) -> Result {
+        let mut peer = *peer;
+        let (name, length) = peer.as_raw();
+        self.set_timeouts(timeout_ms, timeout_ms);
+        // SAFETY: the socket by the type's invariant; `name` is `length` readable bytes that outlive the call.
+        to_result(unsafe { raw::kernel_connect(self.0.raw(), name, length, 0) })
+    }
+
+    /// Ends everything that is blocked on this socket, and tells the peer.
+    pub(crate) fn shutdown(&self) {
+        self.0.shutdown();
+    }
+
+    /// Limits the time of one send and one receive call in milliseconds; 0: no limit.
+    pub(crate) fn set_timeouts(&self, send_ms: u32, receive_ms: u32) {
+        // SAFETY: by the type's invariant.
+        unsafe { raw::drbd_h_sock_timeouts(self.0.raw(), send_ms, receive_ms) };
+    }
+
+    /// Limits the time of one receive call in milliseconds; 0: no limit.
+    pub(crate) fn set_receive_timeout(&self, receive_ms: u32) {
+        // SAFETY: by the type's invariant.
+        unsafe { raw::drbd_h_sock_receive_timeout(self.0.raw(), receive_ms) };
+    }
+
+    /// Sets the priority of what is sent.
+    pub(crate) fn set_priority(&self, priority: Priority) {
+        // SAFETY: by the type's invariant.
+        unsafe { raw::drbd_h_sock_priority(self.0.raw(), priority as u32) };
+    }
+
+    /// Sends at once from now on, and pushes out what is held back.
+    pub(crate) fn set_nodelay(&self) {
+        // SAFETY: by the type's invariant.
+        unsafe { raw::drbd_h_sock_nodelay(self.0.raw()) };
+    }
+
+    /// Holds incomplete segments back (true), or sends them (false).
+    pub(crate) fn set_cork(&self, on: bool) {
+        // SAFETY: by the type's invariant.
+        unsafe { raw::drbd_h_sock_cork(self.0.raw(), on) };
+    }
+
+    /// Acknowledges what has arrived without waiting for data to carry the acknowledgement.
+    pub(crate) fn quick_ack(&self) {
+        // SAFETY: by the type's invariant.
+        unsafe { raw::drbd_h_sock_quickack(self.0.raw()) };
+    }
+
+    /// Bytes that arrived and were not read yet.
+    pub(crate) fn unread_bytes(&self) -> usize {
+        // SAFETY: by the type's invariant.
+        unsafe { raw::drbd_h_sock_unread(self.0.raw()) }
+    }
+
+    /// True while the peer has not closed the connection.
+    pub(crate) fn is_open(&self) -> bool {
+        // SAFETY: by the type's invariant.
+        let result = unsafe { raw::drbd_h_sock_peek(self.0.raw()) };
+        result > 0 || result == EAGAIN.to_errno()
+    }
+
+    /// Sends some of `bytes`, at least one. `more`: further bytes of the same packet follow.
+    ///
+    /// # Errors
+    /// `EAGAIN` when the time is over, else what the socket layer says.
+    pub(crate) fn send(&self, bytes: &[u8], more: bool) -> Result<usize> {
+        // SAFETY: the socket by the type's invariant; the slice is readable during the call, which copies it.
+        length_of(unsafe { raw::drbd_h_sock_send(self.0.raw(), bytes.as_ptr().cast(), bytes.len(), more) })
+    }
+
+    /// Receives at least one byte into `bytes`; with `all`, waits until it is full or the time is over.
+    ///
+    /// Returns the number of bytes received; 0: the peer has closed the connection, or it was shut down.
+    ///
+    /// # Errors
+    /// `EAGAIN` when the time is over and nothing arrived, else what the socket layer says.
+    pub(crate) fn receive(&self, bytes: &mut [u8], all: bool) -> Result<usize> {
+        // SAFETY: the socket by the type's invariant; the slice is writable during the call.
+        length_of(unsafe { raw::drbd_h_sock_receive(self.0.raw(), bytes.as_mut_ptr().cast(), bytes.len(), all) })
+    }
+
+    /// Sends some bytes of `pages[from_byte..to_byte]`, at least one. With `copy` the pages may change afterwards;
+    /// without it the network stack keeps using them until the peer has acknowledged them.
+    ///
+    /// # Errors
+    /// As [`Stream::send`].
+    pub(crate) fn send_pages(&self, pages: &PageChain, from_byte: usize, to_byte: usize, copy: bool) -> Result<usize> {
+        let mut bvecs = [const { EMPTY_BVEC }; SEGMENTS_PER_CALL];
+        let count = pages.bvecs(from_byte, &mut bvecs);
+        let bvecs = bvecs.get(..count).ok_or(EINVAL)?;
+        self.send_bvecs(bvecs, 0, to_byte.saturating_sub(from_byte), copy)
+    }
+
+    /// Receives bytes into `pages[from_byte..to_byte]`, waiting until they are full or the time is over.
+    ///
+    /// # Errors
+    /// As [`Stream::receive`]; 0 as there.
+    pub(crate) fn receive_pages(&self, pages: &mut PageChain, from_byte: usize, to_byte: usize) -> Result<usize> {
+        let mut bvecs = [const { EMPTY_BVEC }; SEGMENTS_PER_CALL];
+        let count = pages.bvecs(from_byte, &mut bvecs);
+        let bvecs = bvecs.get(..count).ok_or(EINVAL)?;
+        self.receive_bvecs(bvecs, 0, to_byte.saturating_sub(from_byte))
+    }
+
+    /// Sends some bytes of an application's bio, from `from_byte` on; otherwise as [`Stream::send_pages`].
+    ///
+    /// # Errors
+    /// As [`Stream::send`].
+    pub(crate) fn send_lent(&self, bio: &Lent, from_byte: usize, copy: bool) -> Result<usize> {
+        let (bvecs, skip, bytes) = bio.raw_bvecs();
+        self.send_bvecs(
+            bvecs,
+            skip.saturating_add(from_byte),
+            bytes.saturating_sub(from_byte),
+            copy,
+        )
+    }
+
+    /// Receives bytes into an application's bio, from `from_byte` on; otherwise as [`Stream::receive_pages`].
+    ///
+    /// # Errors
+    /// As [`Stream::receive`]; 0 as there.
+    pub(crate) fn receive_lent(&self, bio: &mut Lent, from_byte: usize) -> Result<usize> {
+        let (bvecs, skip, bytes) = bio.raw_bvecs();
+        self.receive_bvecs(bvecs, skip.saturating_add(from_byte), bytes.saturating_sub(from_byte))
+    }
+
+    fn send_bvecs(&self, bvecs: &[raw::bio_vec], skip: usize, bytes: usize, copy: bool) -> Result<usize> {
+        let count = bvecs.len() as u32;
+        let bytes = bytes.min(total_bytes(bvecs).saturating_sub(skip));
+        // SAFETY: `bvecs` are `count` valid vectors; only the page flags are looked at.
+        let splice = !copy && unsafe { raw::drbd_h_bvecs_spliceable(bvecs.as_ptr(), count) };
+        // SAFETY: the socket by the type's invariant; `bvecs` are `count` vectors over pages that whoever lends them
+        // keeps alive; with `splice` the network stack takes its own page references.
+        length_of(unsafe {
+            raw::drbd_h_sock_send_bvecs(self.0.raw(), bvecs.as_ptr(), count, skip, bytes, false, splice)
+        })
+    }
+
+    fn receive_bvecs(&self, bvecs: &[raw::bio_vec], skip: usize, bytes: usize) -> Result<usize> {
+        let count = bvecs.len() as u32;
+        let bytes = bytes.min(total_bytes(bvecs).saturating_sub(skip));
+        // SAFETY: the socket by the type's invariant; `bvecs` are `count` vectors over pages which the caller may
+        // write to: it owns them, or holds the bio of a read.
+        length_of(unsafe { raw::drbd_h_sock_receive_bvecs(self.0.raw(), bvecs.as_ptr(), count, skip, bytes) })
+    }
+}
+
+const EMPTY_BVEC: raw::bio_vec = raw::bio_vec {
+    bv_page: core::ptr::null_mut(),
+    bv_len: 0,
+    bv_offset: 0,
+};
+
+fn total_bytes(bvecs: &[raw::bio_vec]) -> usize {
+    bvecs
+        .iter()
+        .fold(0, |sum: usize, bvec| sum.saturating_add(bvec.bv_len as usize))
+}
+
+/// A count of bytes, or a negative errno.
+fn length_of(result: kernel::ffi::c_int) -> Result<usize> {
+    to_result(result)?;
+    Ok(usize::try_from(result).unwrap_or(0))
+}
