@@ -1,0 +1,1588 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What a change of a volume's state brings about, as data, and the small predicates on states that others need.
+//!
+//! [`effects`] walks two tables: what happens at once, under the lock that protects the state, and what the worker does
+//! afterwards. The result is a set; [`EffectSet::iter`] gives its members in the order they must be carried out in. An
+//! effect that several rows ask for is carried out once.
+//!
+//! The order keeps these promises:
+//! * the generation of a resync is stored and sent before any state packet,
+//! * sizes, generations, state are sent in this order, and before a bitmap,
+//! * the helper for I/O errors runs before the peer is told,
+//! * meta data is written after everything that changes it, and before the disk may be let go.
+
+use super::types::{Conn, Disk, FencingPolicy, Role, State, Susp};
+
+/// Makes the enumeration of the effects together with the list of all of them.
+macro_rules! effect_list {
+    ($($(#[$doc:meta])* $variant:ident,)*) => {
+        /// Something to do because a volume's state changed, in the order of execution.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u8)]
+        pub enum Effect {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl Effect {
+            /// Every effect in the order of execution.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+        }
+    };
+}
+
+effect_list! {
+    /// Log old and new state.
+    LogChange,
+    /// Hold the disk until the worker has seen that it failed or is gone.
+    TakeLocalReference,
+    /// Forget that a resync was finished.
+    ClearResyncDone,
+    /// Start a new epoch: writes before and after the change are replicated differently.
+    NewEpoch,
+    /// Log the generations found on the disk.
+    LogUuids,
+    /// The handshake is over: end `Rules::state_sent`.
+    ClearStateSent,
+    /// Wake everything that waits for a state.
+    WakeWaiters,
+    /// Remember where the online verify stopped.
+    RememberVerifyPosition,
+    /// The pause is over, add its length.
+    AccountPauseTime,
+    /// Remember when the pause began.
+    RememberPauseTime,
+    /// Prepare the counters of an online verify.
+    InitVerifyCounters,
+    /// Make resync or verify requests now, not only at the next tick.
+    RunResyncTimer,
+    /// Recompute the flags of the meta data with [`meta_flags`].
+    UpdateMetaFlags,
+    /// The generation shown to users is the one on the disk.
+    RememberExposedUuid,
+    /// The peer became Primary while both disks were Inconsistent: its next state packet decides about a resync.
+    SetConsiderResync,
+    /// Ask the receiver to end.
+    StopReceiver,
+    /// Ask the receiver to end this connection and try the next.
+    RestartReceiver,
+    /// Use the activity log again.
+    ResumeActivityLog,
+    /// One more successful connect.
+    CountConnect,
+    /// Remember since when the disk is attached.
+    RecordAttachTime,
+    /// Have the worker carry out the rest.
+    QueueAfterWork,
+
+    /// Tell listeners what changed.
+    Notify,
+    /// Both disks are good: the crash of a Primary is repaired, here and in what is known of the peer.
+    ClearCrashedPrimary,
+    /// Tell listeners of the old event format.
+    LegacyEvent,
+    /// Run the helper pri-on-incon-degr.
+    HelperPriOnInconDegr,
+    /// The peer is back: send everything frozen again, end `Susp::no_data`.
+    ThawNoDataResend,
+    /// The disk is back: submit everything frozen again, end `Susp::no_data`.
+    ThawNoDataRestartDisk,
+    /// The peer is back: forget due generations, send everything frozen again, end `Susp::fencing`.
+    ThawFencing,
+    /// Make, store and send the generation of the resync.
+    SyncUuid,
+    /// Forget counters and locked extents of an earlier resync.
+    ResetResync,
+    /// A new data generation is due when I/O goes on.
+    DeferNewCurrentUuid,
+    /// Start a new data generation.
+    NewCurrentUuid,
+    /// Write changed bitmap pages.
+    WriteBitmap,
+    /// Run the helper local-io-error.
+    HelperLocalIoError,
+    /// Abort everything the disk has not answered.
+    AbortDiskIo,
+    /// Send sizes.
+    SendSizes,
+    /// Send the generations.
+    SendUuids,
+    /// Send the new state.
+    SendState,
+    /// Let go of the extents a resync holds.
+    CancelResync,
+    /// Have the worker send the bitmap.
+    QueueBitmapSend,
+    /// Pause resyncs that must wait for this one.
+    PauseDependents,
+    /// Have the worker set all bits, write them and go on with the full resync; the new state tells the direction.
+    StartSetAll,
+    /// The device grew while it was attached; that is being taken care of.
+    ClearResyncAfterNegotiation,
+    /// Resync the space the device grew by.
+    GrowResync,
+    /// Let resyncs go on that waited for this one.
+    ResumeDependents,
+    /// Have the worker write changed bitmap pages from copies.
+    WriteBitmapCopies,
+    /// Write meta data if it changed.
+    WriteMetadata,
+    /// End of [`Effect::TakeLocalReference`].
+    DropLocalReference,
+}
+
+/// A set of effects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EffectSet(u64);
+
+// Every effect must have its bit.
+const _: () = assert!(Effect::ALL.len() <= u64::BITS as usize);
+
+impl EffectSet {
+    /// No effect.
+    pub const EMPTY: Self = Self(0);
+
+    const fn bit(effect: Effect) -> u64 {
+        1 << effect as u32
+    }
+
+    /// Whether this effect is in the set.
+    pub const fn contains(self, effect: Effect) -> bool {
+        self.0 & Self::bit(effect) != 0
+    }
+
+    /// The set and this effect.
+    #[must_use]
+    pub const fn with(self, effect: Effect) -> Self {
+        Self(self.0 | Self::bit(effect))
+    }
+
+    /// The set without this effect.
+    #[must_use]
+    pub const fn without(self, effect: Effect) -> Self {
+        Self(self.0 & !Self::bit(effect))
+    }
+
+    /// Everything in either set.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether there is nothing to do.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// What is done under the lock, at once.
+    #[must_use]
+    pub const fn immediate(self) -> Self {
+        Self(self.0 & ((1 << Effect::Notify as u32) - 1))
+    }
+
+    /// What the worker does.
+    #[must_use]
+    pub const fn after(self) -> Self {
+        Self(self.0 & !((1 << Effect::Notify as u32) - 1))
+    }
+
+    /// The effects in the order of execution.
+    pub const fn iter(self) -> EffectIter {
+        EffectIter(self)
+    }
+}
+
+impl IntoIterator for EffectSet {
+    type Item = Effect;
+    type IntoIter = EffectIter;
+
+    fn into_iter(self) -> EffectIter {
+        self.iter()
+    }
+}
+
+impl FromIterator<Effect> for EffectSet {
+    fn from_iter<T: IntoIterator<Item = Effect>>(effects: T) -> Self {
+        effects.into_iter().fold(Self::EMPTY, Self::with)
+    }
+}
+
+/// The effects of a set in the order of execution.
+#[derive(Clone, Debug)]
+pub struct EffectIter(EffectSet);
+
+impl Iterator for EffectIter {
+    type Item = Effect;
+
+    fn next(&mut self) -> Option<Effect> {
+        let effect = *Effect::ALL.get(self.0 .0.trailing_zeros() as usize)?;
+        self.0 = self.0.without(effect);
+        Some(effect)
+    }
+}
+
+/// What the conditions look at besides the two states.
+///
+/// [`effects`] may be asked twice, under the lock for [`EffectSet::immediate`] and from the worker for
+/// [`EffectSet::after`]; then the second time `current_conn` and the fields after it tell how things are by then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EffectContext {
+    /// Agreed protocol version.
+    pub apv: u32,
+    /// Another volume of the connection is still in `WFReportParams`.
+    pub other_volume_reporting: bool,
+    /// The resource's suspension right after the change.
+    pub susp_then: Susp,
+    /// The disk fails because of an I/O error and on-io-error is call-local-io-error.
+    pub io_error_helper: bool,
+    /// The disk is let go without waiting for it.
+    pub force_detach: bool,
+    /// The volume's connection state now.
+    pub current_conn: Conn,
+    /// The resource's suspension now.
+    pub susp_now: Susp,
+    /// No volume of the connection is below `Connected`.
+    pub all_volumes_connected: bool,
+    /// Every volume's own disk is `UpToDate`.
+    pub all_disks_up_to_date: bool,
+    /// The bitmap generation in the meta data is zero.
+    pub bitmap_uuid_zero: bool,
+    /// The device grew while it was attached, the new space is not yet taken care of.
+    pub resync_after_negotiation: bool,
+}
+
+impl EffectContext {
+    /// The context of a change to `new` in a resource with one volume, nothing suspended, nothing due.
+    pub fn of(new: State, apv: u32) -> Self {
+        Self {
+            apv,
+            other_volume_reporting: false,
+            susp_then: Susp::default(),
+            io_error_helper: false,
+            force_detach: false,
+            current_conn: new.conn,
+            susp_now: Susp::default(),
+            all_volumes_connected: new.conn >= Conn::Connected,
+            all_disks_up_to_date: new.disk == Disk::UpToDate,
+            bitmap_uuid_zero: false,
+            resync_after_negotiation: false,
+        }
+    }
+}
+
+/// One row: its number in the specification, its condition, what it asks for.
+struct Row {
+    /// `state-machine` section and row, with a letter where a row has several conditions.
+    number: &'static str,
+    condition: fn(State, State, &EffectContext) -> bool,
+    effects: &'static [Effect],
+}
+
+const fn row(
+    number: &'static str,
+    condition: fn(State, State, &EffectContext) -> bool,
+    effects: &'static [Effect],
+) -> Row {
+    Row {
+        number,
+        condition,
+        effects,
+    }
+}
+
+fn syncing(state: State) -> bool {
+    matches!(
+        state.conn,
+        Conn::SyncSource | Conn::SyncTarget | Conn::PausedSyncS | Conn::PausedSyncT
+    )
+}
+
+fn running(state: State) -> bool {
+    matches!(state.conn, Conn::SyncSource | Conn::SyncTarget)
+}
+
+fn paused(state: State) -> bool {
+    matches!(state.conn, Conn::PausedSyncS | Conn::PausedSyncT)
+}
+
+fn source(state: State) -> bool {
+    matches!(state.conn, Conn::SyncSource | Conn::PausedSyncS)
+}
+
+fn verifying(state: State) -> bool {
+    matches!(state.conn, Conn::VerifyS | Conn::VerifyT)
+}
+
+fn becomes(old: State, new: State, conn: Conn) -> bool {
+    old.conn != conn && new.conn == conn
+}
+
+fn disk_becomes(old: State, new: State, disk: Disk) -> bool {
+    old.disk != disk && new.disk == disk
+}
+
+fn usable(new: State) -> bool {
+    new.disk >= Disk::Inconsistent
+}
+
+fn both_up_to_date(state: State) -> bool {
+    state.disk == Disk::UpToDate && state.pdsk == Disk::UpToDate
+}
+
+fn without_data(state: State) -> bool {
+    state.role == Role::Primary && state.disk < Disk::UpToDate && state.pdsk < Disk::UpToDate
+}
+
+fn some_primary(state: State) -> bool {
+    state.role == Role::Primary || state.peer == Role::Primary
+}
+
+fn connects(old: State, new: State) -> bool {
+    old.conn < Conn::Connected && new.conn >= Conn::Connected
+}
+
+fn thaw_by_disk(old: State, ctx: &EffectContext) -> bool {
+    ctx.susp_then.no_data
+        && ctx.susp_now.no_data
+        && matches!(old.disk, Disk::Attaching | Disk::Negotiating)
+        && ctx.all_disks_up_to_date
+}
+
+fn thaw_by_peer(old: State, ctx: &EffectContext) -> bool {
+    let frozen = ctx.susp_then.no_data && ctx.susp_now.no_data;
+    frozen && old.conn < Conn::Connected && ctx.all_volumes_connected && !thaw_by_disk(old, ctx)
+}
+
+fn thaw_fencing(ctx: &EffectContext) -> bool {
+    ctx.susp_then.fencing && ctx.susp_now.fencing && ctx.all_volumes_connected
+}
+
+/// Whether I/O is still frozen after rows 9.5 and 9.6.
+fn still_suspended(old: State, ctx: &EffectContext) -> bool {
+    ctx.susp_now.user
+        || (ctx.susp_now.no_data && !thaw_by_disk(old, ctx) && !thaw_by_peer(old, ctx))
+        || (ctx.susp_now.fencing && !thaw_fencing(ctx))
+}
+
+/// Row 9.10 without the question whether I/O is frozen.
+fn data_diverges(old: State, new: State, ctx: &EffectContext) -> bool {
+    lost_peer_data(old.pdsk, new.pdsk) && some_primary(new) && ctx.bitmap_uuid_zero && new.disk >= Disk::UpToDate
+}
+
+use Effect as E;
+
+// spec: state-machine 8 (what is done under the lock)
+const IMMEDIATE: &[Row] = &[
+    row("8.1", |_, _, _| true, &[E::LogChange]),
+    row(
+        "8.1b",
+        |old, new, _| disk_becomes(old, new, Disk::Failed) || disk_becomes(old, new, Disk::Diskless),
+        &[E::TakeLocalReference],
+    ),
+    row(
+        "8.2",
+        |old, new, _| !syncing(old) && syncing(new),
+        &[E::ClearResyncDone],
+    ),
+    row("8.4", |old, new, _| replicates(old) != replicates(new), &[E::NewEpoch]),
+    row(
+        "8.5",
+        |old, new, _| old.disk == Disk::Attaching && new.disk >= Disk::Negotiating,
+        &[E::LogUuids],
+    ),
+    row(
+        "8.6",
+        |old, new, ctx| {
+            old.conn == Conn::WFReportParams && new.conn != Conn::WFReportParams && !ctx.other_volume_reporting
+        },
+        &[E::ClearStateSent],
+    ),
+    row("8.7", |_, _, _| true, &[E::WakeWaiters]),
+    row(
+        "8.8",
+        |old, new, _| verifying(old) && new.conn <= Conn::Connected,
+        &[E::RememberVerifyPosition],
+    ),
+    row("8.9", |old, new, _| paused(old) && running(new), &[E::AccountPauseTime]),
+    row(
+        "8.9b",
+        |old, new, _| paused(old) && new.conn == Conn::SyncTarget,
+        &[E::RunResyncTimer],
+    ),
+    row(
+        "8.9c",
+        |old, new, _| running(old) && paused(new),
+        &[E::RememberPauseTime],
+    ),
+    row(
+        "8.10",
+        |old, new, _| old.conn == Conn::Connected && verifying(new),
+        &[E::InitVerifyCounters],
+    ),
+    row(
+        "8.10b",
+        |old, new, _| old.conn == Conn::Connected && new.conn == Conn::VerifyS,
+        &[E::RunResyncTimer],
+    ),
+    row("8.11", |_, new, _| usable(new), &[E::UpdateMetaFlags]),
+    row(
+        "8.11b",
+        |old, new, _| old.disk < Disk::Consistent && new.disk >= Disk::Consistent,
+        &[E::RememberExposedUuid],
+    ),
+    row(
+        "8.12",
+        |old, new, _| {
+            old.disk == Disk::Inconsistent
+                && old.pdsk == Disk::Inconsistent
+                && old.peer == Role::Secondary
+                && new.peer == Role::Primary
+        },
+        &[E::SetConsiderResync],
+    ),
+    row(
+        "8.13",
+        |old, new, _| becomes(old, new, Conn::Disconnecting) || becomes(old, new, Conn::StandAlone),
+        &[E::StopReceiver],
+    ),
+    row(
+        "8.13b",
+        |old, new, _| old.conn > Conn::WFConnection && (Conn::Timeout..=Conn::TearDown).contains(&new.conn),
+        &[E::RestartReceiver],
+    ),
+    row(
+        "8.14",
+        |old, new, _| connects(old, new),
+        &[E::ResumeActivityLog, E::CountConnect],
+    ),
+    row(
+        "8.15",
+        |old, new, _| matches!(old.disk, Disk::Attaching | Disk::Negotiating) && new.disk > Disk::Negotiating,
+        &[E::RecordAttachTime],
+    ),
+    row("8.16", |_, _, _| true, &[E::QueueAfterWork]),
+];
+
+// spec: state-machine 9 (what the worker does); row 9.20 is spread out after 13.4
+const AFTER: &[Row] = &[
+    row("9.1", |_, _, _| true, &[E::Notify]),
+    row(
+        "9.2",
+        |old, new, _| !both_up_to_date(old) && both_up_to_date(new),
+        &[E::ClearCrashedPrimary],
+    ),
+    row("9.3", |_, _, _| true, &[E::LegacyEvent]),
+    row(
+        "9.4",
+        |old, new, _| !without_data(old) && without_data(new),
+        &[E::HelperPriOnInconDegr],
+    ),
+    row("9.5", |old, _, ctx| thaw_by_peer(old, ctx), &[E::ThawNoDataResend]),
+    row(
+        "9.5b",
+        |old, _, ctx| thaw_by_disk(old, ctx),
+        &[E::ThawNoDataRestartDisk],
+    ),
+    row("9.6", |_, _, ctx| thaw_fencing(ctx), &[E::ThawFencing]),
+    row(
+        "9.7",
+        |old, new, ctx| !source(old) && source(new) && ctx.apv >= 96 && usable(new),
+        &[E::SyncUuid],
+    ),
+    row(
+        "9.8",
+        |old, new, _| old.pdsk == Disk::Diskless && new.pdsk > Disk::Diskless && new.pdsk != Disk::Unknown,
+        &[E::ResetResync, E::SendUuids, E::SendState],
+    ),
+    row(
+        "9.9",
+        |old, new, ctx| becomes(old, new, Conn::WFBitMapS) && ctx.current_conn == Conn::WFBitMapS,
+        &[E::QueueBitmapSend],
+    ),
+    row(
+        "9.10",
+        |old, new, ctx| data_diverges(old, new, ctx) && still_suspended(old, ctx),
+        &[E::DeferNewCurrentUuid],
+    ),
+    row(
+        "9.10b",
+        |old, new, ctx| data_diverges(old, new, ctx) && !still_suspended(old, ctx),
+        &[E::NewCurrentUuid, E::SendUuids],
+    ),
+    row(
+        "9.11",
+        |old, new, ctx| {
+            new.pdsk < Disk::Inconsistent
+                && old.peer != Role::Primary
+                && new.peer == Role::Primary
+                && ctx.bitmap_uuid_zero
+                && new.disk >= Disk::UpToDate
+        },
+        &[E::NewCurrentUuid, E::SendUuids],
+    ),
+    row(
+        "9.12",
+        |old, new, _| {
+            new.pdsk < Disk::Inconsistent && usable(new) && old.peer == Role::Primary && new.peer == Role::Secondary
+        },
+        &[E::WriteBitmap],
+    ),
+    row(
+        "9.13",
+        |old, new, ctx| {
+            old.role == Role::Primary
+                && new.role == Role::Secondary
+                && ctx.current_conn <= Conn::Connected
+                && usable(new)
+        },
+        &[E::WriteBitmap],
+    ),
+    row(
+        "9.14",
+        |old, new, _| new.conn >= Conn::Connected && old.disk == Disk::Attaching && new.disk == Disk::Negotiating,
+        &[E::SendSizes, E::SendUuids, E::SendState],
+    ),
+    row(
+        "9.15",
+        |old, new, _| new.conn >= Conn::Connected && (old.aftr_isp != new.aftr_isp || old.user_isp != new.user_isp),
+        &[E::SendState],
+    ),
+    row(
+        "9.16",
+        |old, new, _| !old.paused() && new.paused(),
+        &[E::PauseDependents],
+    ),
+    row(
+        "9.17",
+        |old, new, _| old.conn == Conn::WFReportParams && new.conn >= Conn::Connected,
+        &[E::SendState],
+    ),
+    row("9.18", |old, new, _| becomes(old, new, Conn::Ahead), &[E::SendState]),
+    row(
+        "9.19",
+        |old, new, _| becomes(old, new, Conn::StartingSyncT) || becomes(old, new, Conn::StartingSyncS),
+        &[E::StartSetAll],
+    ),
+    row(
+        "9.20",
+        |old, new, _| disk_becomes(old, new, Disk::Failed),
+        &[E::CancelResync, E::WriteMetadata, E::DropLocalReference],
+    ),
+    row(
+        "9.20b",
+        |old, new, ctx| disk_becomes(old, new, Disk::Failed) && ctx.io_error_helper,
+        &[E::HelperLocalIoError],
+    ),
+    row(
+        "9.20c",
+        |old, new, ctx| disk_becomes(old, new, Disk::Failed) && ctx.force_detach,
+        &[E::AbortDiskIo],
+    ),
+    row(
+        "9.20d",
+        |old, new, _| disk_becomes(old, new, Disk::Failed) && new.conn >= Conn::Connected,
+        &[E::SendState],
+    ),
+    row(
+        "9.21",
+        |old, new, _| disk_becomes(old, new, Disk::Diskless),
+        &[E::DropLocalReference],
+    ),
+    row(
+        "9.21b",
+        |old, new, _| disk_becomes(old, new, Disk::Diskless) && new.conn >= Conn::Connected,
+        &[E::SendState],
+    ),
+    row(
+        "9.22",
+        |old, new, _| old.disk == Disk::UpToDate && new.disk == Disk::Inconsistent && new.conn >= Conn::Connected,
+        &[E::SendState],
+    ),
+    row(
+        "9.23",
+        |_, new, ctx| new.disk > Disk::Negotiating && new.pdsk > Disk::Negotiating && ctx.resync_after_negotiation,
+        &[E::ClearResyncAfterNegotiation],
+    ),
+    row(
+        "9.23b",
+        |_, new, ctx| {
+            new.disk > Disk::Negotiating
+                && new.pdsk > Disk::Negotiating
+                && ctx.resync_after_negotiation
+                && new.conn == Conn::Connected
+        },
+        &[E::GrowResync],
+    ),
+    row(
+        "9.24",
+        |old, new, _| {
+            (old.conn > Conn::Connected && new.conn <= Conn::Connected)
+                || (old.peer_isp && !new.peer_isp)
+                || (old.user_isp && !new.user_isp)
+        },
+        &[E::ResumeDependents],
+    ),
+    row(
+        "9.25",
+        |old, new, _| old.disk < Disk::UpToDate && old.conn >= Conn::SyncSource && new.conn == Conn::Connected,
+        &[E::SendState],
+    ),
+    row(
+        "9.26",
+        |old, new, ctx| old.conn == Conn::VerifyS && new.conn == Conn::Connected && ctx.apv >= 97 && ctx.apv != 100,
+        &[E::SendState],
+    ),
+    row(
+        "9.27",
+        |old, new, _| {
+            old.conn > Conn::Connected
+                && old.conn < Conn::Ahead
+                && (new.conn == Conn::Connected || new.conn >= Conn::Ahead)
+                && usable(new)
+        },
+        &[E::WriteBitmapCopies],
+    ),
+    row(
+        "9.28",
+        |old, new, _| {
+            new.disk == Disk::Diskless
+                && new.conn == Conn::StandAlone
+                && new.role == Role::Secondary
+                && old.aftr_isp != new.aftr_isp
+        },
+        &[E::ResumeDependents],
+    ),
+    row("9.29", |_, _, _| true, &[E::WriteMetadata]),
+];
+
+/// What the change from `old` to `new` brings about. To be asked when the state changed, or only the suspension.
+// spec: state-machine 8, 9
+pub fn effects(old: State, new: State, ctx: &EffectContext) -> EffectSet {
+    firing(old, new, ctx)
+        .flat_map(|row| row.effects.iter().copied())
+        .collect()
+}
+
+/// The numbers of the specification's rows that apply to the change, to explain [`effects`].
+pub fn effect_rows(old: State, new: State, ctx: &EffectContext) -> impl Iterator<Item = &'static str> + '_ {
+    firing(old, new, ctx).map(|row| row.number)
+}
+
+fn firing(old: State, new: State, ctx: &EffectContext) -> impl Iterator<Item = &'static Row> + '_ {
+    IMMEDIATE
+        .iter()
+        .chain(AFTER)
+        .filter(move |row| (row.condition)(old, new, ctx))
+}
+
+/// Whether writes are sent to the peer.
+// spec: state-machine 18.4
+pub fn replicates(state: State) -> bool {
+    state.pdsk == Disk::UpToDate
+        || (state.pdsk >= Disk::Inconsistent && state.conn >= Conn::WFBitMapT && state.conn < Conn::Ahead)
+}
+
+/// Whether the peer is told which blocks differ, in place of the data.
+// spec: state-machine 18.4
+pub fn sends_out_of_sync(state: State) -> bool {
+    matches!(state.conn, Conn::Ahead | Conn::WFBitMapS)
+}
+
+/// Whether the change of the peer's disk takes away the data of the peer that this node counted on.
+// spec: metadata 6.3
+pub fn lost_peer_data(old_pdsk: Disk, new_pdsk: Disk) -> bool {
+    match old_pdsk {
+        Disk::Unknown => matches!(new_pdsk, Disk::Diskless | Disk::Failed | Disk::Outdated),
+        Disk::Outdated => false,
+        _ => {
+            old_pdsk >= Disk::Inconsistent
+                && (new_pdsk < Disk::Inconsistent || matches!(new_pdsk, Disk::Unknown | Disk::Outdated))
+        }
+    }
+}
+
+/// Whether the state is stable enough for new application I/O. Suspension is another question.
+// spec: state-machine 18.3
+pub fn io_may_start(state: State, apv: u32) -> bool {
+    let exchanging = match state.conn {
+        Conn::WFBitMapT | Conn::WFSyncUUID => true,
+        Conn::WFBitMapS => apv < 96,
+        _ => false,
+    };
+    !exchanging && !matches!(state.disk, Disk::Attaching | Disk::Negotiating)
+}
+
+const CONSISTENT: u32 = 0x001;
+const PRIMARY_IND: u32 = 0x002;
+const CONNECTED_IND: u32 = 0x004;
+const WAS_UP_TO_DATE: u32 = 0x010;
+const PEER_OUT_DATED: u32 = 0x020;
+const CRASHED_PRIMARY: u32 = 0x040;
+const AL_CLEAN: u32 = 0x080;
+
+/// The flags of the meta data for a volume in `state`, from those it has now. Bits that the state does not determine
+/// stay, except AL_CLEAN, which only tools set.
+// spec: metadata 2.1
+pub fn meta_flags(old: u32, state: State, crashed_primary: bool) -> u32 {
+    let diskless_peer_writes = state.pdsk < Disk::Inconsistent && state.peer == Role::Primary;
+    let determined = [
+        (CONSISTENT, state.disk > Disk::Inconsistent),
+        (PRIMARY_IND, state.role == Role::Primary || diskless_peer_writes),
+        (CONNECTED_IND, state.conn > Conn::WFReportParams),
+        (WAS_UP_TO_DATE, state.disk > Disk::Outdated),
+        (
+            PEER_OUT_DATED,
+            state.pdsk >= Disk::Inconsistent && state.pdsk <= Disk::Outdated,
+        ),
+        (CRASHED_PRIMARY, crashed_primary),
+        (AL_CLEAN, false),
+    ];
+    determined
+        .iter()
+        .fold(old, |flags, (bit, set)| if *set { flags | bit } else { flags & !bit })
+}
+
+/// Own and peer's disk after the meta data was read: from its flags, what is known of the peer's disk, and the
+/// volume's configured fencing policy.
+// spec: state-machine 13.2
+pub fn initial_disks(flags: u32, pdsk: Disk, fencing: FencingPolicy) -> (Disk, Disk) {
+    let pdsk = if flags & PEER_OUT_DATED == 0 {
+        pdsk
+    } else {
+        Disk::Outdated
+    };
+    let disk = if flags & CONSISTENT == 0 {
+        Disk::Inconsistent
+    } else if flags & WAS_UP_TO_DATE == 0 {
+        Disk::Outdated
+    } else if pdsk == Disk::Outdated || fencing == FencingPolicy::DontCare {
+        Disk::UpToDate
+    } else {
+        Disk::Consistent
+    };
+    (disk, pdsk)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::Random;
+    use super::*;
+
+    const GOOD: State = State {
+        role: Role::Primary,
+        peer: Role::Secondary,
+        conn: Conn::Connected,
+        disk: Disk::UpToDate,
+        pdsk: Disk::UpToDate,
+        aftr_isp: false,
+        peer_isp: false,
+        user_isp: false,
+    };
+
+    fn at(conn: Conn) -> State {
+        State { conn, ..GOOD }
+    }
+
+    fn disk(disk: Disk) -> State {
+        State { disk, ..GOOD }
+    }
+
+    fn pdsk(pdsk: Disk) -> State {
+        State { pdsk, ..GOOD }
+    }
+
+    fn peer(peer: Role) -> State {
+        State { peer, ..GOOD }
+    }
+
+    /// Asserts that the row fires for the change and that its effects are in the result.
+    #[track_caller]
+    fn fires(number: &str, old: State, new: State, ctx: &EffectContext) {
+        let row = IMMEDIATE.iter().chain(AFTER).find(|row| row.number == number).unwrap();
+        assert!((row.condition)(old, new, ctx), "{number}: {old} -> {new}");
+        let all = effects(old, new, ctx);
+        assert!(
+            row.effects.iter().all(|effect| all.contains(*effect)),
+            "{number}: {all:?}"
+        );
+    }
+
+    #[track_caller]
+    fn silent(number: &str, old: State, new: State, ctx: &EffectContext) {
+        let row = IMMEDIATE.iter().chain(AFTER).find(|row| row.number == number).unwrap();
+        assert!(!(row.condition)(old, new, ctx), "{number}: {old} -> {new}");
+    }
+
+    fn ctx(new: State) -> EffectContext {
+        EffectContext::of(new, 101)
+    }
+
+    #[track_caller]
+    fn yes(number: &str, old: State, new: State) {
+        fires(number, old, new, &ctx(new));
+    }
+
+    #[track_caller]
+    fn no(number: &str, old: State, new: State) {
+        silent(number, old, new, &ctx(new));
+    }
+
+    #[test]
+    fn row_numbers_are_unique() {
+        let numbers: Vec<&str> = IMMEDIATE.iter().chain(AFTER).map(|row| row.number).collect();
+        let mut unique = numbers.clone();
+        unique.sort_unstable();
+        unique.dedup();
+        assert_eq!(unique.len(), numbers.len());
+    }
+
+    #[test]
+    fn rows_that_always_fire() {
+        for number in ["8.1", "8.7", "8.16", "9.1", "9.3", "9.29"] {
+            yes(number, GOOD, GOOD);
+        }
+        let always = [E::LogChange, E::WakeWaiters, E::UpdateMetaFlags, E::QueueAfterWork];
+        let after = [E::Notify, E::LegacyEvent, E::WriteMetadata];
+        let all: Vec<Effect> = effects(GOOD, GOOD, &ctx(GOOD)).iter().collect();
+        assert_eq!(all, [always.as_slice(), after.as_slice()].concat());
+    }
+
+    #[test]
+    fn rows_8_1_to_8_7() {
+        yes("8.1b", GOOD, disk(Disk::Failed));
+        yes("8.1b", disk(Disk::Failed), disk(Disk::Diskless));
+        no("8.1b", disk(Disk::Failed), disk(Disk::Failed));
+        yes("8.2", at(Conn::WFSyncUUID), at(Conn::SyncTarget));
+        no("8.2", at(Conn::SyncTarget), at(Conn::PausedSyncT));
+        yes(
+            "8.4",
+            GOOD,
+            State {
+                conn: Conn::WFConnection,
+                pdsk: Disk::Unknown,
+                ..GOOD
+            },
+        );
+        no("8.4", GOOD, at(Conn::VerifyS));
+        yes("8.5", disk(Disk::Attaching), disk(Disk::Negotiating));
+        yes("8.5", disk(Disk::Attaching), GOOD);
+        no("8.5", disk(Disk::Attaching), disk(Disk::Failed));
+        yes("8.6", at(Conn::WFReportParams), GOOD);
+        yes("8.6", at(Conn::WFReportParams), at(Conn::NetworkFailure));
+        let other = EffectContext {
+            other_volume_reporting: true,
+            ..ctx(GOOD)
+        };
+        silent("8.6", at(Conn::WFReportParams), GOOD, &other);
+        no(
+            "8.6",
+            at(Conn::WFReportParams),
+            State {
+                user_isp: true,
+                ..at(Conn::WFReportParams)
+            },
+        );
+    }
+
+    #[test]
+    fn rows_8_8_to_8_10() {
+        yes("8.8", at(Conn::VerifyS), GOOD);
+        yes("8.8", at(Conn::VerifyT), at(Conn::BrokenPipe));
+        no("8.8", at(Conn::SyncSource), GOOD);
+        for (paused, running) in [
+            (Conn::PausedSyncS, Conn::SyncSource),
+            (Conn::PausedSyncT, Conn::SyncTarget),
+        ] {
+            yes("8.9", at(paused), at(running));
+            no("8.9", at(running), at(paused));
+            yes("8.9c", at(running), at(paused));
+            no("8.9c", at(paused), at(running));
+        }
+        yes("8.9b", at(Conn::PausedSyncT), at(Conn::SyncTarget));
+        no("8.9b", at(Conn::PausedSyncS), at(Conn::SyncSource));
+        yes("8.10", GOOD, at(Conn::VerifyT));
+        yes("8.10b", GOOD, at(Conn::VerifyS));
+        no("8.10b", GOOD, at(Conn::VerifyT));
+        no("8.10", at(Conn::VerifyT), at(Conn::VerifyT));
+    }
+
+    #[test]
+    fn rows_8_11_to_8_15() {
+        yes("8.11", GOOD, disk(Disk::Inconsistent));
+        no("8.11", GOOD, disk(Disk::Failed));
+        yes("8.11b", disk(Disk::Inconsistent), GOOD);
+        no("8.11b", disk(Disk::Consistent), GOOD);
+        let both = State {
+            disk: Disk::Inconsistent,
+            pdsk: Disk::Inconsistent,
+            ..GOOD
+        };
+        yes(
+            "8.12",
+            both,
+            State {
+                peer: Role::Primary,
+                ..both
+            },
+        );
+        no("8.12", GOOD, peer(Role::Primary));
+        no(
+            "8.12",
+            State {
+                peer: Role::Unknown,
+                ..both
+            },
+            State {
+                peer: Role::Primary,
+                ..both
+            },
+        );
+        yes("8.13", GOOD, at(Conn::Disconnecting));
+        yes("8.13", at(Conn::Disconnecting), at(Conn::StandAlone));
+        no("8.13", at(Conn::StandAlone), at(Conn::StandAlone));
+        for lost in [
+            Conn::Timeout,
+            Conn::BrokenPipe,
+            Conn::NetworkFailure,
+            Conn::ProtocolError,
+            Conn::TearDown,
+        ] {
+            yes("8.13b", at(Conn::WFReportParams), at(lost));
+            no("8.13b", at(Conn::WFConnection), at(lost));
+        }
+        no("8.13b", GOOD, at(Conn::Disconnecting));
+        yes("8.14", at(Conn::WFReportParams), at(Conn::WFBitMapS));
+        no("8.14", GOOD, at(Conn::WFBitMapS));
+        yes("8.15", disk(Disk::Negotiating), GOOD);
+        yes("8.15", disk(Disk::Attaching), disk(Disk::Inconsistent));
+        no("8.15", disk(Disk::Attaching), disk(Disk::Negotiating));
+    }
+
+    #[test]
+    fn rows_9_2_and_9_4() {
+        yes("9.2", disk(Disk::Inconsistent), GOOD);
+        no("9.2", GOOD, GOOD);
+        no("9.2", disk(Disk::Inconsistent), disk(Disk::Consistent));
+        let nothing = State {
+            disk: Disk::Failed,
+            pdsk: Disk::Inconsistent,
+            ..GOOD
+        };
+        yes("9.4", pdsk(Disk::Inconsistent), nothing);
+        no(
+            "9.4",
+            nothing,
+            State {
+                disk: Disk::Diskless,
+                ..nothing
+            },
+        );
+        no(
+            "9.4",
+            GOOD,
+            State {
+                role: Role::Secondary,
+                ..nothing
+            },
+        );
+    }
+
+    #[test]
+    fn rows_9_5_and_9_6_thaw() {
+        let frozen = Susp {
+            no_data: true,
+            ..Susp::default()
+        };
+        let both = EffectContext {
+            susp_then: frozen,
+            susp_now: frozen,
+            ..ctx(GOOD)
+        };
+        let back = State {
+            conn: Conn::WFReportParams,
+            disk: Disk::Diskless,
+            ..GOOD
+        };
+        fires("9.5", back, disk(Disk::Diskless), &both);
+        silent("9.5", GOOD, GOOD, &both);
+        silent(
+            "9.5",
+            back,
+            GOOD,
+            &EffectContext {
+                all_volumes_connected: false,
+                ..both
+            },
+        );
+        silent(
+            "9.5",
+            back,
+            GOOD,
+            &EffectContext {
+                susp_now: Susp::default(),
+                ..both
+            },
+        );
+        silent(
+            "9.5",
+            back,
+            GOOD,
+            &EffectContext {
+                susp_then: Susp::default(),
+                ..both
+            },
+        );
+        for before in [Disk::Attaching, Disk::Negotiating] {
+            fires("9.5b", disk(before), GOOD, &both);
+            silent(
+                "9.5b",
+                disk(before),
+                GOOD,
+                &EffectContext {
+                    all_disks_up_to_date: false,
+                    ..both
+                },
+            );
+        }
+        silent("9.5b", disk(Disk::Inconsistent), GOOD, &both);
+        // If both are back the disk decides.
+        let attaching = State {
+            conn: Conn::WFReportParams,
+            ..disk(Disk::Attaching)
+        };
+        fires("9.5b", attaching, GOOD, &both);
+        silent("9.5", attaching, GOOD, &both);
+
+        let fencing = Susp {
+            fencing: true,
+            ..Susp::default()
+        };
+        let both = EffectContext {
+            susp_then: fencing,
+            susp_now: fencing,
+            ..ctx(GOOD)
+        };
+        fires("9.6", at(Conn::WFReportParams), GOOD, &both);
+        silent(
+            "9.6",
+            GOOD,
+            GOOD,
+            &EffectContext {
+                all_volumes_connected: false,
+                ..both
+            },
+        );
+        silent(
+            "9.6",
+            GOOD,
+            GOOD,
+            &EffectContext {
+                susp_now: Susp::default(),
+                ..both
+            },
+        );
+        silent(
+            "9.6",
+            GOOD,
+            GOOD,
+            &EffectContext {
+                susp_then: Susp::default(),
+                ..both
+            },
+        );
+    }
+
+    #[test]
+    fn rows_9_7_to_9_9() {
+        let source = State {
+            conn: Conn::SyncSource,
+            pdsk: Disk::Inconsistent,
+            ..GOOD
+        };
+        yes("9.7", at(Conn::WFBitMapS), source);
+        yes(
+            "9.7",
+            at(Conn::Ahead),
+            State {
+                conn: Conn::PausedSyncS,
+                ..source
+            },
+        );
+        no("9.7", at(Conn::PausedSyncS), source);
+        silent("9.7", at(Conn::WFBitMapS), source, &EffectContext::of(source, 95));
+        yes("9.8", pdsk(Disk::Diskless), pdsk(Disk::Inconsistent));
+        yes("9.8", pdsk(Disk::Diskless), pdsk(Disk::Attaching));
+        no("9.8", pdsk(Disk::Diskless), pdsk(Disk::Unknown));
+        no("9.8", pdsk(Disk::Failed), GOOD);
+        yes("9.9", GOOD, at(Conn::WFBitMapS));
+        no("9.9", at(Conn::WFBitMapS), at(Conn::WFBitMapS));
+        let gone = EffectContext {
+            current_conn: Conn::NetworkFailure,
+            ..ctx(GOOD)
+        };
+        silent("9.9", GOOD, at(Conn::WFBitMapS), &gone);
+    }
+
+    #[test]
+    fn rows_9_10_and_9_11_new_generations() {
+        let zero = EffectContext {
+            bitmap_uuid_zero: true,
+            ..ctx(GOOD)
+        };
+        let alone = State {
+            conn: Conn::NetworkFailure,
+            peer: Role::Unknown,
+            pdsk: Disk::Unknown,
+            ..GOOD
+        };
+        fires("9.10b", GOOD, alone, &zero);
+        silent("9.10", GOOD, alone, &zero);
+        let frozen = EffectContext {
+            susp_now: Susp {
+                user: true,
+                ..Susp::default()
+            },
+            ..zero
+        };
+        fires("9.10", GOOD, alone, &frozen);
+        silent("9.10b", GOOD, alone, &frozen);
+        for other in ["9.10", "9.10b"] {
+            silent(other, GOOD, alone, &ctx(alone));
+            silent(
+                other,
+                GOOD,
+                State {
+                    role: Role::Secondary,
+                    ..alone
+                },
+                &zero,
+            );
+            silent(
+                other,
+                GOOD,
+                State {
+                    disk: Disk::Consistent,
+                    ..alone
+                },
+                &zero,
+            );
+            silent(other, pdsk(Disk::Outdated), alone, &zero);
+        }
+        let secondary = State {
+            role: Role::Secondary,
+            peer: Role::Primary,
+            ..GOOD
+        };
+        fires(
+            "9.10b",
+            secondary,
+            State {
+                pdsk: Disk::Failed,
+                ..secondary
+            },
+            &zero,
+        );
+
+        let diskless = State {
+            pdsk: Disk::Diskless,
+            role: Role::Secondary,
+            ..GOOD
+        };
+        let promoted = State {
+            peer: Role::Primary,
+            ..diskless
+        };
+        fires("9.11", diskless, promoted, &zero);
+        silent("9.11", diskless, promoted, &ctx(promoted));
+        silent("9.11", promoted, promoted, &zero);
+        silent(
+            "9.11",
+            diskless,
+            State {
+                pdsk: Disk::Inconsistent,
+                ..promoted
+            },
+            &zero,
+        );
+        silent(
+            "9.11",
+            diskless,
+            State {
+                disk: Disk::Consistent,
+                ..promoted
+            },
+            &zero,
+        );
+    }
+
+    // The diskless peer comes back while the Primary is frozen: the freeze ends, so the generation must not wait.
+    #[test]
+    fn a_thaw_counts_before_the_new_generation() {
+        let fencing = Susp {
+            fencing: true,
+            ..Susp::default()
+        };
+        let before = State {
+            conn: Conn::WFReportParams,
+            pdsk: Disk::Unknown,
+            ..GOOD
+        };
+        let after = pdsk(Disk::Diskless);
+        let ctx = EffectContext {
+            susp_then: fencing,
+            susp_now: fencing,
+            bitmap_uuid_zero: true,
+            ..ctx(after)
+        };
+        let all = effects(before, after, &ctx);
+        assert!(all.contains(E::ThawFencing) && all.contains(E::NewCurrentUuid));
+        assert!(!all.contains(E::DeferNewCurrentUuid));
+    }
+
+    #[test]
+    fn rows_9_12_to_9_18() {
+        let writing = State {
+            pdsk: Disk::Diskless,
+            peer: Role::Primary,
+            ..GOOD
+        };
+        yes(
+            "9.12",
+            writing,
+            State {
+                peer: Role::Secondary,
+                ..writing
+            },
+        );
+        no(
+            "9.12",
+            writing,
+            State {
+                peer: Role::Unknown,
+                ..writing
+            },
+        );
+        no("9.12", peer(Role::Primary), GOOD);
+        let demoted = State {
+            role: Role::Secondary,
+            ..GOOD
+        };
+        yes("9.13", GOOD, demoted);
+        no("9.13", demoted, GOOD);
+        let syncing = EffectContext {
+            current_conn: Conn::SyncSource,
+            ..ctx(demoted)
+        };
+        silent("9.13", GOOD, demoted, &syncing);
+        yes("9.14", disk(Disk::Attaching), disk(Disk::Negotiating));
+        no("9.14", disk(Disk::Attaching), GOOD);
+        no(
+            "9.14",
+            disk(Disk::Attaching),
+            State {
+                conn: Conn::WFConnection,
+                ..disk(Disk::Negotiating)
+            },
+        );
+        yes("9.15", GOOD, State { user_isp: true, ..GOOD });
+        yes("9.15", State { aftr_isp: true, ..GOOD }, GOOD);
+        no("9.15", GOOD, State { peer_isp: true, ..GOOD });
+        no(
+            "9.15",
+            GOOD,
+            State {
+                user_isp: true,
+                ..at(Conn::WFConnection)
+            },
+        );
+        yes("9.16", GOOD, State { peer_isp: true, ..GOOD });
+        no(
+            "9.16",
+            State { peer_isp: true, ..GOOD },
+            State {
+                peer_isp: true,
+                user_isp: true,
+                ..GOOD
+            },
+        );
+        yes("9.17", at(Conn::WFReportParams), at(Conn::WFBitMapT));
+        no("9.17", at(Conn::WFReportParams), at(Conn::NetworkFailure));
+        yes("9.18", GOOD, at(Conn::Ahead));
+        no("9.18", at(Conn::Ahead), at(Conn::Ahead));
+    }
+
+    #[test]
+    fn rows_9_19_to_9_22() {
+        yes("9.19", GOOD, at(Conn::StartingSyncS));
+        yes("9.19", GOOD, at(Conn::StartingSyncT));
+        no("9.19", at(Conn::StartingSyncS), at(Conn::StartingSyncS));
+        let failed = disk(Disk::Failed);
+        yes("9.20", GOOD, failed);
+        no("9.20", failed, failed);
+        fires(
+            "9.20b",
+            GOOD,
+            failed,
+            &EffectContext {
+                io_error_helper: true,
+                ..ctx(failed)
+            },
+        );
+        no("9.20b", GOOD, failed);
+        fires(
+            "9.20c",
+            GOOD,
+            failed,
+            &EffectContext {
+                force_detach: true,
+                ..ctx(failed)
+            },
+        );
+        no("9.20c", GOOD, failed);
+        yes("9.20d", GOOD, failed);
+        no(
+            "9.20d",
+            GOOD,
+            State {
+                conn: Conn::WFConnection,
+                ..failed
+            },
+        );
+        yes("9.21", failed, disk(Disk::Diskless));
+        yes("9.21b", failed, disk(Disk::Diskless));
+        no(
+            "9.21b",
+            failed,
+            State {
+                conn: Conn::StandAlone,
+                ..disk(Disk::Diskless)
+            },
+        );
+        yes("9.22", GOOD, disk(Disk::Inconsistent));
+        no("9.22", disk(Disk::Consistent), disk(Disk::Inconsistent));
+        no(
+            "9.22",
+            GOOD,
+            State {
+                conn: Conn::WFConnection,
+                ..disk(Disk::Inconsistent)
+            },
+        );
+    }
+
+    #[test]
+    fn rows_9_23_to_9_28() {
+        let grew = EffectContext {
+            resync_after_negotiation: true,
+            ..ctx(GOOD)
+        };
+        fires("9.23", GOOD, at(Conn::WFBitMapS), &grew);
+        silent("9.23", GOOD, pdsk(Disk::Negotiating), &grew);
+        no("9.23", GOOD, GOOD);
+        fires("9.23b", disk(Disk::Negotiating), GOOD, &grew);
+        silent("9.23b", GOOD, at(Conn::WFBitMapS), &grew);
+        yes("9.24", at(Conn::SyncSource), GOOD);
+        yes("9.24", State { user_isp: true, ..GOOD }, GOOD);
+        yes("9.24", State { peer_isp: true, ..GOOD }, GOOD);
+        no("9.24", State { aftr_isp: true, ..GOOD }, GOOD);
+        yes(
+            "9.25",
+            State {
+                disk: Disk::Inconsistent,
+                ..at(Conn::SyncTarget)
+            },
+            GOOD,
+        );
+        no("9.25", at(Conn::SyncSource), GOOD);
+        no("9.25", disk(Disk::Inconsistent), GOOD);
+        for (apv, speaks) in [(96, false), (97, true), (99, true), (100, false), (101, true)] {
+            let ctx = EffectContext::of(GOOD, apv);
+            if speaks {
+                fires("9.26", at(Conn::VerifyS), GOOD, &ctx);
+            } else {
+                silent("9.26", at(Conn::VerifyS), GOOD, &ctx);
+            }
+        }
+        yes("9.27", at(Conn::SyncTarget), GOOD);
+        yes("9.27", at(Conn::WFBitMapS), at(Conn::Behind));
+        no("9.27", GOOD, GOOD);
+        no("9.27", at(Conn::Ahead), GOOD);
+        no("9.27", at(Conn::SyncTarget), at(Conn::NetworkFailure));
+        let idle = State::initial(Conn::StandAlone);
+        yes("9.28", State { aftr_isp: true, ..idle }, idle);
+        no("9.28", idle, idle);
+        no(
+            "9.28",
+            State { aftr_isp: true, ..idle },
+            State {
+                role: Role::Primary,
+                ..idle
+            },
+        );
+    }
+
+    #[test]
+    fn the_order_keeps_its_promises() {
+        let before = |first: Effect, second: Effect| assert!(first < second, "{first:?} {second:?}");
+        before(E::SyncUuid, E::SendState);
+        before(E::NewCurrentUuid, E::SendUuids);
+        before(E::SendSizes, E::SendUuids);
+        before(E::SendUuids, E::SendState);
+        before(E::SendState, E::QueueBitmapSend);
+        before(E::HelperLocalIoError, E::SendState);
+        before(E::ClearCrashedPrimary, E::WriteMetadata);
+        before(E::WriteMetadata, E::DropLocalReference);
+        before(E::ThawFencing, E::NewCurrentUuid);
+        let set: EffectSet = [E::SendState, E::SyncUuid, E::LogChange].into_iter().collect();
+        assert_eq!(
+            set.iter().collect::<Vec<_>>(),
+            [E::LogChange, E::SyncUuid, E::SendState]
+        );
+        assert_eq!(set.immediate().iter().collect::<Vec<_>>(), [E::LogChange]);
+        assert_eq!(set.after().iter().collect::<Vec<_>>(), [E::SyncUuid, E::SendState]);
+        assert!(set.without(E::LogChange).immediate().is_empty());
+    }
+
+    #[test]
+    fn property_rows_stay_on_their_side() {
+        for (rows, under_lock) in [(IMMEDIATE, true), (AFTER, false)] {
+            for effect in rows.iter().flat_map(|row| row.effects) {
+                assert_eq!(*effect < E::Notify, under_lock, "{effect:?}");
+            }
+        }
+        let mut random = Random::new(5);
+        for _ in 0..100_000 {
+            let (old, new) = (random.state(), random.state());
+            let all = effects(old, new, &EffectContext::of(new, 101));
+            assert_eq!(all.immediate().union(all.after()), all);
+            assert_eq!(all.iter().collect::<EffectSet>(), all);
+            // A disk held because it fails is let go by the worker.
+            assert_eq!(all.contains(E::TakeLocalReference), all.contains(E::DropLocalReference));
+        }
+    }
+
+    #[test]
+    fn replication_predicates() {
+        for conn in Conn::ALL.iter().copied() {
+            assert!(replicates(at(conn)), "an UpToDate peer gets everything");
+            let resyncing = conn >= Conn::WFBitMapT && conn < Conn::Ahead;
+            assert_eq!(
+                replicates(State {
+                    pdsk: Disk::Inconsistent,
+                    ..at(conn)
+                }),
+                resyncing,
+                "{conn}"
+            );
+            assert!(!replicates(State {
+                pdsk: Disk::Negotiating,
+                ..at(conn)
+            }));
+            assert_eq!(
+                sends_out_of_sync(at(conn)),
+                matches!(conn, Conn::Ahead | Conn::WFBitMapS)
+            );
+        }
+    }
+
+    #[test]
+    fn stable_states() {
+        for conn in Conn::ALL.iter().copied() {
+            let waits = matches!(conn, Conn::WFBitMapT | Conn::WFSyncUUID);
+            assert_eq!(io_may_start(at(conn), 96), !waits, "{conn}");
+            assert_eq!(io_may_start(at(conn), 95), !waits && conn != Conn::WFBitMapS, "{conn}");
+        }
+        for state in Disk::ALL.iter().copied() {
+            let moving = matches!(state, Disk::Attaching | Disk::Negotiating);
+            assert_eq!(io_may_start(disk(state), 101), !moving, "{state}");
+        }
+    }
+
+    #[test]
+    fn lost_data_pair_by_pair() {
+        for old in Disk::ALL.iter().copied() {
+            for new in Disk::ALL.iter().copied() {
+                let expected = matches!((old.bits(), new.bits()), (4 | 7 | 8, 0..=3 | 5 | 6) | (6, 0 | 2 | 5));
+                assert_eq!(lost_peer_data(old, new), expected, "{old} -> {new}");
+            }
+        }
+    }
+
+    #[test]
+    fn flags_of_the_meta_data() {
+        assert_eq!(meta_flags(0, GOOD, false), 0x017);
+        assert_eq!(meta_flags(0, GOOD, true), 0x057);
+        let alone = State {
+            conn: Conn::WFConnection,
+            pdsk: Disk::Outdated,
+            role: Role::Secondary,
+            ..GOOD
+        };
+        assert_eq!(meta_flags(0, alone, false), 0x031);
+        assert_eq!(
+            meta_flags(
+                0,
+                State {
+                    conn: Conn::WFReportParams,
+                    ..alone
+                },
+                false
+            ),
+            0x031
+        );
+        assert_eq!(
+            meta_flags(
+                0,
+                State {
+                    disk: Disk::Outdated,
+                    ..alone
+                },
+                false
+            ),
+            0x021
+        );
+        let bad = State {
+            disk: Disk::Inconsistent,
+            pdsk: Disk::Diskless,
+            peer: Role::Primary,
+            ..alone
+        };
+        assert_eq!(meta_flags(0, bad, false), 0x002);
+        assert_eq!(
+            meta_flags(
+                0,
+                State {
+                    pdsk: Disk::Inconsistent,
+                    ..bad
+                },
+                false
+            ),
+            0x020
+        );
+        // FULL_SYNC, AL_DISABLED and unknown bits stay, AL_CLEAN goes, the rest follows the state.
+        assert_eq!(
+            meta_flags(u32::MAX, bad, false),
+            !(0x001 | 0x004 | 0x010 | 0x020 | 0x040 | 0x080)
+        );
+    }
+
+    #[test]
+    fn disks_at_attach() {
+        use FencingPolicy::{DontCare, ResourceOnly};
+        let rows = [
+            (0x000, DontCare, (Disk::Inconsistent, Disk::Unknown)),
+            (0x010, DontCare, (Disk::Inconsistent, Disk::Unknown)),
+            (0x001, DontCare, (Disk::Outdated, Disk::Unknown)),
+            (0x011, DontCare, (Disk::UpToDate, Disk::Unknown)),
+            (0x011, ResourceOnly, (Disk::Consistent, Disk::Unknown)),
+            (0x031, ResourceOnly, (Disk::UpToDate, Disk::Outdated)),
+            (0x020, ResourceOnly, (Disk::Inconsistent, Disk::Outdated)),
+        ];
+        for (flags, fencing, disks) in rows {
+            assert_eq!(initial_disks(flags, Disk::Unknown, fencing), disks, "{flags:#x}");
+        }
+        assert_eq!(
+            initial_disks(0x011, Disk::UpToDate, ResourceOnly),
+            (Disk::Consistent, Disk::UpToDate)
+        );
+    }
+}
