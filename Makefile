@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# `make` builds everything, `make demo` shows it at work, `make help` lists the rest. This file only names the steps;
+# the scripts in build/ and qemu/image/ do them, and Kbuild beside this file is how the kernel builds the module.
+#
+# Variables:
+#   KERNEL=NAME        another kernel: trixie-backports (the default), sid, or a release such as 7.2.12+deb13-amd64
+#   KDIR=FOLDER        build the module only, against this prepared kernel tree, as any out-of-tree module is built
+#   DEBUG_KERNEL=1     build for and run on the debug kernel of `make debug-kernel`
+#   DRBD_CACHE=FOLDER  where downloads and prepared trees are kept (default ~/.cache/drbd-rs)
+#   REFRESH=1          with setup: look again for the newest kernel
+
+SHELL := /bin/bash
+MAKEFLAGS += --no-print-directory
+CARGO_RUN := build/cargo
+
+.PHONY: all help setup module tools images shell demo test check unit-test module-check machine-test bench simulate \
+	torture debug-kernel clean
+
+all: module tools images ## everything: set-up, module, tools, machine images (the default)
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | \
+		while IFS=$$'\t' read -r target text; do printf '  make %-14s %s\n' "$$target" "$$text"; done
+	@sed -n '/^# Variables/,/^$$/s/^# //p' $(MAKEFILE_LIST)
+
+setup: ## build root, kernel packages and prepared kernel tree, into the cache (once)
+	@build/setup
+
+ifdef KDIR
+module:
+	$(MAKE) -C $(KDIR) M=$(CURDIR) modules
+else
+module: setup ## drbd.ko, into target/module/RELEASE
+	@build/module
+endif
+
+tools: setup ## drbdadm (also drbdsetup and drbdmeta) and the lab, into target/release
+	@$(CARGO_RUN) build --release -p drbdadm -p lab
+
+images: setup ## disk image and initramfs of the test machines
+	@qemu/image/make
+
+shell: all ## boots the two machines and puts you in front of both consoles
+	@build/lab shell
+
+demo: all ## the tutorial in the two machines, from set-up to fail-over and back
+	@$(CARGO_RUN) run --quiet --release -p machine-tests --bin demo
+
+test: check unit-test module-check machine-test ## every test: format, lints, units, module, machines
+
+check: setup
+	@$(CARGO_RUN) fmt --all --check
+	@build/rustfmt-module --check
+	@$(CARGO_RUN) clippy --locked --workspace --all-targets -- -D warnings
+
+unit-test: setup ## tests that need no machines
+	@$(CARGO_RUN) test --locked --workspace
+
+module-check: module
+	@build/module clippy
+
+machine-test: all ## tests in the two machines only
+	@$(CARGO_RUN) test --locked -p lab -p machine-tests --features lab/machines,machine-tests/machines -- --test-threads=1
+
+bench: all ## the benchmark against the C module, into docs/PERFORMANCE.md
+	@$(CARGO_RUN) run --quiet --release -p machine-tests --bin bench
+
+simulate: setup ## the simulator; ARGS="--seed 42" repeats one run
+	@$(CARGO_RUN) run --quiet --release -p simulator --bin simulator -- $(ARGS)
+
+torture: all ## random faults in the two machines; ARGS="--help" tells more
+	@$(CARGO_RUN) run --quiet --release -p machine-tests --bin torture -- $(ARGS)
+
+debug-kernel: setup ## a kernel with KASAN, lockdep and kmemleak (10 to 20 minutes, once); use it with DEBUG_KERNEL=1
+	@build/debug-kernel
+
+clean: ## removes what was built here; the cache stays
+	rm -rf target
+	find . -path ./.git -prune -o \( -name '*.o' -o -name '*.ko' -o -name '*.mod' -o -name '*.mod.c' -o -name '.*.cmd' \
+		-o -name '*.rmeta' -o -name 'bindings_generated.rs' \) -type f -exec rm -f {} +
+	rm -f Module.symvers modules.order .module-common.o .Module.symvers.cmd
