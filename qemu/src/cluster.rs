@@ -1,0 +1,432 @@
+//! One or two machines with a private link, each with a DRBD module and tools of its own choice.
+
+use crate::disk::Disk;
+use crate::initrd::Archive;
+use crate::machine::{Machine, Plan, BOOT_LIMIT};
+use crate::paths::{Paths, RunDirectory};
+use crate::qemu::Accelerator;
+use crate::wire::{End, Wire};
+use crate::NAMES;
+use anyhow::{bail, Context, Result};
+use std::ops::Deref;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+/// Which kernel module a machine runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Module {
+    /// The module of this project.
+    Ours,
+    /// The C module of the stock kernel.
+    Stock,
+    /// None is loaded.
+    None,
+}
+
+/// Which programs `drbdadm`, `drbdsetup` and `drbdmeta` are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tools {
+    /// The program of this project, in `/opt/drbd/sbin`, first in the search path.
+    Ours,
+    /// Unmodified drbd-utils.
+    Utils,
+}
+
+/// What a machine runs; see [`Machine::install`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setup {
+    /// The kernel module.
+    pub module: Module,
+    /// Its parameters, as `insmod` takes them.
+    pub parameters: String,
+    /// The tools.
+    pub tools: Tools,
+}
+
+impl Setup {
+    /// Module and tools; the module calls no helper programs.
+    pub fn new(module: Module, tools: Tools) -> Setup {
+        Setup {
+            module,
+            parameters: "usermode_helper=/bin/true".into(),
+            tools,
+        }
+    }
+}
+
+/// How a cluster is made. The default: two machines, ours on both, one virtual processor, a disk `sda` of 64 MiB without
+/// partitions (for external meta data) and a disk `sdb` with a partition 1 of 128 MiB.
+#[derive(Clone, Debug)]
+pub struct Options {
+    name: String,
+    machines: usize,
+    setups: [Setup; 2],
+    vcpus: u32,
+    memory_mib: u32,
+    disks: Vec<Disk>,
+    mtu: u32,
+    accelerator: Option<Accelerator>,
+    kernel_arguments: String,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let setup = Setup::new(Module::Ours, Tools::Ours);
+        Options {
+            name: "cluster".into(),
+            machines: 2,
+            setups: [setup.clone(), setup],
+            vcpus: 1,
+            memory_mib: 640,
+            disks: vec![Disk::whole(64), Disk::partitioned(128)],
+            mtu: 1500,
+            accelerator: None,
+            kernel_arguments: "hung_task_panic=0 sysctl.kernel.hung_task_timeout_secs=45".into(),
+        }
+    }
+}
+
+impl Options {
+    /// A name for the directory of the logs.
+    pub fn name(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.name);
+        self
+    }
+
+    /// Only the first machine, without a network.
+    pub fn single(mut self) -> Self {
+        self.machines = 1;
+        self
+    }
+
+    /// The module of both machines.
+    pub fn module(self, module: Module) -> Self {
+        self.modules([module, module])
+    }
+
+    /// The modules of the first and the second machine.
+    pub fn modules(mut self, modules: [Module; 2]) -> Self {
+        for (setup, module) in self.setups.iter_mut().zip(modules) {
+            setup.module = module;
+        }
+        self
+    }
+
+    /// The tools of both machines.
+    pub fn tools(self, tools: Tools) -> Self {
+        self.each_tools([tools, tools])
+    }
+
+    /// The tools of the first and the second machine.
+    pub fn each_tools(mut self, tools: [Tools; 2]) -> Self {
+        for (setup, tools) in self.setups.iter_mut().zip(tools) {
+            setup.tools = tools;
+        }
+        self
+    }
+
+    /// Parameters of the module, on both machines; the default is `usermode_helper=/bin/true`.
+    pub fn parameters(mut self, parameters: &str) -> Self {
+        for setup in &mut self.setups {
+            parameters.clone_into(&mut setup.parameters);
+        }
+        self
+    }
+
+    /// The disks of each machine: `sda`, `sdb` …
+    pub fn disks(mut self, disks: &[Disk]) -> Self {
+        disks.clone_into(&mut self.disks);
+        self
+    }
+
+    /// Virtual processors of each machine.
+    pub fn vcpus(mut self, vcpus: u32) -> Self {
+        self.vcpus = vcpus;
+        self
+    }
+
+    /// Memory of each machine in MiB.
+    pub fn memory_mib(mut self, memory_mib: u32) -> Self {
+        self.memory_mib = memory_mib;
+        self
+    }
+
+    /// Largest packet on the link in bytes.
+    pub fn mtu(mut self, mtu: u32) -> Self {
+        self.mtu = mtu;
+        self
+    }
+
+    /// The accelerator, where the one that [`Accelerator::probe`] finds is not wanted.
+    pub fn accelerator(mut self, accelerator: Accelerator) -> Self {
+        self.accelerator = Some(accelerator);
+        self
+    }
+
+    /// More words for the kernel's command line.
+    pub fn kernel_arguments(mut self, arguments: &str) -> Self {
+        self.kernel_arguments.push(' ');
+        self.kernel_arguments.push_str(arguments);
+        self
+    }
+
+    /// Whether machines made for `other` can serve after [`Cluster::clean`].
+    fn same_hardware(&self, other: &Options) -> bool {
+        self.machines == other.machines
+            && self.vcpus == other.vcpus
+            && self.memory_mib == other.memory_mib
+            && self.disks == other.disks
+            && self.mtu == other.mtu
+            && self.accelerator == other.accelerator
+            && self.kernel_arguments == other.kernel_arguments
+    }
+}
+
+/// One or two machines and their link.
+pub struct Cluster {
+    // The machines go first, then the link, then the directory.
+    machines: Vec<Machine>,
+    wire: Option<Wire>,
+    run: Arc<RunDirectory>,
+    options: Options,
+}
+
+impl Cluster {
+    /// Boots the machines side by side and installs module and tools.
+    pub fn boot(options: Options) -> Result<Cluster> {
+        let paths = Paths::from_env()?;
+        let run = Arc::new(RunDirectory::new(&paths, &options.name)?);
+        let initrd = run.scratch("initrd");
+        let uses = |check: fn(&Setup) -> bool| options.setups[..options.machines].iter().any(check);
+        let payload = Payload {
+            module: uses(|setup| setup.module == Module::Ours) || paths.module().is_ok(),
+            tools: uses(|setup| setup.tools == Tools::Ours) || paths.tools().is_ok(),
+        };
+        payload.write(&paths, &initrd)?;
+        let accelerator = options.accelerator.map_or_else(|| Accelerator::probe(&paths), Ok)?;
+        let ends = NAMES.map(|name| End::new(&run.sockets, name));
+        let two = options.machines == 2;
+        let wire = if two {
+            Some(Wire::new(&ends[0], &ends[1])?)
+        } else {
+            None
+        };
+        let mut machines = Vec::new();
+        for (index, end) in ends.into_iter().enumerate().take(options.machines) {
+            let plan = Plan {
+                name: NAMES[index].into(),
+                index,
+                vcpus: options.vcpus,
+                memory_mib: options.memory_mib,
+                disks: options.disks.clone(),
+                mtu: options.mtu,
+                accelerator,
+                kernel_arguments: options.kernel_arguments.clone(),
+                net: two.then_some(end),
+                initrd: initrd.clone(),
+            };
+            machines.push(Machine::new(plan, &paths, &run)?);
+        }
+        for (machine, setup) in machines.iter().zip(&options.setups) {
+            machine.wait_ready(BOOT_LIMIT)?;
+            machine.install(setup)?;
+        }
+        Ok(Cluster {
+            machines,
+            wire,
+            run,
+            options,
+        })
+    }
+
+    /// The first machine.
+    pub fn drbd1(&self) -> &Machine {
+        &self.machines[0]
+    }
+
+    /// The second machine.
+    ///
+    /// # Panics
+    /// Where there is only one.
+    pub fn drbd2(&self) -> &Machine {
+        &self.machines[1]
+    }
+
+    /// All machines.
+    pub fn machines(&self) -> &[Machine] {
+        &self.machines
+    }
+
+    /// The link between the two machines.
+    ///
+    /// # Panics
+    /// Where there is only one.
+    pub fn wire(&self) -> &Wire {
+        self.wire.as_ref().expect("two machines have a link")
+    }
+
+    /// Where the logs are.
+    pub fn log_directory(&self) -> &Path {
+        &self.run.path
+    }
+
+    /// Fails when one of the kernels has complained since the last check.
+    pub fn check_consoles(&self) -> Result<()> {
+        self.machines.iter().try_for_each(Machine::check_console)
+    }
+
+    /// Makes the machines as good as new for the next test: on and running, link whole, DRBD down and its module unloaded
+    /// (that must work), no device-mapper devices, no configuration, empty disks; then installs what the machines are to
+    /// have next. Fails when a kernel has complained.
+    pub fn clean(&self, setups: &[Setup; 2]) -> Result<()> {
+        if let Some(wire) = &self.wire {
+            wire.restore();
+        }
+        for machine in &self.machines {
+            if machine.is_on() {
+                machine.resume()?;
+            } else {
+                machine.power_cut().or_else(|_| anyhow::Ok(()))?;
+                machine.power_on_bare()?;
+            }
+        }
+        for machine in &self.machines {
+            machine
+                .clean()
+                .with_context(|| format!("cleaning up {}", machine.name()))?;
+        }
+        self.check_consoles()?;
+        self.machines
+            .iter()
+            .zip(setups)
+            .try_for_each(|(machine, setup)| machine.install(setup))
+    }
+}
+
+/// What the machines get with their initial RAM disk.
+struct Payload {
+    module: bool,
+    tools: bool,
+}
+
+const PAYLOAD_MODULE: &str = "/run/lab/drbd.ko";
+const PAYLOAD_TOOLS: &str = "/run/lab/drbdadm";
+
+impl Payload {
+    fn write(&self, paths: &Paths, target: &Path) -> Result<()> {
+        let mut archive = Archive::default();
+        archive.directory("payload");
+        archive.host_file("payload/agent", &paths.agent()?)?;
+        if self.module {
+            archive.host_file("payload/drbd.ko", &paths.module()?)?;
+        }
+        if self.tools {
+            archive.host_file("payload/drbdadm", &paths.tools()?)?;
+        }
+        let base = paths.initramfs()?;
+        let base = std::fs::read(&base).with_context(|| base.display().to_string())?;
+        std::fs::write(target, archive.append_to(base)).with_context(|| target.display().to_string())
+    }
+}
+
+impl Machine {
+    /// Loads the module and chooses the tools; also after every [`Machine::power_on`].
+    pub fn install(&self, setup: &Setup) -> Result<()> {
+        let directory = "/opt/drbd/sbin";
+        match setup.tools {
+            Tools::Ours => self.run_ok(&format!(
+                "mkdir -p {directory} && for name in drbdadm drbdsetup drbdmeta; do ln -sf {PAYLOAD_TOOLS} {directory}/$name; done"
+            ))?,
+            Tools::Utils => self.run_ok(&format!("rm -rf {directory}"))?,
+        };
+        self.load_module(setup.module, &setup.parameters)?;
+        self.remember(setup);
+        Ok(())
+    }
+
+    /// Loads a module with these parameters.
+    pub fn load_module(&self, module: Module, parameters: &str) -> Result<()> {
+        match module {
+            Module::Ours => self.run_ok(&format!(
+                "modprobe -a $(modinfo -F depends {PAYLOAD_MODULE} | tr , ' ') && insmod {PAYLOAD_MODULE} {parameters}"
+            ))?,
+            Module::Stock => self.run_ok(&format!("modprobe drbd {parameters}"))?,
+            Module::None => String::new(),
+        };
+        Ok(())
+    }
+
+    /// Unloads the module, if one is loaded.
+    pub fn unload_module(&self) -> Result<()> {
+        self.run_ok("test ! -d /sys/module/drbd || rmmod drbd").map(|_| ())
+    }
+
+    fn clean(&self) -> Result<()> {
+        // Whatever fails here because it was never there shows when the module cannot be unloaded.
+        self.run_for(
+            Duration::from_secs(60),
+            "killall -q -9 fio dd; awk '$1 ~ \"^/dev/(drbd|mapper)\" { print $2 }' /proc/mounts | xargs -r -n1 umount; \
+             dmsetup ls 2>/dev/null | awk '$2 != \"\" && $1 != \"No\" { print $1 }' | xargs -r -n1 dmsetup resume; \
+             test -d /sys/module/drbd && drbdadm down all",
+        )?;
+        self.run_ok(
+            "test ! -d /sys/module/drbd || rmmod drbd || { cat /proc/drbd; fuser -v -m /dev/drbd*; exit 1; } 2>&1",
+        )?;
+        self.run_ok("test ! -e /dev/mapper/control || dmsetup remove_all --force")?;
+        self.run_ok("rm -rf /etc/drbd.conf /etc/drbd.d; mkdir -p /etc/drbd.d; rm -rf /var/lib/drbd/*")?;
+        for (index, disk) in self.disks().iter().enumerate() {
+            let name = crate::disk::name(index);
+            let device = if disk.partitioned {
+                format!("/dev/{name}1")
+            } else {
+                format!("/dev/{name}")
+            };
+            self.run_ok(&format!("blkdiscard -f {device}"))?;
+        }
+        self.throttle_nothing()
+    }
+
+    fn throttle_nothing(&self) -> Result<()> {
+        (0..self.disks().len()).try_for_each(|index| self.throttle(&crate::disk::name(index), Default::default()))
+    }
+}
+
+/// The machines of a test program: its tests take turns. See [`shared`].
+pub struct Shared {
+    guard: MutexGuard<'static, Option<Cluster>>,
+}
+
+impl Deref for Shared {
+    type Target = Cluster;
+
+    fn deref(&self) -> &Cluster {
+        self.guard.as_ref().expect("filled by shared()")
+    }
+}
+
+/// Machines that the tests of one program share: booted for the first one, cleaned for every further one. They are booted
+/// anew where a test has left them in a state that cannot be cleaned, has failed, or wants other hardware.
+pub fn shared(options: Options) -> Result<Shared> {
+    static CLUSTER: Mutex<Option<Cluster>> = Mutex::new(None);
+    let mut guard = match CLUSTER.lock() {
+        Ok(guard) => guard,
+        Err(poisoned) => {
+            // The test before failed; its machines show what happened, not what this test is about.
+            CLUSTER.clear_poison();
+            let mut guard = poisoned.into_inner();
+            *guard = None;
+            guard
+        }
+    };
+    match guard.take() {
+        Some(cluster) if cluster.options.same_hardware(&options) => {
+            if let Err(error) = cluster.clean(&options.setups) {
+                bail!("the test before left the machines in a bad state: {error:#}");
+            }
+            *guard = Some(cluster);
+        }
+        _ => *guard = Some(Cluster::boot(options)?),
+    }
+    Ok(Shared { guard })
+}

@@ -1,0 +1,90 @@
+//! What a machine gets from the host at boot: files in a second archive behind the initial RAM disk. The image of the root
+//! file system therefore never changes when the module, the tools or the agent change.
+
+use anyhow::{Context, Result};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+const MODE_DIRECTORY: u32 = 0o040_755;
+const MODE_FILE: u32 = 0o100_000;
+
+/// A cpio archive ("newc") in the making.
+#[derive(Default)]
+pub struct Archive {
+    bytes: Vec<u8>,
+    entries: u32,
+}
+
+impl Archive {
+    /// Adds a directory; parents first.
+    pub fn directory(&mut self, path: &str) {
+        self.entry(path, MODE_DIRECTORY, &[]);
+    }
+
+    /// Adds a file with these permissions.
+    pub fn file(&mut self, path: &str, permissions: u32, data: &[u8]) {
+        self.entry(path, MODE_FILE | permissions, data);
+    }
+
+    /// Adds a file of the host with its permissions.
+    pub fn host_file(&mut self, path: &str, source: &Path) -> Result<()> {
+        let data = std::fs::read(source).with_context(|| format!("reading {}", source.display()))?;
+        let permissions = std::fs::metadata(source)?.permissions().mode() & 0o777;
+        self.file(path, permissions, &data);
+        Ok(())
+    }
+
+    /// The archive behind another one: the kernel unpacks both.
+    pub fn append_to(mut self, mut base: Vec<u8>) -> Vec<u8> {
+        self.entry("TRAILER!!!", 0, &[]);
+        pad(&mut base);
+        base.extend_from_slice(&self.bytes);
+        base
+    }
+
+    fn entry(&mut self, path: &str, mode: u32, data: &[u8]) {
+        self.entries += 1;
+        let links = 1;
+        let size = u32::try_from(data.len()).expect("a file for the initial RAM disk is far below 4 GiB");
+        let name_size = u32::try_from(path.len() + 1).expect("a path is short");
+        // inode, mode, uid, gid, links, time, size, device (2), special device (2), size of the name, checksum
+        let fields = [self.entries, mode, 0, 0, links, 0, size, 0, 0, 0, 0, name_size, 0];
+        self.bytes.extend_from_slice(b"070701");
+        for field in fields {
+            self.bytes.extend_from_slice(format!("{field:08x}").as_bytes());
+        }
+        self.bytes.extend_from_slice(path.as_bytes());
+        self.bytes.push(0);
+        pad(&mut self.bytes);
+        self.bytes.extend_from_slice(data);
+        pad(&mut self.bytes);
+    }
+}
+
+/// Entries and archives start at multiples of four bytes.
+fn pad(bytes: &mut Vec<u8>) {
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_is_what_the_kernel_expects() {
+        let mut archive = Archive::default();
+        archive.directory("payload");
+        archive.file("payload/a", 0o755, b"12345");
+        let bytes = archive.append_to(vec![b'x'; 5]);
+        assert_eq!(bytes.len() % 4, 0);
+        assert_eq!(&bytes[..8], b"xxxxx\0\0\0");
+        let text = String::from_utf8_lossy(&bytes[8..]).into_owned();
+        assert!(text.starts_with("07070100000001000041ed"), "{text}");
+        let second = &text[110 + 8 + 2..];
+        assert!(second.starts_with("07070100000002000081ed"), "{second}");
+        assert_eq!(&second[54..62], "00000005");
+        assert_eq!(&second[110..120], "payload/a\0");
+        assert!(second[120..].starts_with("12345\0\0\0070701"), "{second}");
+        assert!(text.contains("TRAILER!!!\0"));
+    }
+}
