@@ -1,2 +1,888 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Being written.
+//! The bitmap of a volume in core: one bit for every 4 KiB of storage, 1 = out of sync.
+//!
+//! # Invariants
+//!
+//! * Bits at and beyond [`Bitmap::bits`] are zero, whatever the disk contains there.
+//! * [`Bitmap::weight`] is the number of ones; every change keeps it, so it never has to be counted.
+//! * A page (4 KiB of the bitmap, 128 MiB of storage) whose bits were changed since its last [`Bitmap::copy_page`]
+//!   carries a flag. All pages below `changed_from` carry none, all below `hinted_from` carry no hint; so a sweep over
+//!   the pages to be written looks at every page once.
+//!
+//! Nothing here walks over the whole bitmap in one call, except where the text says so.
+// spec: metadata 5
+
+use crate::metadata::{Block, AL_EXTENTS_PER_BITMAP_PAGE, BM_BLOCK_SECTORS};
+use crate::storage::{OutOfMemory, Storage};
+
+/// 64-bit words in a page of the bitmap.
+pub const WORDS_PER_PAGE: usize = 512;
+/// Bits in a page of the bitmap.
+pub const BITS_PER_PAGE: u64 = 32768;
+/// Largest range, in bytes, that one call may set or clear: 128 MiB.
+pub const MAX_RANGE_BYTES: u32 = 1 << 27;
+
+/// Bits were set.
+const NEED_WRITEOUT: u8 = 1;
+/// Bits were cleared, or taken over from the peer's bitmap.
+const LAZY_WRITEOUT: u8 = 2;
+/// The activity log evicts an extent of this page.
+const HINT: u8 = 4;
+/// A write of this page is on its way.
+const IO_LOCKED: u8 = 8;
+const CHANGED: u8 = NEED_WRITEOUT | LAZY_WRITEOUT;
+
+/// Result of a search in steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scan {
+    /// The first bit found.
+    Found(u64),
+    /// There is none up to the end.
+    None,
+    /// Not found so far; go on from this bit.
+    Continue(u64),
+}
+
+/// Which pages to write. spec: metadata 5.2
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PagesToWrite {
+    /// Every page that was changed, for whatever reason.
+    Changed,
+    /// Pages with a hint that were changed: before an activity log transaction.
+    Hinted,
+}
+
+/// The memory of a bitmap. Made without holding a lock, handed to [`Bitmap::resize`] under it.
+pub struct BitmapTables<S: Storage> {
+    words: S::Table<u64>,
+    pages: S::Table<u8>,
+    capacity_sectors: u64,
+}
+
+impl<S: Storage> BitmapTables<S> {
+    /// Memory for a device of that size, all bits zero. May sleep.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn new(capacity_sectors: u64) -> Result<Self, OutOfMemory> {
+        let words =
+            usize::try_from(bits_of(capacity_sectors).div_ceil(64)).map_err(|_| OutOfMemory { entries: usize::MAX })?;
+        Ok(BitmapTables {
+            words: S::table(words, |_| 0)?,
+            pages: S::table(words.div_ceil(WORDS_PER_PAGE), |_| 0)?,
+            capacity_sectors,
+        })
+    }
+}
+
+/// The bitmap of one volume.
+pub struct Bitmap<S: Storage> {
+    words: S::Table<u64>,
+    pages: S::Table<u8>,
+    capacity_sectors: u64,
+    bits: u64,
+    weight: u64,
+    changed_from: usize,
+    hinted_from: usize,
+    pages_in_flight: usize,
+}
+
+impl<S: Storage> Bitmap<S> {
+    /// A bitmap for a device of that size, all bits zero and no page changed. May sleep.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn new(capacity_sectors: u64) -> Result<Self, OutOfMemory> {
+        Ok(Bitmap::from_tables(BitmapTables::new(capacity_sectors)?))
+    }
+
+    /// The same from memory made before.
+    pub fn from_tables(tables: BitmapTables<S>) -> Self {
+        let BitmapTables {
+            words,
+            pages,
+            capacity_sectors,
+        } = tables;
+        let page_count = pages.len();
+        Bitmap {
+            words,
+            pages,
+            capacity_sectors,
+            bits: bits_of(capacity_sectors),
+            weight: 0,
+            changed_from: page_count,
+            hinted_from: page_count,
+            pages_in_flight: 0,
+        }
+    }
+
+    /// Takes new memory for another size of the device. The contents are kept; the bits of added storage become
+    /// `set_new_bits`. Returns the old memory, to be freed without a lock. Walks over the whole bitmap.
+    // spec: metadata 5.5
+    pub fn resize(&mut self, tables: BitmapTables<S>, set_new_bits: bool) -> BitmapTables<S> {
+        let old_bits = self.bits;
+        let mut new = Bitmap::from_tables(tables);
+        for (target, word) in new.words.iter_mut().zip(self.words.iter()) {
+            *target = *word;
+        }
+        for (target, flags) in new.pages.iter_mut().zip(self.pages.iter()) {
+            *target = *flags;
+        }
+        (new.changed_from, new.hinted_from) = (0, 0);
+        new.pages_in_flight = new.pages.iter().filter(|flags| **flags & IO_LOCKED != 0).count();
+        if new.bits < old_bits {
+            new.mask_tail();
+            new.weight = new.words.iter().map(|word| u64::from(word.count_ones())).sum();
+        } else {
+            new.weight = self.weight;
+            if set_new_bits && new.bits > old_bits {
+                new.set_bits(old_bits, new.bits - 1);
+            }
+        }
+        core::mem::swap(self, &mut new);
+        BitmapTables {
+            words: new.words,
+            pages: new.pages,
+            capacity_sectors: new.capacity_sectors,
+        }
+    }
+
+    /// Number of bits.
+    pub fn bits(&self) -> u64 {
+        self.bits
+    }
+
+    /// Size of the device in sectors.
+    pub fn capacity_sectors(&self) -> u64 {
+        self.capacity_sectors
+    }
+
+    /// Number of ones.
+    pub fn weight(&self) -> u64 {
+        self.weight
+    }
+
+    /// Number of 64-bit words.
+    pub fn word_count(&self) -> usize {
+        self.words.len()
+    }
+
+    /// Number of 4 KiB pages.
+    pub fn page_count(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// A word: bit 0 is the lowest block. 0 beyond the end.
+    pub fn word(&self, index: usize) -> u64 {
+        self.words.get(index).copied().unwrap_or(0)
+    }
+
+    /// Whether a bit is set. False beyond the end.
+    pub fn is_set(&self, bit: u64) -> bool {
+        self.word(word_of(bit)) >> (bit % 64) & 1 == 1
+    }
+
+    /// Marks a range out of sync: every block it touches. Clipped to the device; ranges longer than
+    /// [`MAX_RANGE_BYTES`], empty or not made of sectors are ignored. Returns the number of bits that changed.
+    // spec: metadata 5.1
+    pub fn set_range_sectors(&mut self, sector: u64, size_bytes: u32) -> u64 {
+        match self.touched_bits(sector, size_bytes) {
+            Some((first, last)) => self.set_bits(first, last),
+            None => 0,
+        }
+    }
+
+    /// Marks a range in sync: every block it covers completely. The last, partial block of the device counts as covered
+    /// when the range reaches the end. Limits and result as for [`Bitmap::set_range_sectors`].
+    // spec: metadata 5.1
+    pub fn clear_range_sectors(&mut self, sector: u64, size_bytes: u32) -> u64 {
+        let Some((sector, end)) = self.clipped(sector, size_bytes) else {
+            return 0;
+        };
+        let first = sector.div_ceil(BM_BLOCK_SECTORS);
+        let behind = if end == self.capacity_sectors {
+            self.bits
+        } else {
+            end / BM_BLOCK_SECTORS
+        };
+        match behind.checked_sub(1) {
+            Some(last) => self.clear_bits(first, last),
+            None => 0,
+        }
+    }
+
+    /// Whether any block that the range touches is out of sync.
+    pub fn any_set(&self, sector: u64, size_bytes: u32) -> bool {
+        let Some((first, last)) = self.touched_bits(sector, size_bytes) else {
+            return false;
+        };
+        (word_of(first)..=word_of(last)).any(|index| self.word(index) & word_mask(index, first, last) != 0)
+    }
+
+    /// Number of ones from `first_bit` to `last_bit`, both included. Takes time in proportion to the range.
+    pub fn count_in(&self, first_bit: u64, last_bit: u64) -> u64 {
+        let Some((first, last)) = self.clipped_bits(first_bit, last_bit) else {
+            return 0;
+        };
+        (word_of(first)..=word_of(last))
+            .map(|index| u64::from((self.word(index) & word_mask(index, first, last)).count_ones()))
+            .sum()
+    }
+
+    /// Sets the bits from `first_bit` to `last_bit`, both included; returns how many changed. Takes time in proportion
+    /// to the range.
+    pub fn set_bits(&mut self, first_bit: u64, last_bit: u64) -> u64 {
+        self.change_bits(first_bit, last_bit, true, NEED_WRITEOUT)
+    }
+
+    /// The same for bits that the peer reported: the pages are written when there is time.
+    pub fn merge_bits(&mut self, first_bit: u64, last_bit: u64) -> u64 {
+        self.change_bits(first_bit, last_bit, true, LAZY_WRITEOUT)
+    }
+
+    /// Clears the bits from `first_bit` to `last_bit`, both included; returns how many changed.
+    pub fn clear_bits(&mut self, first_bit: u64, last_bit: u64) -> u64 {
+        self.change_bits(first_bit, last_bit, false, LAZY_WRITEOUT)
+    }
+
+    /// Adds the ones of a word of the peer's bitmap; returns how many bits changed.
+    pub fn or_word(&mut self, index: usize, value: u64) -> u64 {
+        let value = value & self.valid_mask(index);
+        self.change_word(index, value, true, LAZY_WRITEOUT)
+    }
+
+    /// Sets all bits, `limit_words` words in this call, beginning with `from_word`. Returns where to go on.
+    pub fn set_all(&mut self, from_word: usize, limit_words: usize) -> Option<usize> {
+        self.change_all(from_word, limit_words, true, NEED_WRITEOUT)
+    }
+
+    /// Clears all bits, `limit_words` words in this call, beginning with `from_word`. Returns where to go on.
+    pub fn clear_all(&mut self, from_word: usize, limit_words: usize) -> Option<usize> {
+        self.change_all(from_word, limit_words, false, LAZY_WRITEOUT)
+    }
+
+    /// Looks for the first one at or after `from_bit`, at most in `limit_words` words (at least one).
+    pub fn next_set(&self, from_bit: u64, limit_words: usize) -> Scan {
+        self.scan(from_bit, true, limit_words)
+    }
+
+    /// Looks for the first zero at or after `from_bit`, at most in `limit_words` words (at least one).
+    pub fn next_clear(&self, from_bit: u64, limit_words: usize) -> Scan {
+        self.scan(from_bit, false, limit_words)
+    }
+
+    /// Number of bits from `start_bit` on that equal `set`, up to the end. Takes time in proportion to the run; use
+    /// [`Bitmap::next_set`] and [`Bitmap::next_clear`] where runs may be long.
+    pub fn run_length(&self, start_bit: u64, set: bool) -> u64 {
+        let end = match self.scan(start_bit, !set, usize::MAX) {
+            Scan::Found(bit) | Scan::Continue(bit) => bit,
+            Scan::None => self.bits,
+        };
+        end.saturating_sub(start_bit)
+    }
+
+    /// The activity log evicts this extent: its page must be on disk first. spec: metadata 4.4
+    pub fn hint_extent(&mut self, extent: u32) {
+        let page = (extent / AL_EXTENTS_PER_BITMAP_PAGE) as usize;
+        if let Some(flags) = self.pages.get_mut(page) {
+            *flags |= HINT;
+            self.hinted_from = self.hinted_from.min(page);
+        }
+    }
+
+    /// Asks for every page to be written: the meta data moved. Walks over the pages.
+    pub fn mark_all_pages(&mut self) {
+        self.pages.iter_mut().for_each(|flags| *flags |= NEED_WRITEOUT);
+        self.changed_from = 0;
+    }
+
+    /// The lowest page that has to be written and has no write on its way. Hints that turn out needless are dropped.
+    pub fn next_page_to_write(&mut self, which: PagesToWrite) -> Option<usize> {
+        match which {
+            PagesToWrite::Changed => self.next_changed_page(),
+            PagesToWrite::Hinted => self.next_hinted_page(),
+        }
+    }
+
+    /// Copies a page in the format of the disk and takes its flags away, so that a change from now on flags it anew.
+    /// Zeroes beyond the end.
+    pub fn copy_page(&mut self, page: usize, block: &mut Block) {
+        if let Some(flags) = self.pages.get_mut(page) {
+            *flags &= !(CHANGED | HINT);
+        }
+        let first = page.saturating_mul(WORDS_PER_PAGE);
+        for (index, target) in block.chunks_exact_mut(8).enumerate() {
+            target.copy_from_slice(&self.word(first.saturating_add(index)).to_le_bytes());
+        }
+    }
+
+    /// Notes that a write of the page is on its way: [`Bitmap::next_page_to_write`] leaves it out until
+    /// [`Bitmap::unlock_page_io`], so that two writes of one page never overtake each other. False when there is one
+    /// already.
+    pub fn lock_page_io(&mut self, page: usize) -> bool {
+        match self.pages.get_mut(page) {
+            Some(flags) if *flags & IO_LOCKED == 0 => {
+                *flags |= IO_LOCKED;
+                self.pages_in_flight += 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The write noted by [`Bitmap::lock_page_io`] ended.
+    pub fn unlock_page_io(&mut self, page: usize) {
+        match self.pages.get_mut(page) {
+            Some(flags) if *flags & IO_LOCKED != 0 => {
+                *flags &= !IO_LOCKED;
+                self.pages_in_flight = self.pages_in_flight.saturating_sub(1);
+            }
+            _ => {}
+        }
+    }
+
+    /// Pages between [`Bitmap::lock_page_io`] and [`Bitmap::unlock_page_io`]. The hinted pages are on disk when
+    /// [`PagesToWrite::Hinted`] finds none and this is zero.
+    pub fn pages_in_flight(&self) -> usize {
+        self.pages_in_flight
+    }
+
+    /// Takes over a page read from disk. Bits beyond the end are ignored.
+    pub fn load_page(&mut self, page: usize, block: &Block) {
+        let first = page.saturating_mul(WORDS_PER_PAGE);
+        for (index, source) in block.chunks_exact(8).enumerate() {
+            let index = first.saturating_add(index);
+            let value = source.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes)) & self.valid_mask(index);
+            let Some(word) = self.words.get_mut(index) else { break };
+            self.weight = self.weight - u64::from(word.count_ones()) + u64::from(value.count_ones());
+            *word = value;
+        }
+        if let Some(flags) = self.pages.get_mut(page) {
+            *flags &= !(CHANGED | HINT);
+        }
+    }
+
+    /// All pages were loaded. Returns the number of ones; it was kept up to date page by page.
+    // The last word keeps all of its bits when their number is a multiple of 64. spec: metadata 5.1
+    pub fn finish_load(&mut self) -> u64 {
+        self.weight
+    }
+
+    fn next_changed_page(&mut self) -> Option<usize> {
+        let mut all_clean = true;
+        for page in self.changed_from..self.pages.len() {
+            let flags = self.pages.get(page).copied().unwrap_or(0);
+            if flags & CHANGED != 0 {
+                all_clean = false;
+                if flags & IO_LOCKED == 0 {
+                    return Some(page);
+                }
+            } else if all_clean {
+                self.changed_from = page + 1;
+            }
+        }
+        None
+    }
+
+    fn next_hinted_page(&mut self) -> Option<usize> {
+        let mut none_hinted = true;
+        for page in self.hinted_from..self.pages.len() {
+            let Some(flags) = self.pages.get_mut(page) else { break };
+            if *flags & CHANGED == 0 {
+                *flags &= !HINT;
+            }
+            if *flags & HINT != 0 {
+                none_hinted = false;
+                if *flags & IO_LOCKED == 0 {
+                    return Some(page);
+                }
+            } else if none_hinted {
+                self.hinted_from = page + 1;
+            }
+        }
+        None
+    }
+
+    fn scan(&self, from_bit: u64, set: bool, limit_words: usize) -> Scan {
+        if from_bit >= self.bits {
+            return Scan::None;
+        }
+        let first = word_of(from_bit);
+        let behind = first.saturating_add(limit_words.max(1)).min(self.words.len());
+        for index in first..behind {
+            let word = if set { self.word(index) } else { !self.word(index) };
+            let wanted = word & self.valid_mask(index) & word_mask(index, from_bit, u64::MAX);
+            if wanted != 0 {
+                return Scan::Found(index as u64 * 64 + u64::from(wanted.trailing_zeros()));
+            }
+        }
+        if behind == self.words.len() {
+            Scan::None
+        } else {
+            Scan::Continue(behind as u64 * 64)
+        }
+    }
+
+    fn change_bits(&mut self, first_bit: u64, last_bit: u64, set: bool, flag: u8) -> u64 {
+        let Some((first, last)) = self.clipped_bits(first_bit, last_bit) else {
+            return 0;
+        };
+        (word_of(first)..=word_of(last))
+            .map(|index| self.change_word(index, word_mask(index, first, last), set, flag))
+            .sum()
+    }
+
+    fn change_all(&mut self, from_word: usize, limit_words: usize, set: bool, flag: u8) -> Option<usize> {
+        let behind = from_word.saturating_add(limit_words.max(1)).min(self.words.len());
+        for index in from_word..behind {
+            self.change_word(index, self.valid_mask(index), set, flag);
+        }
+        (behind < self.words.len()).then_some(behind)
+    }
+
+    /// The one place where bits change. `mask` lies within the valid bits.
+    fn change_word(&mut self, index: usize, mask: u64, set: bool, flag: u8) -> u64 {
+        let Some(word) = self.words.get_mut(index) else {
+            return 0;
+        };
+        let changing = mask & if set { !*word } else { *word };
+        if changing == 0 {
+            return 0;
+        }
+        *word ^= changing;
+        let count = u64::from(changing.count_ones());
+        self.weight = if set {
+            self.weight + count
+        } else {
+            self.weight.saturating_sub(count)
+        };
+        let page = index / WORDS_PER_PAGE;
+        if let Some(flags) = self.pages.get_mut(page) {
+            *flags |= flag;
+        }
+        self.changed_from = self.changed_from.min(page);
+        count
+    }
+
+    fn mask_tail(&mut self) {
+        let last = self.words.len().saturating_sub(1);
+        let mask = self.valid_mask(last);
+        if let Some(word) = self.words.get_mut(last) {
+            *word &= mask;
+        }
+    }
+
+    /// The bits of a word that exist.
+    fn valid_mask(&self, index: usize) -> u64 {
+        match self.bits.checked_sub(1) {
+            Some(last) => word_mask(index, 0, last),
+            None => 0,
+        }
+    }
+
+    /// First and last block a range touches.
+    fn touched_bits(&self, sector: u64, size_bytes: u32) -> Option<(u64, u64)> {
+        let (sector, end) = self.clipped(sector, size_bytes)?;
+        Some((sector / BM_BLOCK_SECTORS, (end - 1) / BM_BLOCK_SECTORS))
+    }
+
+    /// First sector, and the one behind the last, of a range that may be changed, cut at the end of the device.
+    fn clipped(&self, sector: u64, size_bytes: u32) -> Option<(u64, u64)> {
+        let is_sound = size_bytes != 0 && size_bytes <= MAX_RANGE_BYTES && size_bytes % 512 == 0;
+        if !is_sound || sector >= self.capacity_sectors {
+            return None;
+        }
+        Some((
+            sector,
+            sector
+                .saturating_add(u64::from(size_bytes / 512))
+                .min(self.capacity_sectors),
+        ))
+    }
+
+    fn clipped_bits(&self, first: u64, last: u64) -> Option<(u64, u64)> {
+        let last = last.min(self.bits.checked_sub(1)?);
+        (first <= last).then_some((first, last))
+    }
+}
+
+fn bits_of(capacity_sectors: u64) -> u64 {
+    capacity_sectors.div_ceil(BM_BLOCK_SECTORS)
+}
+
+fn word_of(bit: u64) -> usize {
+    usize::try_from(bit / 64).unwrap_or(usize::MAX)
+}
+
+/// The bits of word `index` that lie between `first` and `last`, both included.
+fn word_mask(index: usize, first: u64, last: u64) -> u64 {
+    let word = index as u64;
+    let from_first = match word.cmp(&(first / 64)) {
+        core::cmp::Ordering::Less => 0,
+        core::cmp::Ordering::Equal => u64::MAX << (first % 64),
+        core::cmp::Ordering::Greater => u64::MAX,
+    };
+    let to_last = match word.cmp(&(last / 64)) {
+        core::cmp::Ordering::Less => u64::MAX,
+        core::cmp::Ordering::Equal => u64::MAX >> (63 - last % 64),
+        core::cmp::Ordering::Greater => 0,
+    };
+    from_first & to_last
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::HeapStorage;
+
+    type TestBitmap = Bitmap<HeapStorage>;
+
+    fn bitmap(capacity_sectors: u64) -> TestBitmap {
+        Bitmap::new(capacity_sectors).unwrap()
+    }
+
+    /// Bits of the model that are set, and that weight and search agree with them.
+    fn assert_same(bitmap: &TestBitmap, model: &[bool]) {
+        assert_eq!(bitmap.bits(), model.len() as u64);
+        assert_eq!(bitmap.weight(), model.iter().filter(|set| **set).count() as u64);
+        for (bit, set) in model.iter().enumerate() {
+            assert_eq!(bitmap.is_set(bit as u64), *set, "bit {bit}");
+        }
+        let in_words: u64 = bitmap.words.iter().map(|word| u64::from(word.count_ones())).sum();
+        assert_eq!(in_words, bitmap.weight(), "bits beyond the end");
+    }
+
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, limit: u64) -> u64 {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            self.0 % limit
+        }
+    }
+
+    #[test]
+    fn sizes_at_every_edge() {
+        for (sectors, bits, words, pages) in [
+            (0, 0, 0, 0),
+            (1, 1, 1, 1),
+            (8, 1, 1, 1),
+            (9, 2, 1, 1),
+            (511, 64, 1, 1),
+            (512, 64, 1, 1),
+            (513, 65, 2, 1),
+            (262_144, 32768, 512, 1),
+            (262_145, 32769, 513, 2),
+        ] {
+            let bitmap = bitmap(sectors);
+            assert_eq!(
+                (bitmap.bits(), bitmap.word_count(), bitmap.page_count()),
+                (bits, words, pages),
+                "{sectors}"
+            );
+        }
+    }
+
+    #[test]
+    fn setting_rounds_outward_and_clearing_inward() {
+        let mut bitmap = bitmap(1000);
+        assert_eq!(bitmap.set_range_sectors(7, 1024), 2);
+        assert!(bitmap.is_set(0) && bitmap.is_set(1) && !bitmap.is_set(2));
+        assert_eq!(bitmap.set_range_sectors(8, 512), 0);
+        assert_eq!(bitmap.clear_range_sectors(1, 4096), 0);
+        assert_eq!(bitmap.clear_range_sectors(7, 4608), 1);
+        assert!(bitmap.is_set(0) && !bitmap.is_set(1));
+        assert_eq!(bitmap.clear_range_sectors(0, 7 * 512), 0);
+        assert_eq!(bitmap.clear_range_sectors(0, 4096), 1);
+        assert_eq!(bitmap.weight(), 0);
+    }
+
+    #[test]
+    fn the_last_partial_block_is_cleared_by_a_range_to_the_end() {
+        let mut bitmap = bitmap(1003);
+        assert_eq!(bitmap.bits(), 126);
+        assert_eq!(bitmap.set_range_sectors(1002, 512), 1);
+        assert_eq!(bitmap.clear_range_sectors(1000, 1024), 0);
+        assert_eq!(bitmap.clear_range_sectors(1001, 1024), 0);
+        assert_eq!(bitmap.clear_range_sectors(1000, 1536), 1);
+        assert_eq!(bitmap.set_range_sectors(1002, 512), 1);
+        // Cut at the end of the device.
+        assert_eq!(bitmap.clear_range_sectors(992, 1 << 20), 1);
+    }
+
+    #[test]
+    fn impossible_ranges_change_nothing() {
+        let mut bitmap = bitmap(1 << 20);
+        for size_bytes in [0, 1, 513, MAX_RANGE_BYTES + 512, u32::MAX] {
+            assert_eq!(bitmap.set_range_sectors(0, size_bytes), 0);
+            assert!(!bitmap.any_set(0, size_bytes));
+        }
+        assert_eq!(bitmap.set_range_sectors(1 << 20, 512), 0);
+        assert_eq!(bitmap.set_range_sectors(u64::MAX, 512), 0);
+        assert_eq!(bitmap.set_range_sectors((1 << 20) - 1, MAX_RANGE_BYTES), 1);
+        assert_eq!(bitmap.set_range_sectors(0, MAX_RANGE_BYTES), 32768);
+        assert_eq!(
+            bitmap.clear_bits(5, 4) + bitmap.count_in(5, 4) + bitmap.count_in(u64::MAX, u64::MAX),
+            0
+        );
+    }
+
+    #[test]
+    fn random_changes_agree_with_a_list_of_booleans() {
+        let mut random = Random(0x5EED_0001);
+        for capacity_sectors in [1u64, 8, 505, 512, 513, 1024, 4099, 8192] {
+            let mut bitmap = bitmap(capacity_sectors);
+            let mut model = vec![false; bitmap.bits() as usize];
+            for _ in 0..400 {
+                let sector = random.below(capacity_sectors + 10);
+                let sectors = 1 + random.below(300);
+                let end = (sector + sectors).min(capacity_sectors);
+                let set = random.below(2) == 0;
+                let mut changed = 0;
+                for (bit, value) in model.iter_mut().enumerate() {
+                    let block = bit as u64 * 8..(bit as u64 * 8 + 8).min(capacity_sectors);
+                    let touched = block.start < end && sector < block.end;
+                    let covered = sector <= block.start && block.end <= end;
+                    if (if set { touched } else { covered }) && *value != set {
+                        *value = set;
+                        changed += 1;
+                    }
+                }
+                let size_bytes = sectors as u32 * 512;
+                let result = if set {
+                    bitmap.set_range_sectors(sector, size_bytes)
+                } else {
+                    bitmap.clear_range_sectors(sector, size_bytes)
+                };
+                assert_eq!(result, changed, "{capacity_sectors}: {set} {sector}+{sectors}");
+            }
+            assert_same(&bitmap, &model);
+        }
+    }
+
+    #[test]
+    fn searches_agree_with_a_list_of_booleans() {
+        let mut random = Random(0x5EED_0002);
+        for bits in [1u64, 63, 64, 65, 128, 200, 640] {
+            for density in [1, 3, 30] {
+                let mut bitmap = bitmap(bits * 8);
+                let model: Vec<bool> = (0..bits).map(|_| random.below(density) == 0).collect();
+                for bit in (0..bits).filter(|bit| model[*bit as usize]) {
+                    bitmap.set_bits(bit, bit);
+                }
+                for from in 0..bits {
+                    let tail = &model[from as usize..];
+                    let find = |set| tail.iter().position(|value| *value == set).map(|at| from + at as u64);
+                    let as_scan = |found: Option<u64>| found.map_or(Scan::None, Scan::Found);
+                    assert_eq!(bitmap.next_set(from, usize::MAX), as_scan(find(true)));
+                    assert_eq!(bitmap.next_clear(from, usize::MAX), as_scan(find(false)));
+                    for set in [true, false] {
+                        let expected = find(!set).unwrap_or(bits) - from;
+                        assert_eq!(bitmap.run_length(from, set), expected);
+                    }
+                    let last = from + random.below(bits);
+                    let count = tail.iter().take((last - from + 1) as usize).filter(|set| **set).count();
+                    assert_eq!(bitmap.count_in(from, last), count as u64);
+                }
+                assert_eq!(bitmap.next_set(bits, 1), Scan::None);
+                assert_eq!(bitmap.run_length(bits, true), 0);
+                assert_eq!(bitmap.run_length(u64::MAX, false), 0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_search_in_steps_finds_the_same() {
+        let mut bitmap = bitmap(8 * 64 * 10);
+        bitmap.set_bits(64 * 7 + 5, 64 * 7 + 5);
+        assert_eq!(bitmap.next_set(3, 2), Scan::Continue(128));
+        assert_eq!(bitmap.next_set(128, 5), Scan::Continue(64 * 7));
+        assert_eq!(bitmap.next_set(64 * 7, 1), Scan::Found(64 * 7 + 5));
+        assert_eq!(bitmap.next_set(64 * 7 + 6, 0), Scan::Continue(64 * 8));
+        assert_eq!(bitmap.next_set(64 * 8, 2), Scan::None);
+    }
+
+    #[test]
+    fn any_set_looks_at_touched_blocks_only() {
+        let mut bitmap = bitmap(8 * 200);
+        bitmap.set_bits(64, 64);
+        assert!(!bitmap.any_set(0, 64 * 4096));
+        assert!(bitmap.any_set(0, 64 * 4096 + 512));
+        assert!(bitmap.any_set(64 * 8 + 7, 512));
+        assert!(!bitmap.any_set(65 * 8, MAX_RANGE_BYTES));
+    }
+
+    #[test]
+    fn set_all_and_clear_all_in_steps() {
+        for bits in [1u64, 63, 64, 65, 32768, 32769, 65536] {
+            let mut bitmap = bitmap(bits * 8);
+            let mut from = Some(0);
+            while let Some(word) = from {
+                from = bitmap.set_all(word, 100);
+            }
+            assert_eq!(bitmap.weight(), bits);
+            assert_eq!(bitmap.run_length(0, true), bits);
+            assert_eq!(bitmap.next_page_to_write(PagesToWrite::Changed), Some(0));
+            let mut from = Some(0);
+            while let Some(word) = from {
+                from = bitmap.clear_all(word, 7);
+            }
+            assert_eq!(bitmap.weight(), 0);
+        }
+        assert_eq!(bitmap(0).set_all(0, 100), None);
+    }
+
+    #[test]
+    fn words_of_the_peer_are_added_and_cut() {
+        let mut bitmap = bitmap(8 * 70);
+        bitmap.set_bits(65, 65);
+        assert_eq!(bitmap.or_word(0, 0xF0), 4);
+        assert_eq!(bitmap.or_word(1, u64::MAX), 5);
+        assert_eq!(bitmap.or_word(2, u64::MAX), 0);
+        assert_eq!(bitmap.weight(), 10);
+        assert_eq!((bitmap.word(0), bitmap.word(1), bitmap.word(2)), (0xF0, 0x3F, 0));
+    }
+
+    /// Sweeps over the pages to be written and copies each.
+    fn sweep(bitmap: &mut TestBitmap, which: PagesToWrite) -> Vec<usize> {
+        let mut written = Vec::new();
+        while let Some(page) = bitmap.next_page_to_write(which) {
+            bitmap.copy_page(page, &mut [0; 4096]);
+            written.push(page);
+        }
+        written
+    }
+
+    #[test]
+    fn changed_pages_are_written_once() {
+        let mut bitmap = bitmap(8 * BITS_PER_PAGE * 5);
+        assert_eq!(sweep(&mut bitmap, PagesToWrite::Changed), []);
+        bitmap.set_bits(BITS_PER_PAGE - 1, BITS_PER_PAGE);
+        bitmap.merge_bits(4 * BITS_PER_PAGE, 4 * BITS_PER_PAGE);
+        assert_eq!(sweep(&mut bitmap, PagesToWrite::Changed), [0, 1, 4]);
+        assert_eq!(sweep(&mut bitmap, PagesToWrite::Changed), []);
+        // A change that changes nothing is none.
+        bitmap.set_bits(BITS_PER_PAGE, BITS_PER_PAGE);
+        assert_eq!(sweep(&mut bitmap, PagesToWrite::Changed), []);
+        bitmap.clear_bits(BITS_PER_PAGE, BITS_PER_PAGE);
+        assert_eq!(sweep(&mut bitmap, PagesToWrite::Changed), [1]);
+        bitmap.mark_all_pages();
+        assert_eq!(sweep(&mut bitmap, PagesToWrite::Changed), [0, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn hinted_pages_are_written_when_they_changed() {
+        let mut bitmap = bitmap(8 * BITS_PER_PAGE * 5);
+        bitmap.set_bits(BITS_PER_PAGE * 3, BITS_PER_PAGE * 3);
+        bitmap.set_bits(BITS_PER_PAGE * 2, BITS_PER_PAGE * 2);
+        bitmap.hint_extent(31);
+        bitmap.hint_extent(3 * 32);
+        bitmap.hint_extent(5 * 32);
+        bitmap.hint_extent(u32::MAX);
+        assert_eq!(sweep(&mut bitmap, PagesToWrite::Hinted), [3]);
+        assert_eq!(sweep(&mut bitmap, PagesToWrite::Hinted), []);
+        // The needless hint for page 0 is forgotten.
+        bitmap.set_bits(0, 0);
+        assert_eq!(sweep(&mut bitmap, PagesToWrite::Hinted), []);
+        assert_eq!(sweep(&mut bitmap, PagesToWrite::Changed), [0, 2]);
+    }
+
+    #[test]
+    fn a_page_on_its_way_is_left_out_until_it_arrived() {
+        let mut bitmap = bitmap(8 * BITS_PER_PAGE * 3);
+        bitmap.set_bits(0, 0);
+        bitmap.set_bits(2 * BITS_PER_PAGE, 2 * BITS_PER_PAGE);
+        assert!(bitmap.lock_page_io(0));
+        assert!(!bitmap.lock_page_io(0));
+        assert!(!bitmap.lock_page_io(3));
+        bitmap.copy_page(0, &mut [0; 4096]);
+        bitmap.set_bits(1, 1);
+        bitmap.hint_extent(0);
+        assert_eq!(bitmap.pages_in_flight(), 1);
+        assert_eq!(bitmap.next_page_to_write(PagesToWrite::Hinted), None);
+        assert_eq!(sweep(&mut bitmap, PagesToWrite::Changed), [2]);
+        bitmap.unlock_page_io(0);
+        bitmap.unlock_page_io(0);
+        assert_eq!(bitmap.pages_in_flight(), 0);
+        assert_eq!(bitmap.next_page_to_write(PagesToWrite::Hinted), Some(0));
+        assert_eq!(sweep(&mut bitmap, PagesToWrite::Changed), [0]);
+    }
+
+    #[test]
+    fn pages_go_to_disk_and_come_back() {
+        for bits in [1u64, 63, 64, 65, 32704, 32768, 32769, 40000] {
+            let mut random = Random(bits + 1);
+            let mut bitmap = bitmap(bits * 8);
+            let model: Vec<bool> = (0..bits).map(|_| random.below(2) == 0).collect();
+            for bit in (0..bits).filter(|bit| model[*bit as usize]) {
+                bitmap.set_bits(bit, bit);
+            }
+            let mut loaded = self::bitmap(bits * 8);
+            for page in 0..bitmap.page_count() {
+                let mut block = [0xAA; 4096];
+                bitmap.copy_page(page, &mut block);
+                let byte = |bit: usize| block[(bit % 32768) / 8] >> (bit % 8) & 1 == 1;
+                let first = page * 32768;
+                for (bit, set) in model.iter().enumerate().skip(first).take(32768) {
+                    assert_eq!(byte(bit), *set);
+                }
+                loaded.load_page(page, &block);
+            }
+            assert_eq!(loaded.finish_load(), bitmap.weight());
+            assert_same(&loaded, &model);
+            assert_eq!(sweep(&mut loaded, PagesToWrite::Changed), []);
+        }
+    }
+
+    #[test]
+    fn loading_ignores_what_lies_beyond_the_end_and_keeps_the_last_word() {
+        for bits in [1u64, 63, 64, 65, 128, 32768, 32832] {
+            let mut bitmap = bitmap(bits * 8);
+            for page in 0..bitmap.page_count() + 1 {
+                bitmap.load_page(page, &[0xFF; 4096]);
+            }
+            assert_eq!(bitmap.finish_load(), bits);
+            assert_same(&bitmap, &vec![true; bits as usize]);
+            bitmap.load_page(0, &[0; 4096]);
+            assert_eq!(bitmap.finish_load(), bits.saturating_sub(32768));
+        }
+    }
+
+    #[test]
+    fn growing_and_shrinking() {
+        let mut bitmap = bitmap(8 * 65);
+        bitmap.set_bits(60, 64);
+        bitmap.resize(BitmapTables::new(8 * 130).unwrap(), true);
+        assert_eq!((bitmap.bits(), bitmap.weight()), (130, 5 + 65));
+        bitmap.resize(BitmapTables::new(8 * 33000).unwrap(), false);
+        assert_eq!((bitmap.bits(), bitmap.weight(), bitmap.page_count()), (33000, 70, 2));
+        assert_eq!(sweep(&mut bitmap, PagesToWrite::Changed), [0]);
+        // Down to an exact multiple of 64: the last word stays.
+        let old = bitmap.resize(BitmapTables::new(8 * 64).unwrap(), true);
+        assert_eq!(old.capacity_sectors, 8 * 33000);
+        assert_eq!((bitmap.bits(), bitmap.weight()), (64, 4));
+        bitmap.resize(BitmapTables::new(8 * 62).unwrap(), true);
+        assert_eq!((bitmap.bits(), bitmap.weight(), bitmap.word(0)), (62, 2, 3 << 60));
+        bitmap.resize(BitmapTables::new(0).unwrap(), true);
+        assert_eq!((bitmap.bits(), bitmap.weight(), bitmap.page_count()), (0, 0, 0));
+        bitmap.resize(BitmapTables::new(8 * 512).unwrap(), true);
+        assert_eq!(bitmap.weight(), 512);
+    }
+
+    #[test]
+    fn an_empty_bitmap_has_nothing() {
+        let mut bitmap = bitmap(0);
+        assert_eq!(
+            bitmap.set_range_sectors(0, 4096) + bitmap.clear_range_sectors(0, 4096),
+            0
+        );
+        assert_eq!(bitmap.next_set(0, 1), Scan::None);
+        assert_eq!(bitmap.or_word(0, 1), 0);
+        assert!(!bitmap.any_set(0, 4096) && !bitmap.is_set(0));
+        bitmap.load_page(0, &[0xFF; 4096]);
+        bitmap.copy_page(0, &mut [0; 4096]);
+        assert_eq!(bitmap.finish_load(), 0);
+    }
+}
