@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Memory of the data path: pages from a reserve that was filled beforehand.
+//!
+//! A block device must make progress when memory is short, because writing to it is how memory gets free again. So
+//! threads of the data path allocate inside a [`NoIoScope`], and pages come from a [`PagePool`].
+
+use super::raw;
+use core::marker::PhantomData;
+use core::ptr::{self, NonNull};
+use kernel::prelude::*;
+use kernel::sync::Arc;
+use kernel::types::{NotThreadSafe, Opaque};
+
+/// Bytes of a page.
+pub(crate) const PAGE_BYTES: usize = 4096;
+/// Largest piece of a chain, as power of two of pages: 32 KiB, what the page allocator keeps at hand per CPU.
+const LARGEST_ORDER: u32 = 3;
+/// Bound: bytes of one chain.
+pub(crate) const MAX_CHAIN_BYTES: usize = 1 << 20;
+
+/// While it lives, no allocation of this thread starts I/O to get memory (`GFP_KERNEL` means `GFP_NOIO`).
+pub(crate) struct NoIoScope {
+    previous: c_uint,
+    _same_thread: NotThreadSafe,
+}
+
+impl NoIoScope {
+    /// Enters the scope; it ends when the guard is dropped.
+    #[must_use = "the scope ends when the guard is dropped"]
+    pub(crate) fn enter() -> Self {
+        NoIoScope {
+            // SAFETY: Changes the current task's flags; taken back by the same task in `drop`.
+            previous: unsafe { raw::drbd_h_memalloc_noio_save() },
+            _same_thread: NotThreadSafe,
+        }
+    }
+}
+
+impl Drop for NoIoScope {
+    fn drop(&mut self) {
+        // SAFETY: The value is from the save of this task, the guard cannot change threads.
+        unsafe { raw::drbd_h_memalloc_noio_restore(self.previous) }
+    }
+}
+
+/// Says that the function may sleep; a debug kernel complains when it is called in atomic context.
+#[inline]
+pub(crate) fn might_sleep() {
+    // SAFETY: No requirements.
+    unsafe { raw::drbd_h_might_sleep() }
+}
+
+/// A reserve of pages: allocation from it waits for a page to come back, and never fails.
+#[pin_data(PinnedDrop)]
+pub(crate) struct PagePool {
+    #[pin]
+    pool: Opaque<raw::mempool_t>,
+}
+
+// SAFETY: A mempool has its own lock.
+unsafe impl Send for PagePool {}
+// SAFETY: As above.
+unsafe impl Sync for PagePool {}
+
+impl PagePool {
+    /// Makes a pool that keeps `reserve_pages` pages back. May sleep.
+    pub(crate) fn new(reserve_pages: u16) -> Result<Arc<Self>> {
+        Arc::pin_init(
+            try_pin_init!(Self {
+                pool <- Opaque::try_ffi_init(|slot: *mut raw::mempool_t| {
+                    // SAFETY: `slot` is valid memory for a pool; zeroed memory is its state before initialisation.
+                    unsafe { ptr::write_bytes(slot, 0, 1) };
+                    // SAFETY: As above.
+                    kernel::error::to_result(unsafe { raw::drbd_h_page_pool_init(slot, c_int::from(reserve_pages)) })
+                }),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// One page. May sleep.
+    fn page(&self) -> NonNull<raw::page> {
+        loop {
+            // SAFETY: The pool was initialised by `new`.
+            let page = unsafe { raw::drbd_h_mempool_alloc_page(self.pool.get()) };
+            // A pool does not fail when the caller may sleep.
+            if let Some(page) = NonNull::new(page) {
+                return page;
+            }
+        }
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for PagePool {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: Initialised by `new`; every chain holds a reference, so all pages are back.
+        unsafe { raw::mempool_exit(self.pool.get()) }
+    }
+}
+
+/// Owned pages for the data of one request: a list of pieces of 4 to 32 KiB, in order.
+///
+/// The pages are full but the last one. Dropping is allowed in any context. A page that somebody else, the network
+/// stack, still refers to is not used again before that reference is gone.
+///
+/// # Invariants
+/// `head` starts a list, linked through the pages' private words, of pages owned by this chain which together hold at
+/// least `bytes` bytes.
+pub(crate) struct PageChain {
+    head: *mut raw::page,
+    bytes: usize,
+    pool: Arc<PagePool>,
+}
+
+// SAFETY: The pages belong to the chain, no matter which thread has it.
+unsafe impl Send for PageChain {}
+// SAFETY: A shared reference only allows to read.
+unsafe impl Sync for PageChain {}
+
+impl PageChain {
+    /// Pages for `bytes` bytes, at most [`MAX_CHAIN_BYTES`]; what is asked for beyond is cut off. May sleep; does not
+    /// fail. The contents are whatever was there before.
+    pub(crate) fn new(pool: &Arc<PagePool>, bytes: usize) -> PageChain {
+        let bytes = bytes.min(MAX_CHAIN_BYTES);
+        let mut chain = PageChain {
+            head: ptr::null_mut(),
+            bytes,
+            pool: pool.clone(),
+        };
+        let mut tail = ptr::null_mut();
+        let mut left = bytes.div_ceil(PAGE_BYTES);
+        while left > 0 {
+            let (page, pages) = chain.piece(left);
+            // SAFETY: Fresh from the allocator, owned.
+            unsafe { raw::drbd_h_set_page_next(page.as_ptr(), ptr::null_mut()) };
+            if chain.head.is_null() {
+                chain.head = page.as_ptr();
+            } else {
+                // SAFETY: `tail` is the page allocated in the round before.
+                unsafe { raw::drbd_h_set_page_next(tail, page.as_ptr()) };
+            }
+            tail = page.as_ptr();
+            left = left.saturating_sub(pages);
+        }
+        chain
+    }
+
+    /// A piece of at most `left` pages, the largest that is at hand.
+    fn piece(&self, left: usize) -> (NonNull<raw::page>, usize) {
+        let order = left.ilog2().min(LARGEST_ORDER);
+        if order > 0 {
+            // SAFETY: No requirements.
+            let page = unsafe { raw::drbd_h_alloc_pages_hint(order) };
+            if let Some(page) = NonNull::new(page) {
+                return (page, 1 << order);
+            }
+        }
+        (self.pool.page(), 1)
+    }
+
+    /// Number of bytes.
+    #[inline]
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The data, piece by piece.
+    pub(crate) fn segments(&self) -> impl Iterator<Item = &[u8]> {
+        self.pieces().map(|piece| {
+            // SAFETY: The pieces are owned by `self`, which is borrowed as long as the slices live.
+            unsafe { core::slice::from_raw_parts(piece.address(), piece.bytes) }
+        })
+    }
+
+    /// The memory, piece by piece.
+    pub(crate) fn segments_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        self.pieces().map(|piece| {
+            // SAFETY: The pieces do not overlap and are owned by `self`, which is borrowed as long as the slices live.
+            unsafe { core::slice::from_raw_parts_mut(piece.address(), piece.bytes) }
+        })
+    }
+
+    /// Fills everything with zeroes.
+    pub(crate) fn zero(&mut self) {
+        for segment in self.segments_mut() {
+            segment.fill(0);
+        }
+    }
+
+    pub(super) fn pieces(&self) -> Pieces<'_> {
+        Pieces {
+            next: self.head,
+            left: self.bytes,
+            _chain: PhantomData,
+        }
+    }
+
+    /// Describes the data from `from_byte` on, as far as `vectors` is long enough. Returns the number of vectors.
+    pub(super) fn bvecs(&self, from_byte: usize, vectors: &mut [raw::bio_vec]) -> usize {
+        let (mut skip, mut count) = (from_byte, 0);
+        for piece in self.pieces() {
+            let offset = skip.min(piece.bytes);
+            skip -= offset;
+            if offset == piece.bytes {
+                continue;
+            }
+            let Some(vector) = vectors.get_mut(count) else { break };
+            // CAST: A piece is at most 32 KiB.
+            *vector = raw::bio_vec {
+                bv_page: piece.page,
+                bv_len: (piece.bytes - offset) as u32,
+                bv_offset: offset as u32,
+            };
+            count += 1;
+        }
+        count
+    }
+}
+
+impl Drop for PageChain {
+    fn drop(&mut self) {
+        let mut page = self.head;
+        while !page.is_null() {
+            // SAFETY: By the invariant `page` is owned by the chain.
+            let next = unsafe { raw::drbd_h_page_next(page) };
+            // SAFETY: As above.
+            unsafe { raw::drbd_h_set_page_next(page, ptr::null_mut()) };
+            // SAFETY: As above.
+            let order = unsafe { raw::drbd_h_page_order(page) };
+            // SAFETY: As above.
+            if order > 0 || unsafe { raw::drbd_h_page_is_shared(page) } {
+                // SAFETY: The chain gives up its reference and does not use the page any more.
+                unsafe { raw::drbd_h_put_page(page) };
+            } else {
+                // SAFETY: A page of order 0 may go into the pool; nobody else refers to it.
+                unsafe { raw::mempool_free(page.cast(), self.pool.pool.get()) };
+            }
+            page = next;
+        }
+    }
+}
+
+/// One piece of a chain.
+#[derive(Clone, Copy)]
+pub(super) struct Piece {
+    pub(super) page: *mut raw::page,
+    pub(super) bytes: usize,
+}
+
+impl Piece {
+    fn address(self) -> *mut u8 {
+        // SAFETY: Pieces come from an iterator over a live chain; its pages are in the direct mapping.
+        unsafe { raw::drbd_h_page_address(self.page) }.cast()
+    }
+}
+
+/// The pieces of a chain, in order.
+pub(super) struct Pieces<'a> {
+    next: *mut raw::page,
+    left: usize,
+    _chain: PhantomData<&'a PageChain>,
+}
+
+impl Iterator for Pieces<'_> {
+    type Item = Piece;
+
+    #[inline]
+    fn next(&mut self) -> Option<Piece> {
+        if self.next.is_null() || self.left == 0 {
+            return None;
+        }
+        let page = self.next;
+        // SAFETY: By the invariant of the borrowed chain, `page` is one of its pages.
+        let order = unsafe { raw::drbd_h_page_order(page) };
+        let bytes = (PAGE_BYTES << order.min(LARGEST_ORDER)).min(self.left);
+        self.left -= bytes;
+        // SAFETY: As above.
+        self.next = unsafe { raw::drbd_h_page_next(page) };
+        Some(Piece { page, bytes })
+    }
+}
