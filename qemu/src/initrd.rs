@@ -84,7 +84,7 @@ mod tests {
         assert!(second.starts_with("07070100000002000081ed"), "{second}");
         assert_eq!(&second[54..62], "00000005");
         assert_eq!(&second[110..120], "payload/a\0");
-        assert!(second[120..].starts_with("12345\0\0\0070701"), "{second}");
+        assert!(second[120..].starts_with("12345\0\0\x00070701"), "{second}");
         assert!(text.contains("TRAILER!!!\0"));
     }
 }

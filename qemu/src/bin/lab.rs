@@ -19,7 +19,7 @@ lab console SOCKET...         connect this terminal to a console of `lab boot`
   --size MIB                  size of /dev/sdb1 (128)
   --sector 512|4096           sector size of the disks (512)
   --vcpus N  --memory MIB     of each machine (1, 640)
-  --mtu BYTES                 of the link (1500)
+  --mtu BYTES                 of the link (9000)
   --accel kvm|tcg|counted     instead of what a probe finds
   --parameters WORDS          parameters of the module (usermode_helper=/bin/true)
   --quiet                     try: no kernel logs at the end, unless something failed
