@@ -224,19 +224,22 @@ impl<S: Storage> ActivityLog<S> {
         self.pending_count != 0
     }
 
-    /// Whether a transaction is on its way: built, and not yet [`ActivityLog::committed`].
+    /// Whether a transaction is on its way: started, and not yet [`ActivityLog::committed`].
     pub fn in_progress(&self) -> bool {
         self.in_progress
     }
 
-    /// Builds the block of the next transaction, with the changes so far (maybe none, when the ring is initialised),
-    /// and lets no further changes in until [`ActivityLog::committed`]. False, and nothing done, when one is on its way.
-    // spec: metadata 4.1, 4.5
-    pub fn transaction(&mut self, number: u32, block: &mut Block) -> bool {
-        if self.in_progress {
-            return false;
-        }
-        self.in_progress = true;
+    /// A transaction begins with the changes so far (maybe none, when the ring is initialised): no further changes are let
+    /// in until [`ActivityLog::committed`]. False, and nothing done, when one is on its way.
+    // spec: metadata 4.3
+    pub fn start_transaction(&mut self) -> bool {
+        !core::mem::replace(&mut self.in_progress, true)
+    }
+
+    /// Builds the block of the transaction that was started; once for each transaction, because the next one repeats
+    /// the next window of the table.
+    // spec: metadata 4.1
+    pub fn encode_transaction(&mut self, number: u32, block: &mut Block) {
         let behind = (self.context_next + AL_CONTEXT_PER_TRANSACTION).min(self.committed.len());
         Transaction {
             number,
@@ -248,7 +251,16 @@ impl<S: Storage> ActivityLog<S> {
         }
         .encode(block);
         self.context_next = if behind == self.committed.len() { 0 } else { behind };
-        true
+    }
+
+    /// [`ActivityLog::start_transaction`] and [`ActivityLog::encode_transaction`] in one, where no bitmap pages have to be
+    /// written between them.
+    pub fn transaction(&mut self, number: u32, block: &mut Block) -> bool {
+        let started = self.start_transaction();
+        if started {
+            self.encode_transaction(number, block);
+        }
+        started
     }
 
     /// The extents that lose their slot by the transaction: their bitmap pages must be on disk before it.

@@ -45,7 +45,7 @@ pub enum Scan {
 
 /// Which pages to write. spec: metadata 5.2
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PagesToWrite {
+pub enum Pages {
     /// Every page that was changed, for whatever reason.
     Changed,
     /// Pages with a hint that were changed: before an activity log transaction.
@@ -168,8 +168,8 @@ impl<S: Storage> Bitmap<S> {
     }
 
     /// Number of 4 KiB pages.
-    pub fn page_count(&self) -> usize {
-        self.pages.len()
+    pub fn page_count(&self) -> u64 {
+        self.pages.len() as u64
     }
 
     /// A word: bit 0 is the lowest block. 0 beyond the end.
@@ -251,13 +251,23 @@ impl<S: Storage> Bitmap<S> {
         self.change_word(index, value, true, LAZY_WRITEOUT)
     }
 
-    /// Sets all bits, `limit_words` words in this call, beginning with `from_word`. Returns where to go on.
-    pub fn set_all(&mut self, from_word: usize, limit_words: usize) -> Option<usize> {
+    /// Sets all bits. Walks over the whole bitmap.
+    pub fn set_all(&mut self) {
+        self.set_all_from(0, usize::MAX);
+    }
+
+    /// Clears all bits. Walks over the whole bitmap.
+    pub fn clear_all(&mut self) {
+        self.clear_all_from(0, usize::MAX);
+    }
+
+    /// [`Bitmap::set_all`] in steps: `limit_words` words in this call, beginning with `from_word`. Returns where to go on.
+    pub fn set_all_from(&mut self, from_word: usize, limit_words: usize) -> Option<usize> {
         self.change_all(from_word, limit_words, true, NEED_WRITEOUT)
     }
 
-    /// Clears all bits, `limit_words` words in this call, beginning with `from_word`. Returns where to go on.
-    pub fn clear_all(&mut self, from_word: usize, limit_words: usize) -> Option<usize> {
+    /// [`Bitmap::clear_all`] in steps, as [`Bitmap::set_all_from`].
+    pub fn clear_all_from(&mut self, from_word: usize, limit_words: usize) -> Option<usize> {
         self.change_all(from_word, limit_words, false, LAZY_WRITEOUT)
     }
 
@@ -297,20 +307,21 @@ impl<S: Storage> Bitmap<S> {
     }
 
     /// The lowest page that has to be written and has no write on its way. Hints that turn out needless are dropped.
-    pub fn next_page_to_write(&mut self, which: PagesToWrite) -> Option<usize> {
-        match which {
-            PagesToWrite::Changed => self.next_changed_page(),
-            PagesToWrite::Hinted => self.next_hinted_page(),
-        }
+    pub fn next_page_to_write(&mut self, which: Pages) -> Option<u64> {
+        let page = match which {
+            Pages::Changed => self.next_changed_page(),
+            Pages::Hinted => self.next_hinted_page(),
+        };
+        page.map(|page| page as u64)
     }
 
     /// Copies a page in the format of the disk and takes its flags away, so that a change from now on flags it anew.
     /// Zeroes beyond the end.
-    pub fn copy_page(&mut self, page: usize, block: &mut Block) {
-        if let Some(flags) = self.pages.get_mut(page) {
+    pub fn copy_page(&mut self, page: u64, block: &mut Block) {
+        if let Some(flags) = self.page_mut(page) {
             *flags &= !(CHANGED | HINT);
         }
-        let first = page.saturating_mul(WORDS_PER_PAGE);
+        let first = first_word(page);
         for (index, target) in block.chunks_exact_mut(8).enumerate() {
             target.copy_from_slice(&self.word(first.saturating_add(index)).to_le_bytes());
         }
@@ -319,8 +330,8 @@ impl<S: Storage> Bitmap<S> {
     /// Notes that a write of the page is on its way: [`Bitmap::next_page_to_write`] leaves it out until
     /// [`Bitmap::unlock_page_io`], so that two writes of one page never overtake each other. False when there is one
     /// already.
-    pub fn lock_page_io(&mut self, page: usize) -> bool {
-        match self.pages.get_mut(page) {
+    pub fn lock_page_io(&mut self, page: u64) -> bool {
+        match self.page_mut(page) {
             Some(flags) if *flags & IO_LOCKED == 0 => {
                 *flags |= IO_LOCKED;
                 self.pages_in_flight += 1;
@@ -331,8 +342,8 @@ impl<S: Storage> Bitmap<S> {
     }
 
     /// The write noted by [`Bitmap::lock_page_io`] ended.
-    pub fn unlock_page_io(&mut self, page: usize) {
-        match self.pages.get_mut(page) {
+    pub fn unlock_page_io(&mut self, page: u64) {
+        match self.page_mut(page) {
             Some(flags) if *flags & IO_LOCKED != 0 => {
                 *flags &= !IO_LOCKED;
                 self.pages_in_flight = self.pages_in_flight.saturating_sub(1);
@@ -342,14 +353,14 @@ impl<S: Storage> Bitmap<S> {
     }
 
     /// Pages between [`Bitmap::lock_page_io`] and [`Bitmap::unlock_page_io`]. The hinted pages are on disk when
-    /// [`PagesToWrite::Hinted`] finds none and this is zero.
+    /// [`Pages::Hinted`] finds none and this is zero.
     pub fn pages_in_flight(&self) -> usize {
         self.pages_in_flight
     }
 
     /// Takes over a page read from disk. Bits beyond the end are ignored.
-    pub fn load_page(&mut self, page: usize, block: &Block) {
-        let first = page.saturating_mul(WORDS_PER_PAGE);
+    pub fn load_page(&mut self, page: u64, block: &Block) {
+        let first = first_word(page);
         for (index, source) in block.chunks_exact(8).enumerate() {
             let index = first.saturating_add(index);
             let value = source.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes)) & self.valid_mask(index);
@@ -357,7 +368,7 @@ impl<S: Storage> Bitmap<S> {
             self.weight = self.weight - u64::from(word.count_ones()) + u64::from(value.count_ones());
             *word = value;
         }
-        if let Some(flags) = self.pages.get_mut(page) {
+        if let Some(flags) = self.page_mut(page) {
             *flags &= !(CHANGED | HINT);
         }
     }
@@ -366,6 +377,10 @@ impl<S: Storage> Bitmap<S> {
     // The last word keeps all of its bits when their number is a multiple of 64. spec: metadata 5.1
     pub fn finish_load(&mut self) -> u64 {
         self.weight
+    }
+
+    fn page_mut(&mut self, page: u64) -> Option<&mut u8> {
+        self.pages.get_mut(usize::try_from(page).ok()?)
     }
 
     fn next_changed_page(&mut self) -> Option<usize> {
@@ -512,6 +527,12 @@ fn bits_of(capacity_sectors: u64) -> u64 {
 
 fn word_of(bit: u64) -> usize {
     usize::try_from(bit / 64).unwrap_or(usize::MAX)
+}
+
+fn first_word(page: u64) -> usize {
+    usize::try_from(page)
+        .unwrap_or(usize::MAX)
+        .saturating_mul(WORDS_PER_PAGE)
 }
 
 /// The bits of word `index` that lie between `first` and `last`, both included.
@@ -720,18 +741,23 @@ mod tests {
             let mut bitmap = bitmap(bits * 8);
             let mut from = Some(0);
             while let Some(word) = from {
-                from = bitmap.set_all(word, 100);
+                from = bitmap.set_all_from(word, 100);
             }
             assert_eq!(bitmap.weight(), bits);
             assert_eq!(bitmap.run_length(0, true), bits);
-            assert_eq!(bitmap.next_page_to_write(PagesToWrite::Changed), Some(0));
+            assert_eq!(bitmap.next_page_to_write(Pages::Changed), Some(0));
             let mut from = Some(0);
             while let Some(word) = from {
-                from = bitmap.clear_all(word, 7);
+                from = bitmap.clear_all_from(word, 7);
             }
             assert_eq!(bitmap.weight(), 0);
         }
-        assert_eq!(bitmap(0).set_all(0, 100), None);
+        let mut bitmap = bitmap(8 * 100);
+        bitmap.set_all();
+        assert_eq!(bitmap.weight(), 100);
+        bitmap.clear_all();
+        assert_eq!(bitmap.weight(), 0);
+        assert_eq!(self::bitmap(0).set_all_from(0, 100), None);
     }
 
     #[test]
@@ -746,7 +772,7 @@ mod tests {
     }
 
     /// Sweeps over the pages to be written and copies each.
-    fn sweep(bitmap: &mut TestBitmap, which: PagesToWrite) -> Vec<usize> {
+    fn sweep(bitmap: &mut TestBitmap, which: Pages) -> Vec<u64> {
         let mut written = Vec::new();
         while let Some(page) = bitmap.next_page_to_write(which) {
             bitmap.copy_page(page, &mut [0; 4096]);
@@ -758,18 +784,18 @@ mod tests {
     #[test]
     fn changed_pages_are_written_once() {
         let mut bitmap = bitmap(8 * BITS_PER_PAGE * 5);
-        assert_eq!(sweep(&mut bitmap, PagesToWrite::Changed), []);
+        assert_eq!(sweep(&mut bitmap, Pages::Changed), []);
         bitmap.set_bits(BITS_PER_PAGE - 1, BITS_PER_PAGE);
         bitmap.merge_bits(4 * BITS_PER_PAGE, 4 * BITS_PER_PAGE);
-        assert_eq!(sweep(&mut bitmap, PagesToWrite::Changed), [0, 1, 4]);
-        assert_eq!(sweep(&mut bitmap, PagesToWrite::Changed), []);
+        assert_eq!(sweep(&mut bitmap, Pages::Changed), [0, 1, 4]);
+        assert_eq!(sweep(&mut bitmap, Pages::Changed), []);
         // A change that changes nothing is none.
         bitmap.set_bits(BITS_PER_PAGE, BITS_PER_PAGE);
-        assert_eq!(sweep(&mut bitmap, PagesToWrite::Changed), []);
+        assert_eq!(sweep(&mut bitmap, Pages::Changed), []);
         bitmap.clear_bits(BITS_PER_PAGE, BITS_PER_PAGE);
-        assert_eq!(sweep(&mut bitmap, PagesToWrite::Changed), [1]);
+        assert_eq!(sweep(&mut bitmap, Pages::Changed), [1]);
         bitmap.mark_all_pages();
-        assert_eq!(sweep(&mut bitmap, PagesToWrite::Changed), [0, 1, 2, 3, 4]);
+        assert_eq!(sweep(&mut bitmap, Pages::Changed), [0, 1, 2, 3, 4]);
     }
 
     #[test]
@@ -781,12 +807,12 @@ mod tests {
         bitmap.hint_extent(3 * 32);
         bitmap.hint_extent(5 * 32);
         bitmap.hint_extent(u32::MAX);
-        assert_eq!(sweep(&mut bitmap, PagesToWrite::Hinted), [3]);
-        assert_eq!(sweep(&mut bitmap, PagesToWrite::Hinted), []);
+        assert_eq!(sweep(&mut bitmap, Pages::Hinted), [3]);
+        assert_eq!(sweep(&mut bitmap, Pages::Hinted), []);
         // The needless hint for page 0 is forgotten.
         bitmap.set_bits(0, 0);
-        assert_eq!(sweep(&mut bitmap, PagesToWrite::Hinted), []);
-        assert_eq!(sweep(&mut bitmap, PagesToWrite::Changed), [0, 2]);
+        assert_eq!(sweep(&mut bitmap, Pages::Hinted), []);
+        assert_eq!(sweep(&mut bitmap, Pages::Changed), [0, 2]);
     }
 
     #[test]
@@ -801,13 +827,13 @@ mod tests {
         bitmap.set_bits(1, 1);
         bitmap.hint_extent(0);
         assert_eq!(bitmap.pages_in_flight(), 1);
-        assert_eq!(bitmap.next_page_to_write(PagesToWrite::Hinted), None);
-        assert_eq!(sweep(&mut bitmap, PagesToWrite::Changed), [2]);
+        assert_eq!(bitmap.next_page_to_write(Pages::Hinted), None);
+        assert_eq!(sweep(&mut bitmap, Pages::Changed), [2]);
         bitmap.unlock_page_io(0);
         bitmap.unlock_page_io(0);
         assert_eq!(bitmap.pages_in_flight(), 0);
-        assert_eq!(bitmap.next_page_to_write(PagesToWrite::Hinted), Some(0));
-        assert_eq!(sweep(&mut bitmap, PagesToWrite::Changed), [0]);
+        assert_eq!(bitmap.next_page_to_write(Pages::Hinted), Some(0));
+        assert_eq!(sweep(&mut bitmap, Pages::Changed), [0]);
     }
 
     #[test]
@@ -824,7 +850,7 @@ mod tests {
                 let mut block = [0xAA; 4096];
                 bitmap.copy_page(page, &mut block);
                 let byte = |bit: usize| block[(bit % 32768) / 8] >> (bit % 8) & 1 == 1;
-                let first = page * 32768;
+                let first = page as usize * 32768;
                 for (bit, set) in model.iter().enumerate().skip(first).take(32768) {
                     assert_eq!(byte(bit), *set);
                 }
@@ -832,7 +858,7 @@ mod tests {
             }
             assert_eq!(loaded.finish_load(), bitmap.weight());
             assert_same(&loaded, &model);
-            assert_eq!(sweep(&mut loaded, PagesToWrite::Changed), []);
+            assert_eq!(sweep(&mut loaded, Pages::Changed), []);
         }
     }
 
@@ -858,7 +884,7 @@ mod tests {
         assert_eq!((bitmap.bits(), bitmap.weight()), (130, 5 + 65));
         bitmap.resize(BitmapTables::new(8 * 33000).unwrap(), false);
         assert_eq!((bitmap.bits(), bitmap.weight(), bitmap.page_count()), (33000, 70, 2));
-        assert_eq!(sweep(&mut bitmap, PagesToWrite::Changed), [0]);
+        assert_eq!(sweep(&mut bitmap, Pages::Changed), [0]);
         // Down to an exact multiple of 64: the last word stays.
         let old = bitmap.resize(BitmapTables::new(8 * 64).unwrap(), true);
         assert_eq!(old.capacity_sectors, 8 * 33000);
