@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `create-md`, `restore-md` and moving meta data after the device has grown: everything that writes a superblock where
+//! there was none.
+//!
+//! spec: metadata 9.3, 9.4, 9.8
+
+use super::apply_al::{initialise_ring, read_ring};
+use super::device::{AlignedBuffer, Device, BLOCK_BYTES, SECTOR_BYTES};
+use super::dump::Dump;
+use super::existing::{classify, with_volume_manager_size, Contents, PROBE_BYTES};
+use super::store::{bitmap_bytes, look, look_at_last_known, plan, write_block, write_superblock, Found, Lookup};
+use super::Session;
+use crate::confirm::confirm;
+use crate::failure::Failure;
+use engine::metadata::layout::{Layout, MetaIndex, Striping};
+use engine::metadata::superblock::{Magic, MetaFlags, Superblock, SuperblockError, MAGIC_07};
+
+/// Largest activity log the tool makes, blocks.
+const MAX_CREATED_BLOCKS: u64 = 8192;
+/// Meta data of version 0.7 with a fixed size lay this far before the end of the device, sectors.
+const FIXED_07_SECTORS: u64 = 262_144;
+/// Unit in which bitmaps are copied, bytes.
+const COPY_BYTES: usize = 1 << 20;
+
+/// Options of `create-md` and `restore-md`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CreateOptions {
+    /// Largest bio the peer takes, bytes.
+    pub peer_max_bio_bytes: Option<u32>,
+    /// Stripes of the activity log.
+    pub al_stripes: Option<u32>,
+    /// Size of one of them, KiB.
+    pub al_stripe_size_kib: Option<u32>,
+}
+
+impl CreateOptions {
+    fn striping(&self, default: Striping) -> Result<Striping, Failure> {
+        let striping = Striping {
+            stripes: self.al_stripes.unwrap_or(default.stripes),
+            stripe_size_4k: self.al_stripe_size_kib.map_or(default.stripe_size_4k, |kib| kib / 4),
+        };
+        if !(Striping::MIN_BLOCKS..=MAX_CREATED_BLOCKS).contains(&striping.blocks()) {
+            let kib = striping.blocks().saturating_mul(4);
+            let text = format!("an activity log of {kib} KiB is not possible, 32 KiB to 32 MiB are");
+            return Err(Failure::new(10, text));
+        }
+        Ok(striping)
+    }
+}
+
+/// Makes new meta data.
+///
+/// # Errors
+/// Exit code 1 when the user says no, 40 when data would be destroyed, 10 on I/O errors and bad options.
+pub fn create(session: &Session, options: CreateOptions) -> Result<(), Failure> {
+    let (device, index) = (&session.device, session.index);
+    let striping = options.striping(Striping::DEFAULT)?;
+    let layout = plan(device, index, striping)?;
+    let note = session.note();
+    let lookup = look(device, index, device.size_sectors())?;
+    if !matches!(lookup, Lookup::Valid(_)) {
+        if let Some(old) = look_at_last_known(device, index, note.as_ref(), session.force)? {
+            let question = "There is meta data for this device from before it has grown.\nMove it to the new end?";
+            if !session.force && confirm(question, false) {
+                check_existing_data(session, &layout)?;
+                let moved = move_after_growth(device, &old)?;
+                session.remember(&moved.superblock);
+                return Ok(());
+            }
+        }
+    }
+    let same_place = match &lookup {
+        Lookup::Nothing => other_internal_version(device, index)?.map(|version| (version, false)),
+        Lookup::OtherVersion(error) => Some((error.to_string(), false)),
+        Lookup::Valid(found) if found.layout.striping == striping => Some(("v08 meta data".to_owned(), true)),
+        Lookup::Valid(_) => Some(("v08 meta data with another activity log layout".to_owned(), true)),
+    };
+    if let Some((what, same_version)) = same_place {
+        let path = device.path().display();
+        eprintln!("You want v08 meta data to be created on {path}, and there is already: {what}.");
+        let question = if same_version {
+            "Overwrite the existing meta data?"
+        } else {
+            "Replace it by new v08 meta data?"
+        };
+        if !confirm(question, session.force) {
+            return Err(Failure::new(1, "Nothing was changed."));
+        }
+    }
+    let known_good = matches!(lookup, Lookup::Valid(_));
+    let mut superblock = Superblock::new_created(&layout, 0, striping);
+    superblock.la_peer_max_bio_bytes = options.peer_max_bio_bytes.unwrap_or(0);
+    if !known_good {
+        check_existing_data(session, &layout)?;
+    }
+    println!("initializing activity log");
+    initialise_ring(device, &layout)?;
+    let bitmap = bitmap_bytes(device.size_sectors()).min(layout.bitmap_sectors * SECTOR_BYTES / 4096 * 4096);
+    eprintln!("initializing bitmap ({} KB) to all zero", bitmap / 1024);
+    device.zero(layout.bitmap_sector(), bitmap)?;
+    println!("Writing meta data...");
+    write_superblock(device, &Found { layout, superblock }, Magic::Clean)?;
+    session.remember(&superblock);
+    println!("New drbd meta data block successfully created.");
+    Ok(())
+}
+
+/// Writes what a dump says.
+///
+/// # Errors
+/// As [`create`].
+pub fn restore(session: &Session, options: CreateOptions, dump: &Dump) -> Result<(), Failure> {
+    let (device, index) = (&session.device, session.index);
+    if matches!(look(device, index, device.size_sectors())?, Lookup::Valid(_))
+        && !confirm(
+            "There is valid meta data in this place already.\nOverwrite it?",
+            session.force,
+        )
+    {
+        return Err(Failure::new(1, "Nothing was changed."));
+    }
+    let recorded = Striping {
+        stripes: dump.al_stripes,
+        stripe_size_4k: dump.al_stripe_size_4k,
+    };
+    let striping = options.striping(recorded)?;
+    let layout = plan(device, index, striping)?;
+    check_existing_data(session, &layout)?;
+    let mut superblock = Superblock::new_created(&layout, dump.device_uuid, striping);
+    superblock.uuids = dump.uuids;
+    superblock.flags = MetaFlags(dump.flags);
+    superblock.la_size_sectors = dump.la_size_sectors.min(layout.usable_sectors);
+    superblock.la_peer_max_bio_bytes = dump.la_peer_max_bio_bytes;
+    write_dumped_bitmap(device, &layout, bitmap_bytes(superblock.la_size_sectors), &dump.bitmap)?;
+    // The dump says nothing about the log: an empty one is the truth after a restore.
+    initialise_ring(device, &layout)?;
+    write_superblock(device, &Found { layout, superblock }, Magic::Clean)?;
+    session.remember(&superblock);
+    println!("Successfully restored meta data");
+    Ok(())
+}
+
+fn write_dumped_bitmap(device: &Device, layout: &Layout, bytes: u64, runs: &[(u64, u64)]) -> Result<(), Failure> {
+    let mut sector = layout.bitmap_sector();
+    let mut left = bytes.min(layout.bitmap_sectors * SECTOR_BYTES / BLOCK_BYTES as u64 * BLOCK_BYTES as u64);
+    let mut words = runs.iter().flat_map(|(count, word)| (0..*count).map(|_| *word));
+    while left > 0 {
+        let len = left.min(COPY_BYTES as u64);
+        let mut chunk = AlignedBuffer::zeroed(len as usize);
+        for (target, word) in chunk.chunks_exact_mut(8).zip(&mut words) {
+            target.copy_from_slice(&word.to_le_bytes());
+        }
+        device.write(sector, &chunk)?;
+        sector += len / SECTOR_BYTES;
+        left -= len;
+    }
+    if words.next().is_some() {
+        eprintln!("The dump has more bitmap than this device needs, the rest was left out.");
+    }
+    Ok(())
+}
+
+/// Moves internal meta data to the end of a device that has grown.
+///
+/// The part of the bitmap that is new is written as out of sync: nobody has ever synchronised that storage.
+/// Interrupting this while old and new area overlap loses the meta data.
+///
+/// # Errors
+/// Exit code 10.
+// spec: metadata 9.8
+pub fn move_after_growth(device: &Device, old: &Found) -> Result<Found, Failure> {
+    let layout = plan(device, old.layout.index, old.layout.striping)?;
+    let ring = read_ring(device, &old.layout)?;
+    let old_bytes = old.layout.bitmap_sectors * SECTOR_BYTES;
+    let new_bytes = layout.bitmap_sectors * SECTOR_BYTES;
+    // From the end on: the area moves towards higher sectors.
+    let mut end = old_bytes;
+    while end > 0 {
+        let len = end.min(COPY_BYTES as u64);
+        let at = (end - len) / SECTOR_BYTES;
+        let chunk = device.read(old.layout.bitmap_sector() + at, len as usize)?;
+        device.write(layout.bitmap_sector() + at, &chunk)?;
+        end -= len;
+    }
+    let mut at = old_bytes;
+    while at < new_bytes {
+        let mut ones = AlignedBuffer::zeroed((new_bytes - at).min(COPY_BYTES as u64) as usize);
+        ones.fill(0xFF);
+        device.write(layout.bitmap_sector() + at / SECTOR_BYTES, &ones)?;
+        at += ones.len() as u64;
+    }
+    device.write(layout.al_sector(), &ring)?;
+    let mut superblock = old.superblock;
+    superblock.set_layout(&layout);
+    let moved = Found { layout, superblock };
+    write_superblock(device, &moved, superblock.magic)?;
+    if old.layout.superblock_sector < layout.bitmap_sector() {
+        write_block(device, old.layout.superblock_sector, &[0; BLOCK_BYTES])?;
+    }
+    device.sync()?;
+    eprintln!("The device has grown, the meta data was moved to its new end.");
+    Ok(moved)
+}
+
+/// Meta data of a version that lies in another place of the device.
+fn other_internal_version(device: &Device, index: MetaIndex) -> Result<Option<String>, Failure> {
+    if !index.is_internal() {
+        return Ok(None);
+    }
+    let Some(sector) = (device.size_sectors() & !7).checked_sub(FIXED_07_SECTORS) else {
+        return Ok(None);
+    };
+    let block = super::store::read_block(device, sector)?;
+    Ok(match Superblock::decode_raw(&block) {
+        Err(SuperblockError::Old07) => Some(format!("meta data of version 0.7 ({MAGIC_07:#x})")),
+        _ => None,
+    })
+}
+
+/// Refuses or asks when the device holds something that is not ours.
+// spec: metadata 9.4
+fn check_existing_data(session: &Session, layout: &Layout) -> Result<(), Failure> {
+    let device = &session.device;
+    let probe = PROBE_BYTES.min((device.size_bytes() as usize) / BLOCK_BYTES * BLOCK_BYTES);
+    let head = device.read(0, probe)?;
+    let contents = with_volume_manager_size(classify(&head), device.path());
+    if contents == Contents::Empty {
+        return Ok(());
+    }
+    println!("md_offset {}", layout.superblock_sector * SECTOR_BYTES);
+    println!("al_offset {}", layout.al_sector() * SECTOR_BYTES);
+    println!("bm_offset {}", layout.bitmap_sector() * SECTOR_BYTES);
+    let usable_kib = layout.usable_sectors / 2;
+    let path = device.path().display();
+    let refused = |why: &str| Err(Failure::new(40, format!("Refused: {why}")));
+    match contents {
+        Contents::Empty => Ok(()),
+        _ if contents.is_recognised() && !session.index.is_internal() => {
+            println!("\nFound on {path}: {}", name_of(&contents));
+            if session.ignore_sanity_checks {
+                return Ok(());
+            }
+            refused("this would destroy it. If it is not needed any more, zero out the beginning of the device.")
+        }
+        Contents::Unsized { name } => {
+            println!("\nFound on {path}: {name}, of unknown size");
+            if session.ignore_sanity_checks {
+                return Ok(());
+            }
+            refused(
+                "internal meta data could destroy its end. If it is not needed, zero out the beginning of the device.",
+            )
+        }
+        Contents::Sized { name, bytes } => {
+            println!("\nFound on {path}: {name}");
+            println!("{:12} kB data area apparently used", bytes / 1024);
+            println!("{usable_kib:12} kB left usable by current configuration\n");
+            if bytes / SECTOR_BYTES > layout.usable_sectors {
+                return refused(
+                    "the meta data would overwrite the end of it. Shrink it first, or use an external meta-disk.",
+                );
+            }
+            ask(
+                "The meta data seems to fit behind it, but that is only a guess.\nProceed?",
+                session,
+            )
+        }
+        Contents::Unknown => {
+            println!("\nFound some data on {path}\n\n ==> This might destroy existing data! <==");
+            ask("Proceed?", session)
+        }
+    }
+}
+
+fn name_of(contents: &Contents) -> &'static str {
+    match contents {
+        Contents::Sized { name, .. } | Contents::Unsized { name } => name,
+        Contents::Empty => "nothing",
+        Contents::Unknown => "some data",
+    }
+}
+
+fn ask(question: &str, session: &Session) -> Result<(), Failure> {
+    if confirm(question, session.force) {
+        Ok(())
+    } else {
+        Err(Failure::new(1, "Nothing was changed."))
+    }
+}

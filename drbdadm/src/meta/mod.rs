@@ -1,0 +1,566 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `drbdmeta`: meta data on a disk that no kernel is using at the moment.
+//!
+//! spec: metadata 9, commands 4
+
+mod apply_al;
+mod create;
+mod device;
+mod dump;
+mod existing;
+mod last_known;
+mod store;
+
+pub use last_known::{LastKnown, NOTE_DIR};
+
+use crate::clock;
+use crate::confirm::confirm;
+use crate::failure::Failure;
+use crate::getopt::{parse, Item, OptionSpec, Value};
+use crate::gi::GenerationIds;
+use crate::minor_lock::MinorLock;
+use crate::proc_drbd;
+use create::CreateOptions;
+use device::{Device, OpenError, OpenMode, BLOCK_BYTES};
+use engine::metadata::layout::MetaIndex;
+use engine::metadata::superblock::{Magic, MetaFlags, Superblock};
+use std::io::Write;
+use std::path::Path;
+use store::{look, look_at_last_known, update_note, write_block, write_superblock, Found, Lookup};
+
+const OPTIONS: &[OptionSpec] = &[
+    OptionSpec::both("force", 'f', Value::None),
+    OptionSpec::both("verbose", 'v', Value::None),
+    OptionSpec::long("ignore-sanity-checks", Value::None),
+    OptionSpec::long("dry-run", Value::None),
+    OptionSpec::long("peer-max-bio-size", Value::Required),
+    OptionSpec::long("al-stripes", Value::Required),
+    OptionSpec::long("al-stripe-size-kB", Value::Required),
+    OptionSpec::both("help", 'h', Value::None),
+];
+
+/// One command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct CommandRow {
+    name: &'static str,
+    /// Changes the meta data: refused while the device is attached.
+    modifies: bool,
+    arguments: &'static str,
+}
+
+const fn row(name: &'static str, modifies: bool, arguments: &'static str) -> CommandRow {
+    CommandRow {
+        name,
+        modifies,
+        arguments,
+    }
+}
+
+const COMMANDS: &[CommandRow] = &[
+    row(
+        "create-md",
+        true,
+        "[--peer-max-bio-size=N] [--al-stripes=N] [--al-stripe-size-kB=N]",
+    ),
+    row("dump-md", false, ""),
+    row("restore-md", true, "FILE"),
+    row("verify-dump", false, "FILE"),
+    row("apply-al", true, ""),
+    row("get-gi", false, ""),
+    row("show-gi", false, ""),
+    row("set-gi", true, "VALUE"),
+    row("dstate", false, ""),
+    row("outdate", true, ""),
+    row("invalidate", true, ""),
+    row("wipe-md", true, ""),
+    row("check-resize", true, ""),
+    row("read-dev-uuid", false, ""),
+    row("write-dev-uuid", true, "HEX"),
+];
+
+/// An open device and what the command line says about it.
+struct Session {
+    device: Device,
+    index: MetaIndex,
+    minor: i64,
+    force: bool,
+    ignore_sanity_checks: bool,
+}
+
+impl Session {
+    fn note(&self) -> Option<LastKnown> {
+        LastKnown::read(Path::new(NOTE_DIR), self.minor)
+    }
+
+    fn remember(&self, superblock: &Superblock) {
+        update_note(&self.device, self.index, superblock, Path::new(NOTE_DIR), self.minor);
+    }
+
+    /// Valid meta data in its place.
+    fn find(&self) -> Result<Option<Found>, Failure> {
+        match look(&self.device, self.index, self.device.size_sectors())? {
+            Lookup::Valid(found) => Ok(Some(found)),
+            _ => Ok(None),
+        }
+    }
+
+    fn require(&self) -> Result<Found, Failure> {
+        self.find()?.ok_or_else(|| Failure::new(1, "No valid meta data found"))
+    }
+
+    /// Valid meta data in its place, after moving it there if the device has grown.
+    fn find_or_move(&self) -> Result<Option<Found>, Failure> {
+        if let Some(found) = self.find()? {
+            return Ok(Some(found));
+        }
+        match look_at_last_known(&self.device, self.index, self.note().as_ref(), self.force)? {
+            Some(old) => create::move_after_growth(&self.device, &old).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn write(&self, found: &Found, magic: Magic) -> Result<(), Failure> {
+        write_superblock(&self.device, found, magic)?;
+        self.remember(&found.superblock);
+        Ok(())
+    }
+}
+
+/// The command line, understood.
+#[derive(Debug)]
+struct Request {
+    minor: i64,
+    path: String,
+    index: MetaIndex,
+    command: CommandRow,
+    arguments: Vec<String>,
+    force: bool,
+    dry_run: bool,
+    ignore_sanity_checks: bool,
+    options: CreateOptions,
+    line: String,
+}
+
+/// Runs `drbdmeta` with the words after the program name; gives the exit code.
+pub fn main(words: &[String]) -> i32 {
+    let result = Request::read(words).and_then(|request| match request {
+        Some(request) => execute(&request),
+        None => {
+            print!("{}", usage());
+            Ok(0)
+        }
+    });
+    result.unwrap_or_else(Failure::report)
+}
+
+fn usage() -> String {
+    let mut text = String::from(
+        "\nUSAGE: drbdmeta [--force] {MINOR|/dev/drbdN|-} v08 META-DEVICE INDEX COMMAND [ARGUMENT]\n\n\
+         INDEX: internal, flex-external, or the number of a slot of 128 MiB\n\nCOMMANDS:\n",
+    );
+    for command in COMMANDS {
+        text += &format!("  {} {}\n", command.name, command.arguments).replace(" \n", "\n");
+    }
+    text
+}
+
+impl Request {
+    /// `None` when help was asked for.
+    fn read(words: &[String]) -> Result<Option<Request>, Failure> {
+        let items = parse(OPTIONS, words).map_err(|text| Failure::new(20, format!("drbdmeta: {text}\n{}", usage())))?;
+        let mut request = Request {
+            minor: -1,
+            path: String::new(),
+            index: MetaIndex::FlexibleInternal,
+            command: COMMANDS[0],
+            arguments: Vec::new(),
+            force: false,
+            dry_run: false,
+            ignore_sanity_checks: false,
+            options: CreateOptions::default(),
+            line: format!("drbdmeta {}", words.join(" ")),
+        };
+        let mut positional = Vec::new();
+        for item in items {
+            match item {
+                Item::Option("help", _) => return Ok(None),
+                Item::Option("force", _) => request.force = true,
+                Item::Option("dry-run", _) => request.dry_run = true,
+                Item::Option("ignore-sanity-checks", _) => request.ignore_sanity_checks = true,
+                Item::Option(name, Some(value)) => request.create_option(name, &value)?,
+                Item::Option(..) => {}
+                Item::Word(word) | Item::Literal(word) => positional.push(word),
+            }
+        }
+        request.positional(positional)?;
+        let is_set = request
+            .options
+            .al_stripes
+            .or(request.options.al_stripe_size_kib)
+            .is_some();
+        let creates = request.command.name == "create-md";
+        if (is_set && !creates && request.command.name != "restore-md")
+            || (request.options.peer_max_bio_bytes.is_some() && !creates)
+        {
+            let text = format!("an option does not go together with {}", request.command.name);
+            return Err(Failure::new(10, text));
+        }
+        Ok(Some(request))
+    }
+
+    fn create_option(&mut self, name: &str, value: &str) -> Result<(), Failure> {
+        let (min, max, target) = match name {
+            "peer-max-bio-size" => (0, 1 << 20, &mut self.options.peer_max_bio_bytes),
+            "al-stripes" => (1, 1024, &mut self.options.al_stripes),
+            _ => (4, 16_777_216, &mut self.options.al_stripe_size_kib),
+        };
+        match value.parse().ok().filter(|number| (min..=max).contains(number)) {
+            Some(number) => *target = Some(number),
+            None => {
+                return Err(Failure::new(
+                    10,
+                    format!("--{name}: '{value}' is not a number from {min} to {max}"),
+                ))
+            }
+        }
+        Ok(())
+    }
+
+    fn positional(&mut self, words: Vec<String>) -> Result<(), Failure> {
+        let mut words = words.into_iter();
+        let (Some(minor), Some(format), Some(path), Some(index), Some(command)) =
+            (words.next(), words.next(), words.next(), words.next(), words.next())
+        else {
+            println!("{}", usage());
+            return Err(Failure::silent(20));
+        };
+        if format != "v08" {
+            return Err(Failure::new(
+                20,
+                format!("Unknown format '{format}'; this tool knows v08."),
+            ));
+        }
+        self.minor = minor_of(&minor).ok_or_else(|| Failure::new(20, format!("'{minor}' is no minor number")))?;
+        self.index = index_of(&index).ok_or_else(|| Failure::new(20, format!("'{index}' is no meta-data index")))?;
+        self.path = path;
+        let row = COMMANDS.iter().find(|row| row.name == command);
+        self.command = *row.ok_or_else(|| Failure::new(20, format!("Unknown command '{command}'.")))?;
+        self.arguments = words.collect();
+        if self.arguments.len() > 1 {
+            return Err(Failure::new(
+                20,
+                format!("'{}' is one word too many.", self.arguments[1]),
+            ));
+        }
+        Ok(())
+    }
+
+    fn argument(&self, what: &str) -> Result<&str, Failure> {
+        let argument = self.arguments.first().map(String::as_str);
+        argument.ok_or_else(|| Failure::new(20, format!("{} needs {what}", self.command.name)))
+    }
+}
+
+/// `-` is no minor (-1).
+fn minor_of(word: &str) -> Option<i64> {
+    if word == "-" {
+        return Some(-1);
+    }
+    let digits = word.strip_prefix("/dev/drbd").unwrap_or(word);
+    digits
+        .parse::<u32>()
+        .ok()
+        .filter(|minor| *minor < 1 << 20)
+        .map(i64::from)
+}
+
+fn index_of(word: &str) -> Option<MetaIndex> {
+    match word {
+        "internal" | "flex-internal" => Some(MetaIndex::FlexibleInternal),
+        "flex-external" => Some(MetaIndex::FlexibleExternal),
+        number => number.parse().ok().filter(|slot| *slot <= 255).map(MetaIndex::Fixed),
+    }
+}
+
+fn execute(request: &Request) -> Result<i32, Failure> {
+    if request.command.name == "verify-dump" {
+        dump::Dump::parse(&read_text(request.argument("the dump to read")?)?)?;
+        println!("The dump can be read.");
+        return Ok(0);
+    }
+    let minor = u32::try_from(request.minor).ok();
+    let _lock = minor.map(MinorLock::take).transpose()?;
+    let attached = minor.is_some_and(proc_drbd::is_attached);
+    if attached && request.command.modifies {
+        return Err(Failure::new(20, format!("Device '{}' is configured!", request.minor)));
+    }
+    let session = Session {
+        device: open(request)?,
+        index: request.index,
+        minor: request.minor,
+        force: request.force,
+        ignore_sanity_checks: request.ignore_sanity_checks,
+    };
+    let code = run(request, &session)?;
+    if attached {
+        eprintln!("The device is attached: the kernel may hold newer meta data than the disk.");
+    }
+    Ok(code)
+}
+
+fn open(request: &Request) -> Result<Device, Failure> {
+    let path = Path::new(&request.path);
+    let exclusive = !matches!(request.index, MetaIndex::Fixed(_));
+    let mode = OpenMode {
+        exclusive,
+        regular_file: request.force,
+        dry_run: request.dry_run,
+    };
+    match Device::open(path, mode) {
+        Ok(device) => Ok(device),
+        Err(OpenError::Other(failure)) => Err(failure),
+        Err(OpenError::Busy) => {
+            let text = format!(
+                "{} is in use by somebody else (mounted, attached, part of another device).",
+                request.path
+            );
+            eprintln!("{text}");
+            let force = request.force;
+            if (request.command.name == "apply-al" && !force) || !confirm("Open it nevertheless?", force) {
+                return Err(Failure::new(20, "Nothing was changed."));
+            }
+            Device::open(
+                path,
+                OpenMode {
+                    exclusive: false,
+                    ..mode
+                },
+            )
+            .map_err(|error| match error {
+                OpenError::Other(failure) => failure,
+                OpenError::Busy => Failure::new(20, text),
+            })
+        }
+    }
+}
+
+fn run(request: &Request, session: &Session) -> Result<i32, Failure> {
+    match request.command.name {
+        "create-md" => create::create(session, request.options)?,
+        "restore-md" => {
+            let text = read_text(request.argument("the dump to restore")?)?;
+            create::restore(session, request.options, &dump::Dump::parse(&text)?)?;
+        }
+        "dump-md" => return dump_md(request, session),
+        "apply-al" => {
+            let mut found = session
+                .find_or_move()?
+                .ok_or_else(|| Failure::new(1, "No valid meta data found"))?;
+            if apply_al::apply_al(&session.device, &mut found)? {
+                session.remember(&found.superblock);
+            }
+        }
+        "get-gi" => println!("{}", ids_of(&session.require()?.superblock).line()),
+        "show-gi" => show_gi(&session.require()?.superblock),
+        "set-gi" => return set_gi(request, session),
+        "dstate" => println!("{}", disk_state(session.require()?.superblock.flags)),
+        "outdate" => return outdate(session),
+        "invalidate" => {
+            let mut found = session.require()?;
+            found
+                .superblock
+                .flags
+                .clear(MetaFlags::CONSISTENT | MetaFlags::WAS_UP_TO_DATE);
+            found.superblock.flags.set(MetaFlags::FULL_SYNC);
+            session.write(&found, found.superblock.magic)?;
+        }
+        "wipe-md" => return wipe(session),
+        "check-resize" => match session.find_or_move()? {
+            Some(found) => session.remember(&found.superblock),
+            None => return Ok(1),
+        },
+        "read-dev-uuid" => println!("{:016X}", session.require()?.superblock.device_uuid),
+        "write-dev-uuid" => {
+            let text = request.argument("a number of 16 hexadecimal digits")?;
+            let digits = text.strip_prefix("0x").unwrap_or(text);
+            let uuid = u64::from_str_radix(digits, 16);
+            let mut found = session.require()?;
+            found.superblock.device_uuid = uuid.map_err(|_| Failure::new(10, format!("'{text}' is no device id")))?;
+            session.write(&found, found.superblock.magic)?;
+        }
+        other => return Err(Failure::new(20, format!("Unknown command '{other}'."))),
+    }
+    Ok(0)
+}
+
+fn ids_of(superblock: &Superblock) -> GenerationIds {
+    GenerationIds {
+        uuids: superblock.uuids,
+        flags: superblock.flags.0,
+    }
+}
+
+fn show_gi(superblock: &Superblock) {
+    print!("{}", ids_of(superblock).drawing());
+    match superblock.la_size_sectors {
+        0 => println!("last agreed size: none, the volume has never met its peer"),
+        sectors => {
+            println!("last agreed size: {} KB ({sectors} sectors)", sectors / 2);
+            println!("last agreed max bio size: {} Byte", superblock.la_peer_max_bio_bytes);
+        }
+    }
+}
+
+// spec: metadata 9.5
+fn disk_state(flags: MetaFlags) -> &'static str {
+    if !flags.contains(MetaFlags::CONSISTENT) {
+        "Inconsistent"
+    } else if !flags.contains(MetaFlags::WAS_UP_TO_DATE) {
+        "Outdated"
+    } else if flags.contains(MetaFlags::PEER_OUT_DATED) {
+        "UpToDate"
+    } else {
+        "Consistent"
+    }
+}
+
+fn set_gi(request: &Request, session: &Session) -> Result<i32, Failure> {
+    let mut found = session.require()?;
+    let before = ids_of(&found.superblock);
+    let value = request.argument("the new identifiers, in the form get-gi prints")?;
+    let after = before.with_changes(value).map_err(|text| Failure::new(10, text))?;
+    println!("previously {}", before.line());
+    println!("set GI to  {}", after.line());
+    if !confirm("Write these identifiers to the disk?", session.force) {
+        println!("Nothing was changed.");
+        return Ok(0);
+    }
+    found.superblock.uuids = after.uuids;
+    found.superblock.flags = MetaFlags(after.flags);
+    session.write(&found, found.superblock.magic)?;
+    Ok(0)
+}
+
+fn outdate(session: &Session) -> Result<i32, Failure> {
+    let mut found = session.require()?;
+    if !found.superblock.flags.contains(MetaFlags::CONSISTENT) {
+        eprintln!("The data is inconsistent, it cannot become outdated.");
+        return Ok(5);
+    }
+    found.superblock.flags.clear(MetaFlags::WAS_UP_TO_DATE);
+    session.write(&found, found.superblock.magic)?;
+    Ok(0)
+}
+
+fn wipe(session: &Session) -> Result<i32, Failure> {
+    let Some(found) = session.find()? else {
+        eprintln!("There is no meta data to wipe out.");
+        return Ok(0);
+    };
+    if !confirm("Wipe out the meta data?", session.force) {
+        return Err(Failure::new(1, "Nothing was changed."));
+    }
+    println!("Wiping meta data...");
+    write_block(&session.device, found.layout.superblock_sector, &[0; BLOCK_BYTES])?;
+    session.device.sync()?;
+    if let Err(error) = LastKnown::remove(Path::new(NOTE_DIR), session.minor) {
+        eprintln!("The note about minor {} was not removed: {error}", session.minor);
+    }
+    println!("DRBD meta data block successfully wiped out.");
+    Ok(0)
+}
+
+fn dump_md(request: &Request, session: &Session) -> Result<i32, Failure> {
+    let found = match session.find()? {
+        Some(found) => found,
+        None => {
+            let old = look_at_last_known(&session.device, session.index, session.note().as_ref(), session.force)?;
+            let found = old.ok_or_else(|| Failure::new(1, "No valid meta data found"))?;
+            println!("# The meta data was found where it was before the device has grown.");
+            found
+        }
+    };
+    let clean = found.superblock.magic == Magic::Clean && found.superblock.flags.contains(MetaFlags::AL_CLEAN);
+    if !clean && !session.force {
+        return Err(Failure::new(1, "Found meta data is \"unclean\", please apply-al first"));
+    }
+    let now = clock::since_epoch();
+    let (date, time) = clock::date_and_time(now);
+    let host = nix::unistd::gethostname().unwrap_or_default();
+    let host = host.to_string_lossy();
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let failed = |error: std::io::Error| Failure::new(10, format!("writing the dump: {error}"));
+    writeln!(out, "# DRBD meta data dump\n# {date} {time} +0000 [{}]", now.as_secs()).map_err(failed)?;
+    writeln!(out, "# {host}> {}\n#\n", request.line).map_err(failed)?;
+    dump::write_dump(&session.device, &found, !clean, &mut out)?;
+    out.flush().map_err(failed)?;
+    Ok(0)
+}
+
+fn read_text(path: &str) -> Result<String, Failure> {
+    std::fs::read_to_string(path).map_err(|error| Failure::new(20, format!("{path}: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(words: &[&str]) -> Result<Request, Failure> {
+        let words: Vec<_> = words.iter().map(|word| (*word).to_owned()).collect();
+        Request::read(&words).map(|request| request.unwrap())
+    }
+
+    #[test]
+    fn command_line_forms() {
+        let r = request(&[
+            "/dev/drbd7",
+            "v08",
+            "/dev/sdb1",
+            "flex-external",
+            "create-md",
+            "--force",
+            "--al-stripes",
+            "2",
+        ])
+        .unwrap();
+        assert_eq!(
+            (r.minor, r.index, r.command.name, r.force),
+            (7, MetaIndex::FlexibleExternal, "create-md", true)
+        );
+        assert_eq!(r.options.al_stripes, Some(2));
+        let r = request(&["--force", "-", "v08", "x", "3", "set-gi", "1:2"]).unwrap();
+        assert_eq!(
+            (r.minor, r.index, r.arguments),
+            (-1, MetaIndex::Fixed(3), vec!["1:2".to_owned()])
+        );
+    }
+
+    #[test]
+    fn refused_command_lines() {
+        for (words, code) in [
+            (&["0", "v09", "d", "internal", "dstate"][..], 20),
+            (&["x", "v08", "d", "internal", "dstate"], 20),
+            (&["0", "v08", "d", "256", "dstate"], 20),
+            (&["0", "v08", "d", "internal", "nope"], 20),
+            (&["0", "v08", "d", "internal", "dstate", "--al-stripes=2"], 10),
+            (&["0", "v08", "d", "internal", "create-md", "--al-stripes=0"], 10),
+            (&["0", "v08", "d", "internal", "dstate", "--nope"], 20),
+        ] {
+            assert_eq!(request(words).unwrap_err().code, code, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn disk_state_of_the_flags() {
+        let all = MetaFlags::CONSISTENT | MetaFlags::WAS_UP_TO_DATE;
+        for (flags, word) in [
+            (MetaFlags(0), "Inconsistent"),
+            (MetaFlags::WAS_UP_TO_DATE, "Inconsistent"),
+            (MetaFlags::CONSISTENT, "Outdated"),
+            (all, "Consistent"),
+            (all | MetaFlags::PEER_OUT_DATED, "UpToDate"),
+        ] {
+            assert_eq!(disk_state(flags), word);
+        }
+    }
+}
