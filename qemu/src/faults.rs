@@ -29,9 +29,7 @@ impl Machine {
             sectors,
         };
         let table = disk.linear(0, sectors);
-        self.run_ok(&format!(
-            "dmsetup create --noudevrules --noudevsync {name} --table '{table}'"
-        ))?;
+        self.run_ok(&format!("dmsetup create {name} --table '{table}'"))?;
         Ok(disk)
     }
 }
@@ -91,17 +89,14 @@ impl FaultyDisk<'_> {
     /// Nothing comes back any more, until [`FaultyDisk::heal`].
     pub fn hang(&self) -> Result<()> {
         self.machine
-            .run_ok(&format!(
-                "dmsetup suspend --noflush --nolockfs --noudevsync {}",
-                self.name
-            ))
+            .run_ok(&format!("dmsetup suspend --noflush --nolockfs {}", self.name))
             .map(|_| ())
     }
 
     /// Removes the device; nobody may use it any more.
     pub fn remove(self) -> Result<()> {
         self.machine
-            .run_ok(&format!("dmsetup remove --noudevsync {}", self.name))
+            .run_ok(&format!("dmsetup remove {}", self.name))
             .map(|_| ())
     }
 
@@ -116,8 +111,8 @@ impl FaultyDisk<'_> {
         let name = &self.name;
         self.machine
             .run_ok(&format!(
-                "dmsetup load {name} --table '{table}' && dmsetup suspend --noflush --nolockfs --noudevsync {name} && \
-                 dmsetup resume --noudevsync {name}"
+                "dmsetup load {name} --table '{table}' && dmsetup suspend --noflush --nolockfs {name} && \
+                 dmsetup resume {name}"
             ))
             .map(|_| ())
     }

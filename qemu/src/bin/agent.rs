@@ -24,6 +24,8 @@ fn main() {
     std::env::set_var("PATH", SEARCH_PATH);
     std::env::set_var("HOME", "/root");
     std::env::set_var("LC_ALL", "C.UTF-8");
+    // There is no udev here: dmsetup makes its device nodes itself.
+    std::env::set_var("DM_DISABLE_UDEV", "1");
     let outcome = match std::env::args().nth(1).as_deref() {
         Some("serve") => serve(),
         _ => init(),
