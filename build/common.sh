@@ -122,6 +122,19 @@ find_mirror() {
     esac
 }
 
+# apt_options: sets the array `apt_options`, this machine's own apt settings that matter for reaching the mirror (a
+# proxy, a mirror whose lists are kept longer than they are valid) and ours, as options of mmdebstrap.
+apt_options() {
+    apt_options=(--aptopt='APT::Install-Recommends "false"' --aptopt='Acquire::Languages "none"'
+        --aptopt='APT::Sandbox::User "root"')
+    local setting value
+    for setting in Acquire::Check-Valid-Until Acquire::Check-Date Acquire::http::Proxy Acquire::https::Proxy; do
+        value=
+        eval "$(apt-config shell value "$setting")"
+        [ -z "$value" ] || apt_options+=(--aptopt="$setting \"$value\"")
+    done
+}
+
 # host_packages PACKAGE...: installs what this machine lacks, through apt-get.
 host_packages() {
     local missing=() package
