@@ -5,7 +5,9 @@
 // spec: netlink 7, state-machine 1.5, 1.6
 
 macro_rules! results {
-    ($(#[doc = $doc:literal])* $name:ident { $($variant:ident = $number:literal $symbol:literal $sentence:literal,)+ }) => {
+    ($(#[doc = $doc:literal])* $name:ident {
+        $($variant:ident = $number:literal $symbol:literal $sentence:literal,)+
+    }) => {
         $(#[doc = $doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[repr(i32)]
@@ -63,9 +65,9 @@ results! {
         MdNotBdev = 108 "ERR_MD_NOT_BDEV" "the meta-data device is not a block device",
         DiskTooSmall = 111 "ERR_DISK_TOO_SMALL" "the backing device is too small",
         MdDiskTooSmall = 112 "ERR_MD_DISK_TOO_SMALL" "the meta-data device is too small",
-        BdclaimDisk = 114 "ERR_BDCLAIM_DISK" "the backing device is in use by something else (mounted, swap, another volume)",
-        BdclaimMdDisk = 115 "ERR_BDCLAIM_MD_DISK" "the meta-data device is in use by something else (mounted, swap, another volume)",
-        MdIdxInvalid = 116 "ERR_MD_IDX_INVALID" "backing device, meta-data device and meta-data index do not go together",
+        BdclaimDisk = 114 "ERR_BDCLAIM_DISK" "something else uses the backing device (mounted, another volume)",
+        BdclaimMdDisk = 115 "ERR_BDCLAIM_MD_DISK" "something else uses the meta-data device (mounted, another volume)",
+        MdIdxInvalid = 116 "ERR_MD_IDX_INVALID" "backing device, meta-data device and index do not go together",
         IoMdDisk = 118 "ERR_IO_MD_DISK" "reading or writing the meta-data failed",
         MdInvalid = 119 "ERR_MD_INVALID" "there is no valid meta-data; it is made with create-md",
         AuthAlg = 120 "ERR_AUTH_ALG" "the kernel does not know the algorithm of cram-hmac-alg",
@@ -110,13 +112,13 @@ results! {
         MinorOrVolumeExists = 161 "ERR_MINOR_OR_VOLUME_EXISTS" "the minor or the volume exists already",
         InvalidRequest = 162 "ERR_INVALID_REQUEST" "the request makes no sense",
         NeedApv100 = 163 "ERR_NEED_APV_100" "the peer is too old for this: protocol version 100 is needed",
-        NeedAllowTwoPri = 164 "ERR_NEED_ALLOW_TWO_PRI" "both nodes are Primary, allow-two-primaries cannot be switched off",
+        NeedAllowTwoPri = 164 "ERR_NEED_ALLOW_TWO_PRI" "both nodes are Primary, allow-two-primaries is needed",
         MdUnclean = 165 "ERR_MD_UNCLEAN" "the activity log must be applied first (drbdmeta apply-al)",
         MdLayoutConnected = 166 "ERR_MD_LAYOUT_CONNECTED" "the activity log can only be laid out anew while connected",
         MdLayoutTooBig = 167 "ERR_MD_LAYOUT_TOO_BIG" "the activity log would be too large",
         MdLayoutTooSmall = 168 "ERR_MD_LAYOUT_TOO_SMALL" "the activity log would be too small",
         MdLayoutNoFit = 169 "ERR_MD_LAYOUT_NO_FIT" "the activity log does not fit into the meta-data area",
-        ImplicitShrink = 170 "ERR_IMPLICIT_SHRINK" "the volume would become smaller; an explicit size is needed for that",
+        ImplicitShrink = 170 "ERR_IMPLICIT_SHRINK" "the volume would become smaller, which needs an explicit size",
     }
 }
 

@@ -107,7 +107,10 @@ enum Mode {
 }
 
 macro_rules! commands {
-    ($($number:literal $command:ident $name:literal, $admin:literal, $mode:ident, $need:ident, $max:expr, $state:literal;)+) => {
+    ($(
+        $number:literal $command:ident $name:literal,
+        $admin:literal, $mode:ident, $need:ident, $max:expr, $state:literal;
+    )+) => {
         /// A command, by its number in the generic-netlink header.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[repr(u8)]

@@ -482,3 +482,379 @@ pub const NET_OPTION_ORDER: &[u16] = &[
     NetConf::USE_RLE,
     NetConf::SOCK_CHECK_TIMEO,
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::super::value::FieldKind;
+    use super::*;
+
+    /// A field as text: number, name, kind, marks, default, limits, option; `-` for what it has not.
+    fn row(spec: &FieldSpec) -> String {
+        let kind = match spec.kind {
+            FieldKind::Bool => "bool".into(),
+            FieldKind::U32 => "u32".into(),
+            FieldKind::I32 => "s32".into(),
+            FieldKind::U64 => "u64".into(),
+            FieldKind::Text { capacity } => format!("string{capacity}"),
+            FieldKind::Binary { capacity } => format!("binary{capacity}"),
+            FieldKind::Words(_) => "enum".into(),
+        };
+        let Marks {
+            mandatory,
+            required,
+            invariant,
+            sensitive,
+        } = spec.marks;
+        let marks: String = [(mandatory, 'M'), (required, 'R'), (invariant, 'I'), (sensitive, 'S')]
+            .iter()
+            .filter_map(|&(set, letter)| set.then_some(letter))
+            .collect();
+        let default = match spec.default() {
+            None => "-".into(),
+            Some(Value::Text(text) | Value::Binary(text)) => format!("{:?}", String::from_utf8_lossy(text)),
+            Some(value) => value.as_number().unwrap().to_string(),
+        };
+        let limits = spec.range.map_or("-".into(), |(min, max)| format!("{min}..{max}"));
+        let option = spec
+            .option
+            .map_or("-".into(), |option| [&[option.name], option.aliases].concat().join(","));
+        let marks = if marks.is_empty() { "-".into() } else { marks };
+        format!(
+            "{} {} {kind} {marks} {default} {limits} {option}",
+            spec.number, spec.name
+        )
+    }
+
+    /// The nest has exactly these rows, and its typed default agrees with them.
+    fn check<N: Nest>(number: u16, name: &str, rows: &[&str]) {
+        assert_eq!((N::NUMBER, N::NAME), (number, name));
+        assert_eq!(N::FIELDS.iter().map(row).collect::<Vec<_>>(), rows, "{name}");
+        let default = N::default();
+        for spec in N::FIELDS {
+            assert_eq!(default.get(spec.number), spec.default(), "{}", spec.name);
+            assert!(spec.number > 0 && spec.number < 64);
+            assert!(!spec.help.is_empty() && !spec.help.starts_with(' '));
+            let within = |value: Value<'_>| spec.range.is_none_or(|range| value.clamped(range) == value);
+            assert!(spec.default().is_none_or(within), "{}", spec.name);
+        }
+        assert!(N::FIELDS.is_sorted_by_key(|spec| spec.number));
+    }
+
+    // spec: netlink 4.3
+    #[test]
+    fn disk_conf() {
+        check::<DiskConf>(
+            3,
+            "DISK_CONF",
+            &[
+                r#"1 backing_dev string128 RI "" - -"#,
+                r#"2 meta_dev string128 RI "" - -"#,
+                "3 meta_dev_idx s32 RI 0 - -",
+                "4 disk_size u64 MI 0 0..2199023255552 size",
+                "5 max_bio_bvecs u32 MI 0 0..128 max-bio-bvecs",
+                "6 on_io_error enum M 2 - on-io-error",
+                "7 fencing enum M 0 - fencing",
+                "8 resync_rate u32 M 250 1..4194304 resync-rate,rate",
+                "9 resync_after s32 M -1 -1..1048575 resync-after,after",
+                "10 al_extents u32 M 1237 67..65534 al-extents",
+                "11 c_plan_ahead u32 M 20 0..300 c-plan-ahead",
+                "12 c_delay_target u32 M 10 1..100 c-delay-target",
+                "13 c_fill_target u32 M 100 0..1048576 c-fill-target",
+                "14 c_max_rate u32 M 102400 250..4194304 c-max-rate",
+                "15 c_min_rate u32 M 250 0..4194304 c-min-rate",
+                "16 disk_barrier bool M 0 - disk-barrier",
+                "17 disk_flushes bool M 1 - disk-flushes",
+                "18 disk_drain bool M 1 - disk-drain",
+                "19 md_flushes bool M 1 - md-flushes",
+                "20 disk_timeout u32 M 0 0..6000 disk-timeout",
+                "21 read_balancing enum - 0 - read-balancing",
+                "23 al_updates bool - 1 - al-updates",
+                "24 discard_zeroes_if_aligned bool - 1 - discard-zeroes-if-aligned",
+                "25 rs_discard_granularity u32 - 0 0..1048576 rs-discard-granularity",
+                "26 disable_write_same bool - 0 - disable-write-same",
+            ],
+        );
+    }
+
+    // spec: netlink 4.4
+    #[test]
+    fn net_conf() {
+        check::<NetConf>(
+            5,
+            "NET_CONF",
+            &[
+                r#"1 shared_secret string64 MS "" - shared-secret"#,
+                r#"2 cram_hmac_alg string64 M "" - cram-hmac-alg"#,
+                r#"3 integrity_alg string64 M "" - data-integrity-alg"#,
+                r#"4 verify_alg string64 M "" - verify-alg"#,
+                r#"5 csums_alg string64 M "" - csums-alg"#,
+                "6 wire_protocol enum M 3 - protocol",
+                "7 connect_int u32 M 10 1..120 connect-int",
+                "8 timeout u32 M 60 1..600 timeout",
+                "9 ping_int u32 M 10 1..120 ping-int",
+                "10 ping_timeo u32 M 5 1..300 ping-timeout",
+                "11 sndbuf_size u32 M 0 0..10485760 sndbuf-size",
+                "12 rcvbuf_size u32 M 0 0..10485760 rcvbuf-size",
+                "13 ko_count u32 M 7 0..200 ko-count",
+                "14 max_buffers u32 M 2048 32..131072 max-buffers",
+                "15 max_epoch_size u32 M 2048 1..20000 max-epoch-size",
+                "16 unplug_watermark u32 M 128 1..131072 unplug-watermark",
+                "17 after_sb_0p enum M 0 - after-sb-0pri",
+                "18 after_sb_1p enum M 0 - after-sb-1pri",
+                "19 after_sb_2p enum M 0 - after-sb-2pri",
+                "20 rr_conflict enum M 0 - rr-conflict",
+                "21 on_congestion enum M 0 - on-congestion",
+                "22 cong_fill u32 M 0 0..20971520 congestion-fill",
+                "23 cong_extents u32 M 1237 67..65534 congestion-extents",
+                "24 two_primaries bool M 0 - allow-two-primaries",
+                "25 discard_my_data bool MI 0 - discard-my-data",
+                "26 tcp_cork bool M 1 - tcp-cork",
+                "27 always_asbp bool M 0 - always-asbp",
+                "28 tentative bool MI 0 - tentative,dry-run",
+                "29 use_rle bool M 1 - use-rle",
+                "33 csums_after_crash_only bool - 0 - csums-after-crash-only",
+                "34 sock_check_timeo u32 - 0 0..300 socket-check-timeout",
+                "35 my_addr2 binary128 - - - alternate-address",
+                "36 peer_addr2 binary128 - - - alternate-peer-address",
+            ],
+        );
+    }
+
+    // spec: netlink 4.2
+    #[test]
+    fn small_request_nests() {
+        check::<CfgReply>(1, "CFG_REPLY", &["1 info_text string256 M - - -"]);
+        check::<CfgContext>(
+            2,
+            "CFG_CONTEXT",
+            &[
+                "1 ctx_volume u32 M - - -",
+                "2 ctx_resource_name string128 M - - -",
+                "3 ctx_my_addr binary128 M - - -",
+                "4 ctx_peer_addr binary128 M - - -",
+            ],
+        );
+        check::<ResourceOpts>(
+            4,
+            "RESOURCE_OPTS",
+            &[
+                r#"1 cpu_mask string32 M "" - cpu-mask"#,
+                "2 on_no_data enum M 0 - on-no-data-accessible",
+            ],
+        );
+        check::<SetRoleParms>(
+            6,
+            "SET_ROLE_PARMS",
+            &["1 assume_uptodate bool M 0 - force,overwrite-data-of-peer"],
+        );
+        check::<ResizeParms>(
+            7,
+            "RESIZE_PARMS",
+            &[
+                "1 resize_size u64 M 0 0..2199023255552 size",
+                "2 resize_force bool M 0 - assume-peer-has-space",
+                "3 no_resync bool M 0 - assume-clean",
+                "4 al_stripes u32 - - 1..1024 al-stripes",
+                "5 al_stripe_size u32 - - 4..16777216 al-stripe-size-kB",
+            ],
+        );
+        check::<StartOvParms>(
+            9,
+            "START_OV_PARMS",
+            &[
+                "1 ov_start_sector u64 M - 0..9223372036854775807 start",
+                "2 ov_stop_sector u64 M - 0..9223372036854775807 stop",
+            ],
+        );
+        check::<NewCUuidParms>(10, "NEW_C_UUID_PARMS", &["1 clear_bm bool M 0 - clear-bitmap"]);
+        check::<TimeoutParms>(11, "TIMEOUT_PARMS", &["1 timeout_type enum R 0 - -"]);
+        check::<DisconnectParms>(12, "DISCONNECT_PARMS", &["1 force_disconnect bool M 0 - force"]);
+        check::<DetachParms>(13, "DETACH_PARMS", &["1 force_detach bool M 0 - force"]);
+    }
+
+    // spec: netlink 4.2, 4.5
+    #[test]
+    fn what_the_module_reports() {
+        check::<StateInfo>(
+            8,
+            "STATE_INFO",
+            &[
+                "1 sib_reason enum M 1 - -",
+                "2 current_state u32 R 0 - -",
+                "3 capacity u64 M 0 - -",
+                "4 ed_uuid u64 M 0 - -",
+                "5 prev_state u32 M - - -",
+                "6 new_state u32 M - - -",
+                "7 uuids binary32 M - - -",
+                "8 disk_flags u32 M - - -",
+                "9 bits_total u64 M - - -",
+                "10 bits_oos u64 M - - -",
+                "11 bits_rs_total u64 M - - -",
+                "12 bits_rs_failed u64 M - - -",
+                "13 helper string32 M - - -",
+                "14 helper_exit_code u32 M - - -",
+                "15 send_cnt u64 - 0 - -",
+                "16 recv_cnt u64 - 0 - -",
+                "17 read_cnt u64 - 0 - -",
+                "18 writ_cnt u64 - 0 - -",
+                "19 al_writ_cnt u64 - 0 - -",
+                "20 bm_writ_cnt u64 - 0 - -",
+                "21 ap_bio_cnt u32 - 0 - -",
+                "22 ap_pending_cnt u32 - 0 - -",
+                "23 rs_pending_cnt u32 - 0 - -",
+            ],
+        );
+        check::<ResourceInfo>(
+            15,
+            "RESOURCE_INFO",
+            &[
+                "1 res_role u32 - 0 - -",
+                "2 res_susp bool - 0 - -",
+                "3 res_susp_nod bool - 0 - -",
+                "4 res_susp_fen bool - 0 - -",
+            ],
+        );
+        check::<DeviceInfo>(16, "DEVICE_INFO", &["1 dev_disk_state u32 - 0 - -"]);
+        check::<ConnectionInfo>(
+            17,
+            "CONNECTION_INFO",
+            &["1 conn_connection_state u32 - 0 - -", "2 conn_role u32 - 0 - -"],
+        );
+        check::<PeerDeviceInfo>(
+            18,
+            "PEER_DEVICE_INFO",
+            &[
+                "1 peer_repl_state u32 - 0 - -",
+                "2 peer_disk_state u32 - 0 - -",
+                "3 peer_resync_susp_user u32 - 0 - -",
+                "4 peer_resync_susp_peer u32 - 0 - -",
+                "5 peer_resync_susp_dependency u32 - 0 - -",
+            ],
+        );
+        check::<ResourceStatistics>(19, "RESOURCE_STATISTICS", &["1 res_stat_write_ordering u32 - 0 - -"]);
+        check::<DeviceStatistics>(
+            20,
+            "DEVICE_STATISTICS",
+            &[
+                "1 dev_size u64 - 0 - -",
+                "2 dev_read u64 - 0 - -",
+                "3 dev_write u64 - 0 - -",
+                "4 dev_al_writes u64 - 0 - -",
+                "5 dev_bm_writes u64 - 0 - -",
+                "6 dev_upper_pending u32 - 0 - -",
+                "7 dev_lower_pending u32 - 0 - -",
+                "8 dev_upper_blocked bool - 0 - -",
+                "9 dev_lower_blocked bool - 0 - -",
+                "10 dev_al_suspended bool - 0 - -",
+                "11 dev_exposed_data_uuid u64 - 0 - -",
+                "12 dev_current_uuid u64 - 0 - -",
+                "13 dev_disk_flags u32 - 0 - -",
+                r#"14 history_uuids binary256 - "" - -"#,
+            ],
+        );
+        check::<ConnectionStatistics>(21, "CONNECTION_STATISTICS", &["1 conn_congested bool - 0 - -"]);
+        check::<PeerDeviceStatistics>(
+            22,
+            "PEER_DEVICE_STATISTICS",
+            &[
+                "1 peer_dev_received u64 - 0 - -",
+                "2 peer_dev_sent u64 - 0 - -",
+                "3 peer_dev_pending u32 - 0 - -",
+                "4 peer_dev_unacked u32 - 0 - -",
+                "5 peer_dev_out_of_sync u64 - 0 - -",
+                "6 peer_dev_resync_failed u64 - 0 - -",
+                "7 peer_dev_bitmap_uuid u64 - 0 - -",
+                "9 peer_dev_flags u32 - 0 - -",
+            ],
+        );
+        check::<NotificationHeader>(23, "NOTIFICATION_HEADER", &["1 nh_type u32 M 0 - -"]);
+        check::<Helper>(
+            24,
+            "HELPER",
+            &[r#"1 helper_name string32 M "" - -"#, "2 helper_status u32 M 0 - -"],
+        );
+    }
+
+    // spec: drbd-conf 6.1, 6.2; commands 3.5
+    #[test]
+    fn units_of_the_options() {
+        let unit = |spec: Option<&FieldSpec>| spec.map(|spec| (spec.scale.prefix(), spec.scale.unit()));
+        for name in ["resync-rate", "c-max-rate", "c-min-rate"] {
+            assert_eq!(
+                unit(DiskConf::field_of_option(name)),
+                Some((Some('k'), Some("bytes/second"))),
+                "{name}"
+            );
+        }
+        for name in ["size", "c-fill-target"] {
+            assert_eq!(
+                unit(DiskConf::field_of_option(name)),
+                Some((Some('s'), Some("bytes"))),
+                "{name}"
+            );
+        }
+        for name in ["timeout", "ping-timeout", "socket-check-timeout"] {
+            assert_eq!(
+                unit(NetConf::field_of_option(name)),
+                Some((None, Some("1/10 seconds"))),
+                "{name}"
+            );
+        }
+        assert_eq!(
+            unit(NetConf::field_of_option("connect-int")),
+            Some((None, Some("seconds")))
+        );
+        assert_eq!(
+            unit(NetConf::field_of_option("congestion-fill")),
+            Some((Some('s'), Some("bytes")))
+        );
+        assert_eq!(
+            unit(ResizeParms::field_of_option("al-stripe-size-kB")),
+            Some((Some('k'), Some("bytes")))
+        );
+        assert_eq!(unit(NetConf::field_of_option("no-such-option")), None);
+    }
+
+    #[test]
+    fn show_order_has_every_option_that_can_be_shown() {
+        let shown = |fields: &[FieldSpec], not: &[u16]| -> Vec<u16> {
+            let options = fields
+                .iter()
+                .filter(|spec| spec.option.is_some() && !not.contains(&spec.number));
+            options.map(|spec| spec.number).collect()
+        };
+        let sorted = |order: &[u16]| {
+            let mut order = order.to_vec();
+            order.sort_unstable();
+            order
+        };
+        assert_eq!(sorted(DISK_OPTION_ORDER), shown(DiskConf::FIELDS, &[]));
+        let connect_only = [
+            NetConf::DISCARD_MY_DATA,
+            NetConf::TENTATIVE,
+            NetConf::MY_ADDR2,
+            NetConf::PEER_ADDR2,
+        ];
+        assert_eq!(sorted(NET_OPTION_ORDER), shown(NetConf::FIELDS, &connect_only));
+    }
+
+    #[test]
+    fn words_an_option_offers() {
+        let rr_conflict = NetConf::field_of_option("rr-conflict").unwrap();
+        assert_eq!(rr_conflict.number_of("call-pri-lost"), Some(9));
+        assert_eq!(rr_conflict.number_of("call-pri-lost-after-sb"), None);
+        assert_eq!(rr_conflict.word_of(10), Some("violently"));
+        let after_sb_2p = NetConf::field_of_option("after-sb-2pri").unwrap();
+        assert_eq!(
+            after_sb_2p.words().iter().map(|word| word.number).collect::<Vec<_>>(),
+            [0, 9, 10]
+        );
+        assert_eq!(after_sb_2p.number_of("consensus"), None);
+        assert_eq!(
+            after_sb_2p.word_of(7),
+            Some("consensus"),
+            "can be shown though not chosen"
+        );
+        assert_eq!(DiskConf::field_of_option("size").unwrap().word_of(0), None);
+    }
+}

@@ -213,7 +213,9 @@ pub(super) use layouts;
 
 /// Makes a set of flag bits that keeps bits it does not know.
 macro_rules! flags {
-    ($(#[doc = $doc:literal])* $name:ident: $bits:ty { $($(#[doc = $help:literal])+ $flag:ident = $bit:literal,)+ }) => {
+    ($(#[doc = $doc:literal])* $name:ident: $bits:ty {
+        $($(#[doc = $help:literal])+ $flag:ident = $bit:literal,)+
+    }) => {
         $(#[doc = $doc])*
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         pub struct $name(pub $bits);
