@@ -44,9 +44,12 @@ step() {
     log=$cache/log/$(printf '%s' "$what" | tr -c 'a-zA-Z0-9.+\n-' '_').log
     local began=$SECONDS status=0
     if [ -t 2 ] && [ -z "${CI:-}" ]; then
+        # A process group of its own, so that an interrupt ends all of it.
+        set -m
         "$@" >"$log" 2>&1 </dev/null &
         local child=$!
-        trap 'kill $child 2>/dev/null || true; exit 130' INT TERM
+        set +m
+        trap 'kill -TERM -- -$child 2>/dev/null; printf "\n" >&2; exit 130' INT TERM
         while kill -0 $child 2>/dev/null; do
             progress "$what" "$(wc -l <"$log")" "$expected" $((SECONDS - began))
             sleep 0.5
@@ -103,7 +106,7 @@ once() {
 }
 
 need_root() {
-    [ "$(id -u)" = 0 ] || die "the set-up makes Debian roots and needs to be root" "sudo make $*"
+    [ "$(id -u)" = 0 ] || die "this works in a Debian root of its own and needs to be root" "sudo make${1:+ $1}"
 }
 
 # The mirror: the caller's, else the one that this machine's apt uses for Debian, else Debian's own.
