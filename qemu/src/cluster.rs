@@ -7,11 +7,14 @@ use crate::paths::{Paths, RunDirectory};
 use crate::qemu::Accelerator;
 use crate::wire::{End, Wire};
 use crate::NAMES;
-use anyhow::{bail, Context, Result};
+use anyhow::{Context, Result};
 use std::ops::Deref;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+/// What the debug kernel needs at least.
+const DEBUG_MEMORY_MIB: u32 = 1536;
 
 /// Which kernel module a machine runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,7 +216,13 @@ impl Cluster {
             tools: uses(|setup| setup.tools == Tools::Ours) || paths.tools().is_ok(),
         };
         payload.write(&paths, &initrd)?;
-        let accelerator = options.accelerator.map_or_else(|| Accelerator::probe(&paths), Ok)?;
+        let accelerator = match options.accelerator {
+            Some(accelerator) => accelerator,
+            // Emulated processors on several host threads and the debug kernel do not go together.
+            None if paths.debug_kernel() => Accelerator::TcgOneThread,
+            None => Accelerator::probe(&paths)?,
+        };
+        let least_memory_mib = if paths.debug_kernel() { DEBUG_MEMORY_MIB } else { 0 };
         let ends = NAMES.map(|name| End::new(&run.sockets, name));
         let two = options.machines == 2;
         let wire = if two {
@@ -227,7 +236,7 @@ impl Cluster {
                 name: NAMES[index].into(),
                 index,
                 vcpus: options.vcpus,
-                memory_mib: options.memory_mib,
+                memory_mib: options.memory_mib.max(least_memory_mib),
                 disks: options.disks.clone(),
                 mtu: options.mtu,
                 accelerator,
@@ -285,10 +294,17 @@ impl Cluster {
         self.machines.iter().try_for_each(Machine::check_console)
     }
 
-    /// Makes the machines as good as new for the next test: on and running, link whole, DRBD down and its module unloaded
-    /// (that must work), no device-mapper devices, no configuration, empty disks; then installs what the machines are to
-    /// have next. Fails when a kernel has complained.
-    pub fn clean(&self, setups: &[Setup; 2]) -> Result<()> {
+    /// Installs what the machines are to have; nothing may be loaded.
+    pub fn install(&self, setups: &[Setup; 2]) -> Result<()> {
+        self.machines
+            .iter()
+            .zip(setups)
+            .try_for_each(|(machine, setup)| machine.install(setup))
+    }
+
+    /// Makes the machines as good as new: on and running, link whole, DRBD down and its module unloaded (that must work),
+    /// no device-mapper devices, no configuration, empty disks. Fails when a kernel has complained.
+    pub fn clean(&self) -> Result<()> {
         if let Some(wire) = &self.wire {
             wire.restore();
         }
@@ -296,7 +312,6 @@ impl Cluster {
             if machine.is_on() {
                 machine.resume()?;
             } else {
-                machine.power_cut().or_else(|_| anyhow::Ok(()))?;
                 machine.power_on_bare()?;
             }
         }
@@ -305,11 +320,7 @@ impl Cluster {
                 .clean()
                 .with_context(|| format!("cleaning up {}", machine.name()))?;
         }
-        self.check_consoles()?;
-        self.machines
-            .iter()
-            .zip(setups)
-            .try_for_each(|(machine, setup)| machine.install(setup))
+        self.check_consoles()
     }
 }
 
@@ -404,38 +415,56 @@ impl Machine {
 /// The machines of a test program: its tests take turns. See [`shared`].
 pub struct Shared {
     guard: MutexGuard<'static, Option<Cluster>>,
+    finished: bool,
+}
+
+impl Shared {
+    /// The end of a test that went well: everything is taken down ([`Cluster::clean`]), which is part of the test.
+    pub fn finish(mut self) -> Result<()> {
+        self.clean()?;
+        self.finished = true;
+        Ok(())
+    }
 }
 
 impl Deref for Shared {
     type Target = Cluster;
 
     fn deref(&self) -> &Cluster {
-        self.guard.as_ref().expect("filled by shared()")
+        self.guard.as_ref().expect("filled by shared(), emptied by drop()")
     }
 }
 
-/// Machines that the tests of one program share: booted for the first one, cleaned for every further one. They are booted
-/// anew where a test has left them in a state that cannot be cleaned, has failed, or wants other hardware.
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        // The test failed. Its machines show what happened, and nobody else may have them.
+        if let Some(cluster) = self.guard.take() {
+            eprintln!("logs of the machines: {}", cluster.run.path.display());
+            for machine in &cluster.machines {
+                eprintln!("{}", machine.console().tail(40));
+            }
+        }
+    }
+}
+
+/// Machines that the tests of one program share: booted for the first one, taken down and used again where a test ended with
+/// [`Shared::finish`], else (it failed), or for other hardware, booted anew.
 pub fn shared(options: Options) -> Result<Shared> {
     static CLUSTER: Mutex<Option<Cluster>> = Mutex::new(None);
-    let mut guard = match CLUSTER.lock() {
-        Ok(guard) => guard,
-        Err(poisoned) => {
-            // The test before failed; its machines show what happened, not what this test is about.
-            CLUSTER.clear_poison();
-            let mut guard = poisoned.into_inner();
-            *guard = None;
-            guard
-        }
-    };
+    let mut guard = CLUSTER.lock().unwrap_or_else(PoisonError::into_inner);
     match guard.take() {
         Some(cluster) if cluster.options.same_hardware(&options) => {
-            if let Err(error) = cluster.clean(&options.setups) {
-                bail!("the test before left the machines in a bad state: {error:#}");
-            }
+            cluster.install(&options.setups)?;
             *guard = Some(cluster);
         }
-        _ => *guard = Some(Cluster::boot(options)?),
+        other => {
+            // First the old ones go: two sets of machines at a time are too much for a small host.
+            drop(other);
+            *guard = Some(Cluster::boot(options)?);
+        }
     }
-    Ok(Shared { guard })
+    Ok(Shared { guard, finished: false })
 }

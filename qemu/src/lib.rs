@@ -2,12 +2,13 @@
 //!
 //! ```no_run
 //! # fn main() -> lab::Result<()> {
-//! use lab::{Cluster, Module, Options, Tools};
-//! let cluster = Cluster::boot(Options::default().module(Module::Stock).tools(Tools::Utils))?;
+//! use lab::{shared, Module, Options, Tools};
+//! let cluster = shared(Options::default().modules([Module::Ours, Module::Stock]).tools(Tools::Utils))?;
 //! cluster.drbd1().run_ok("drbdadm create-md r0")?;
 //! cluster.wire().cut();
 //! cluster.drbd2().power_cut()?;
-//! # Ok(()) }
+//! cluster.finish()
+//! # }
 //! ```
 //!
 //! * [`cluster`]: one or two machines with a private link ([`wire`]), a module and tools; [`machine`]: one of them.

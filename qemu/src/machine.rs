@@ -29,6 +29,9 @@ pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
 /// Lines of the console that an error shows.
 const TAIL_LINES: usize = 25;
 
+/// The same where it ends with the stacks of tasks.
+const STACK_LINES: usize = 120;
+
 /// Pause between two looks of [`Machine::wait_until`].
 const POLL: Duration = Duration::from_millis(100);
 
@@ -122,10 +125,12 @@ impl Machine {
     pub fn run_for(&self, limit: Duration, command: &str) -> Result<Output> {
         let outcome = self.spawn(command)?.wait(limit);
         outcome.map_err(|error| {
+            let mut lines = TAIL_LINES;
             if error.is::<Stuck>() {
                 self.show_blocked_tasks();
+                lines = STACK_LINES;
             }
-            anyhow!("{error:#}\n{}", self.console.tail(TAIL_LINES))
+            anyhow!("{error:#}\n{}", self.console.tail(lines))
         })
     }
 
@@ -402,8 +407,11 @@ impl Machine {
 
     fn start(&self) -> Result<()> {
         let mut live = self.lock();
-        if live.is_some() {
-            bail!("{} is on already", self.plan.name);
+        if let Some(live) = live.as_mut() {
+            // A kernel that panicked has ended its QEMU.
+            if live.child.try_wait()?.is_none() {
+                bail!("{} is on already", self.plan.name);
+            }
         }
         let log = self.run.log(&format!("{}.qemu.log", self.plan.name));
         let mut child = qemu::spawn(self.command()?, &log)?;

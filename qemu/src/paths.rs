@@ -41,17 +41,24 @@ impl Paths {
 
     /// The kernel image.
     pub fn vmlinuz(&self) -> Result<PathBuf> {
-        self.file("LAB_VMLINUZ", "make image")
+        self.file("LAB_VMLINUZ", "make images")
+    }
+
+    /// Whether the kernel is the debug kernel (KASAN, lockdep, kmemleak): slow and hungry.
+    pub fn debug_kernel(&self) -> bool {
+        self.values
+            .get("LAB_KERNEL_RELEASE")
+            .is_some_and(|release| release.ends_with("-debug"))
     }
 
     /// The initial RAM disk.
     pub fn initramfs(&self) -> Result<PathBuf> {
-        self.file("LAB_INITRAMFS", "make image")
+        self.file("LAB_INITRAMFS", "make images")
     }
 
     /// The image of the root file system, never written to.
     pub fn rootfs(&self) -> Result<PathBuf> {
-        self.file("LAB_ROOTFS", "make image")
+        self.file("LAB_ROOTFS", "make images")
     }
 
     /// The format of [`Paths::rootfs`] as QEMU names it.

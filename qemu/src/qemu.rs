@@ -24,6 +24,8 @@ pub enum Accelerator {
     Kvm,
     /// Emulation, a host thread for each virtual processor.
     Tcg,
+    /// Emulation, one host thread for all virtual processors.
+    TcgOneThread,
     /// Emulation on one host thread with guest time counted in instructions (2 ns each): repeatable figures.
     Counted,
 }
@@ -34,6 +36,7 @@ impl Accelerator {
         match self {
             Accelerator::Kvm => &["-accel", "kvm", "-cpu", "host"],
             Accelerator::Tcg => &["-accel", "tcg,thread=multi", "-cpu", "max"],
+            Accelerator::TcgOneThread => &["-accel", "tcg,thread=single", "-cpu", "max"],
             Accelerator::Counted => &[
                 "-accel",
                 "tcg,thread=single",

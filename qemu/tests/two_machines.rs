@@ -1,6 +1,6 @@
 //! The lab itself, with machines: both boot, answer, reach each other, and what can be done to them has its effect.
 //!
-//! Needs the images of `make image`; without them it fails and says so.
+//! Needs the images of `make images`; without them it fails and says so.
 
 use lab::{shared, Disk, Mark, Module, Options, Result, Shared, Throttle, Tools};
 use std::fs::File;
@@ -34,7 +34,7 @@ fn both_answer_by_name_and_reach_each_other() -> Result<()> {
         (output.code(), output.text(), output.error_text()),
         (20, "out".into(), "err".into())
     );
-    Ok(())
+    cluster.finish()
 }
 
 #[test]
@@ -46,7 +46,7 @@ fn files_go_in_and_come_out_unchanged() -> Result<()> {
     cluster.drbd1().put("/tmp/new/data", &data)?;
     assert!(cluster.drbd1().get("/tmp/new/data")? == data);
     assert!(cluster.drbd1().get("/tmp/none").is_err());
-    Ok(())
+    cluster.finish()
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn a_command_over_its_time_is_killed_while_others_go_on() -> Result<()> {
     assert!(background.running());
     assert_eq!(background.stdout(), b"there\n");
     assert_eq!(background.kill()?.code(), 128 + 9);
-    Ok(())
+    cluster.finish()
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn a_cut_link_carries_nothing_and_a_delayed_one_is_late() -> Result<()> {
     for time in times.lines() {
         assert!(time.parse::<u32>()? >= 400, "{times}");
     }
-    Ok(())
+    cluster.finish()
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn a_power_cut_keeps_what_the_disk_has_and_loses_the_rest() -> Result<()> {
     machine.reboot()?;
     assert_eq!(machine.run_ok("cat /root/kept")?, "kept");
     cluster.drbd1().run_ok("ping -c 1 -W 10 drbd2")?;
-    Ok(())
+    cluster.finish()
 }
 
 #[test]
@@ -116,7 +116,8 @@ fn a_paused_machine_looks_dead_and_goes_on_later() -> Result<()> {
     cluster.drbd2().resume()?;
     cluster
         .drbd1()
-        .wait_success(LIMIT, "the resumed machine to answer", "ping -c 1 -W 1 drbd2")
+        .wait_success(LIMIT, "the resumed machine to answer", "ping -c 1 -W 1 drbd2")?;
+    cluster.finish()
 }
 
 #[test]
@@ -149,6 +150,15 @@ fn disks_fail_and_are_slow_as_ordered() -> Result<()> {
     let writer = machine.spawn(&format!("dd if=/dev/zero of={path} bs=4096 count=1 oflag=direct"))?;
     machine.run_ok("sleep 1")?;
     assert!(writer.running());
+    let command = format!("exec dd if={path} of=/dev/null bs=4096 count=1 iflag=direct");
+    let error = machine
+        .run_for(Duration::from_secs(1), &command)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("hangs in the kernel") && error.contains("task:dd"),
+        "{error}"
+    );
     disk.heal()?;
     assert!(writer.wait(LIMIT)?.success());
     disk.remove()?;
@@ -163,7 +173,7 @@ fn disks_fail_and_are_slow_as_ordered() -> Result<()> {
     let began = Instant::now();
     machine.run_ok("dd if=/dev/zero of=/dev/sdb1 bs=4096 count=40 oflag=direct")?;
     assert!(began.elapsed() >= Duration::from_secs(2), "{:?}", began.elapsed());
-    Ok(())
+    cluster.finish()
 }
 
 #[test]
@@ -180,7 +190,7 @@ fn a_complaint_of_the_kernel_is_noticed_once() -> Result<()> {
         "{error}"
     );
     assert!(machine.console().check(Mark::default()).is_err());
-    machine.check_console()
+    cluster.finish()
 }
 
 #[test]
@@ -222,5 +232,5 @@ fn the_c_module_mirrors_a_disk() -> Result<()> {
         first_image?[..data_bytes] == second_image?[..data_bytes],
         "the disks differ"
     );
-    Ok(())
+    cluster.finish()
 }
