@@ -369,7 +369,7 @@ impl Machine {
     pub fn load_module(&self, module: Module, parameters: &str) -> Result<()> {
         match module {
             Module::Ours => self.run_ok(&format!(
-                "modprobe -a $(modinfo -F depends {PAYLOAD_MODULE} | tr , ' ') && insmod {PAYLOAD_MODULE} {parameters}"
+                "for name in $(modinfo -F depends {PAYLOAD_MODULE} | tr , ' '); do modprobe $name || exit; done; insmod {PAYLOAD_MODULE} {parameters}"
             ))?,
             Module::Stock => self.run_ok(&format!("modprobe drbd {parameters}"))?,
             Module::None => String::new(),
