@@ -23,7 +23,7 @@ mod types;
 mod validity;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use change::{And, BadChange, Change};
 pub use cluster::{cluster_wide, Aggregates};

@@ -1,0 +1,702 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The peer's state packet: what this node makes of it.
+//!
+//! [`receive_state`] is asked once, and, if it wants the decision about a resync, a second time with the outcome. The
+//! own state must be the same both times; if it changed meanwhile the caller starts over.
+
+use super::decide::SyncDecision;
+use crate::state::{Conn, Disk, State};
+use core::fmt;
+
+/// The outcome of the decision about a resync.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HandshakeResult {
+    /// The connection state to go to: Connected, WFBitMapS or WFBitMapT.
+    To(Conn),
+    /// The nodes do not come together.
+    Failed {
+        /// The peer only asked for a dry run.
+        peer_dry_run: bool,
+    },
+}
+
+impl HandshakeResult {
+    /// Of a decision; `None` for one that is not final.
+    pub const fn of(decision: SyncDecision, peer_dry_run: bool) -> Option<Self> {
+        match decision {
+            SyncDecision::Connected => Some(Self::To(Conn::Connected)),
+            SyncDecision::SyncSource { .. } => Some(Self::To(Conn::WFBitMapS)),
+            SyncDecision::SyncTarget { .. } => Some(Self::To(Conn::WFBitMapT)),
+            SyncDecision::Refuse(_) => Some(Self::Failed { peer_dry_run }),
+            SyncDecision::Demote => None,
+        }
+    }
+}
+
+/// What [`receive_state`] looks at.
+#[derive(Clone, Copy, Debug)]
+pub struct PeerStateInput {
+    /// Own state.
+    pub own: State,
+    /// The state in the packet, as the peer sees it.
+    pub received: State,
+    /// The peer's generations are known.
+    pub uuids_known: bool,
+    /// The peer's generations came with flag 4: its disk would be Inconsistent.
+    pub peer_negotiates_inconsistent: bool,
+    /// Both disks were Inconsistent and the peer became Primary since the last state packet.
+    pub consider_resync: bool,
+    /// All bits that are still set belong to failed blocks.
+    pub resync_complete: bool,
+    /// What the own disk was found to be at attach, while it is `Negotiating`.
+    pub negotiated: Option<Disk>,
+    /// I/O is suspended.
+    pub suspended: bool,
+    /// A new data generation is due when I/O goes on.
+    pub new_generation_due: bool,
+    /// The outcome of the decision, in the second call.
+    pub handshake: Option<HandshakeResult>,
+}
+
+/// Why the connection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerStateRefusal {
+    /// It is already going down: nothing more to do.
+    GoingDown,
+    /// The decision failed: Disconnecting (hard), then StandAlone.
+    Disconnect,
+    /// The decision failed and the peer only asked for a dry run: ProtocolError, this node connects again.
+    PeerDryRun,
+    /// The peer was rebooted while I/O is frozen here: drop the transfer log, start a new data generation, ProtocolError
+    /// (hard) with the administrator's suspension cleared.
+    PeerRebooted,
+}
+
+impl fmt::Display for PeerStateRefusal {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.pad(match self {
+            Self::GoingDown => "the connection is already going down",
+            Self::Disconnect => "the nodes cannot agree on the data",
+            Self::PeerDryRun => "the peer only asked what would happen",
+            Self::PeerRebooted => "the peer was rebooted while I/O is frozen here",
+        })
+    }
+}
+
+/// What to do because of a state packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerStateAction {
+    /// The target is done: finish the resync.
+    FinishResync,
+    /// The target says it is done but blocks are still out of sync here: nothing.
+    ResyncNotComplete,
+    /// The comparing side is done: finish the online verify.
+    FinishVerify,
+    /// Decide about a resync and call again.
+    RunHandshake {
+        /// What the peer's disk is worth.
+        peer_disk: Disk,
+    },
+    /// The decision failed while the own disk is `Negotiating`: disk Failed (hard), then start over with the new state.
+    FailOwnDisk,
+    /// Change the own state. If that is refused: Disconnecting. Afterwards forget discard-my-data of this volume and
+    /// write meta data if it changed.
+    Apply {
+        /// The state wanted, not yet sanitised.
+        new: State,
+        /// As a request: this establishes the connection. Otherwise as a fact.
+        soft: bool,
+        /// Then send UUIDs and state: the peer does not know yet that a resync is wanted.
+        send_uuids_and_state: bool,
+    },
+    /// The connection ends.
+    Refuse(PeerStateRefusal),
+}
+
+/// What to do because of the peer's state packet. The mark `consider_resync` is used up by it.
+// spec: state-machine 14.3, wire-protocol 9.4
+pub fn receive_state(input: &PeerStateInput) -> PeerStateAction {
+    let (own, received) = (input.own, input.received);
+    if own.conn <= Conn::TearDown {
+        return PeerStateAction::Refuse(PeerStateRefusal::GoingDown);
+    }
+    let mut peer_disk = real_disk(input);
+    match end_of_sync(input, peer_disk) {
+        Sync::Ended(action) => return action,
+        Sync::Goes(disk) => peer_disk = disk,
+    }
+    let mut conn = own.conn;
+    if conn == Conn::WFReportParams {
+        conn = Conn::Connected;
+    }
+    if received.conn == Conn::Ahead {
+        conn = Conn::Behind;
+    }
+    if wants_handshake(input) {
+        match input.handshake {
+            None => return PeerStateAction::RunHandshake { peer_disk },
+            Some(HandshakeResult::To(decided)) => conn = decided,
+            Some(HandshakeResult::Failed { .. }) if own.disk == Disk::Negotiating => {
+                return PeerStateAction::FailOwnDisk;
+            }
+            Some(HandshakeResult::Failed { .. }) if received.disk == Disk::Negotiating => {
+                (peer_disk, conn) = (Disk::Diskless, Conn::Connected);
+            }
+            Some(HandshakeResult::Failed { peer_dry_run: true }) => {
+                return PeerStateAction::Refuse(PeerStateRefusal::PeerDryRun);
+            }
+            Some(HandshakeResult::Failed { peer_dry_run: false }) => {
+                return PeerStateAction::Refuse(PeerStateRefusal::Disconnect);
+            }
+        }
+    }
+    apply(input, conn, peer_disk)
+}
+
+/// Step 1: a disk that is being negotiated counts as what it would be.
+fn real_disk(input: &PeerStateInput) -> Disk {
+    match (input.received.disk, input.peer_negotiates_inconsistent) {
+        (Disk::Negotiating, true) => Disk::Inconsistent,
+        (Disk::Negotiating, false) => Disk::Consistent,
+        (disk, _) => disk,
+    }
+}
+
+/// What the packet says about a resync or verify that is under way.
+enum Sync {
+    Ended(PeerStateAction),
+    /// It goes on, or there is none: what the peer's disk counts as.
+    Goes(Disk),
+}
+
+/// Steps 3 to 5.
+fn end_of_sync(input: &PeerStateInput, peer_disk: Disk) -> Sync {
+    let (own, received) = (input.own, input.received);
+    let was_target = matches!(own.pdsk, Disk::Inconsistent | Disk::Consistent);
+    let both_good = own.disk == Disk::UpToDate && peer_disk == Disk::UpToDate;
+    if was_target && both_good && own.conn > Conn::Connected {
+        if received.conn > Conn::Connected && received.conn < Conn::SyncSource {
+            // The peer has not heard of the resync yet.
+            return Sync::Goes(Disk::Inconsistent);
+        }
+        if own.conn >= Conn::SyncSource && received.conn == Conn::Connected {
+            let complete = input.resync_complete;
+            return Sync::Ended(if complete {
+                PeerStateAction::FinishResync
+            } else {
+                PeerStateAction::ResyncNotComplete
+            });
+        }
+    }
+    if own.conn == Conn::VerifyT && both_good && received.conn == Conn::Connected {
+        return Sync::Ended(PeerStateAction::FinishVerify);
+    }
+    let outrun = own.pdsk == Disk::UpToDate
+        && peer_disk == Disk::Inconsistent
+        && own.conn == Conn::Connected
+        && received.conn > Conn::SyncSource;
+    // This node finished the resync before the peer told so.
+    Sync::Goes(if outrun { Disk::UpToDate } else { peer_disk })
+}
+
+/// Step 7: whether the decision about a resync is due.
+fn wants_handshake(input: &PeerStateInput) -> bool {
+    let (own, received) = (input.own, input.received);
+    let negotiable = input.uuids_known && received.disk >= Disk::Negotiating && own.disk >= Disk::Negotiating;
+    let connected = own.conn == Conn::Connected;
+    let negotiating = own.disk == Disk::Negotiating || received.disk == Disk::Negotiating;
+    let peer_resyncs = (Conn::StartingSyncS..=Conn::WFBitMapT).contains(&received.conn);
+    negotiable
+        && (own.conn < Conn::Connected
+            || (connected && negotiating)
+            || input.consider_resync
+            || (connected && peer_resyncs))
+}
+
+/// Steps 9 to 12.
+fn apply(input: &PeerStateInput, conn: Conn, peer_disk: Disk) -> PeerStateAction {
+    let (own, received) = (input.own, input.received);
+    let negotiated = matches!(conn, Conn::Connected | Conn::WFBitMapS) && own.disk == Disk::Negotiating;
+    let disk = input.negotiated.filter(|_| negotiated).unwrap_or(own.disk);
+    let peer_isp = received.aftr_isp || received.user_isp;
+    let new = State {
+        conn,
+        disk,
+        peer: received.role,
+        pdsk: peer_disk,
+        peer_isp,
+        ..own
+    };
+    let soft = own.conn < Conn::Connected && conn >= Conn::Connected;
+    let frozen = input.suspended && input.new_generation_due;
+    if frozen && peer_disk == Disk::Consistent && conn == Conn::Connected && own.conn < Conn::Connected {
+        return PeerStateAction::Refuse(PeerStateRefusal::PeerRebooted);
+    }
+    let send_uuids_and_state = own.conn > Conn::WFReportParams
+        && conn > Conn::Connected
+        && received.conn <= Conn::Connected
+        && received.disk != Disk::Negotiating;
+    PeerStateAction::Apply {
+        new,
+        soft,
+        send_uuids_and_state,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::decide::RefuseReason;
+    use super::*;
+    use crate::state::{testing::Random, Role};
+
+    const GOOD: State = State {
+        role: Role::Primary,
+        peer: Role::Secondary,
+        conn: Conn::Connected,
+        disk: Disk::UpToDate,
+        pdsk: Disk::UpToDate,
+        aftr_isp: false,
+        peer_isp: false,
+        user_isp: false,
+    };
+
+    /// The packet of a connected peer with a good disk.
+    const PEER: State = State {
+        role: Role::Secondary,
+        peer: Role::Primary,
+        ..GOOD
+    };
+
+    fn input(own: State, received: State) -> PeerStateInput {
+        PeerStateInput {
+            own,
+            received,
+            uuids_known: true,
+            peer_negotiates_inconsistent: false,
+            consider_resync: false,
+            resync_complete: false,
+            negotiated: None,
+            suspended: false,
+            new_generation_due: false,
+            handshake: None,
+        }
+    }
+
+    fn meeting() -> PeerStateInput {
+        let own = State {
+            conn: Conn::WFReportParams,
+            peer: Role::Unknown,
+            pdsk: Disk::Unknown,
+            ..GOOD
+        };
+        input(
+            own,
+            State {
+                conn: Conn::WFConnection,
+                peer: Role::Unknown,
+                pdsk: Disk::Unknown,
+                ..PEER
+            },
+        )
+    }
+
+    #[track_caller]
+    fn applied(input: &PeerStateInput) -> (State, bool, bool) {
+        match receive_state(input) {
+            PeerStateAction::Apply {
+                new,
+                soft,
+                send_uuids_and_state,
+            } => (new, soft, send_uuids_and_state),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn step_2_a_dying_connection_hears_nothing() {
+        for conn in Conn::ALL.iter().copied().filter(|conn| *conn <= Conn::TearDown) {
+            let action = receive_state(&input(State { conn, ..GOOD }, PEER));
+            assert_eq!(action, PeerStateAction::Refuse(PeerStateRefusal::GoingDown));
+        }
+    }
+
+    #[test]
+    fn step_1_negotiating_counts_as_what_it_would_be() {
+        let peer = State {
+            disk: Disk::Negotiating,
+            ..PEER
+        };
+        let consistent = input(GOOD, peer);
+        assert_eq!(
+            receive_state(&consistent),
+            PeerStateAction::RunHandshake {
+                peer_disk: Disk::Consistent
+            }
+        );
+        let bad = PeerStateInput {
+            peer_negotiates_inconsistent: true,
+            ..consistent
+        };
+        assert_eq!(
+            receive_state(&bad),
+            PeerStateAction::RunHandshake {
+                peer_disk: Disk::Inconsistent
+            }
+        );
+    }
+
+    #[test]
+    fn step_3_end_of_resync() {
+        let source = State {
+            conn: Conn::SyncSource,
+            pdsk: Disk::Inconsistent,
+            ..GOOD
+        };
+        let done = PeerStateInput {
+            resync_complete: true,
+            ..input(source, PEER)
+        };
+        assert_eq!(receive_state(&done), PeerStateAction::FinishResync);
+        assert_eq!(receive_state(&input(source, PEER)), PeerStateAction::ResyncNotComplete);
+        let paused = State {
+            conn: Conn::PausedSyncS,
+            pdsk: Disk::Consistent,
+            ..GOOD
+        };
+        assert_eq!(
+            receive_state(&PeerStateInput { own: paused, ..done }),
+            PeerStateAction::FinishResync
+        );
+        // Before this node is source the packet is no end.
+        let early = State {
+            conn: Conn::WFBitMapS,
+            ..source
+        };
+        assert!(matches!(
+            receive_state(&PeerStateInput { own: early, ..done }),
+            PeerStateAction::Apply { .. }
+        ));
+        // A peer that has not heard of the resync yet still is its target.
+        let late = State {
+            conn: Conn::WFBitMapT,
+            ..PEER
+        };
+        assert_eq!(applied(&input(source, late)).0.pdsk, Disk::Inconsistent);
+    }
+
+    #[test]
+    fn step_4_end_of_verify() {
+        let verify = State {
+            conn: Conn::VerifyT,
+            ..GOOD
+        };
+        assert_eq!(receive_state(&input(verify, PEER)), PeerStateAction::FinishVerify);
+        let still = State {
+            conn: Conn::VerifyS,
+            ..PEER
+        };
+        assert_eq!(applied(&input(verify, still)).0, verify);
+        let worse = State {
+            disk: Disk::Inconsistent,
+            ..PEER
+        };
+        assert_eq!(applied(&input(verify, worse)).0.pdsk, Disk::Inconsistent);
+    }
+
+    #[test]
+    fn step_5_a_finished_peer_is_not_taken_back() {
+        let late = State {
+            conn: Conn::SyncTarget,
+            disk: Disk::Inconsistent,
+            ..PEER
+        };
+        assert_eq!(applied(&input(GOOD, late)).0.pdsk, Disk::UpToDate);
+        let broken = State {
+            conn: Conn::Connected,
+            ..late
+        };
+        assert_eq!(applied(&input(GOOD, broken)).0.pdsk, Disk::Inconsistent);
+    }
+
+    #[test]
+    fn step_6_connection_states() {
+        let diskless = State {
+            disk: Disk::Diskless,
+            ..meeting().own
+        };
+        let (new, soft, _) = applied(&PeerStateInput {
+            own: diskless,
+            ..meeting()
+        });
+        assert_eq!(
+            (new.conn, new.peer, new.pdsk, soft),
+            (Conn::Connected, Role::Secondary, Disk::UpToDate, true)
+        );
+        let ahead = State {
+            conn: Conn::Ahead,
+            ..PEER
+        };
+        let (new, soft, _) = applied(&input(GOOD, ahead));
+        assert_eq!((new.conn, soft), (Conn::Behind, false));
+    }
+
+    #[test]
+    fn step_7_when_the_decision_is_due() {
+        let due = |input: &PeerStateInput| matches!(receive_state(input), PeerStateAction::RunHandshake { .. });
+        assert!(due(&meeting()));
+        assert!(!due(&PeerStateInput {
+            uuids_known: false,
+            ..meeting()
+        }));
+        assert!(!due(&PeerStateInput {
+            received: State {
+                disk: Disk::Diskless,
+                ..PEER
+            },
+            ..meeting()
+        }));
+        assert!(!due(&input(GOOD, PEER)));
+        assert!(due(&input(
+            State {
+                disk: Disk::Negotiating,
+                ..GOOD
+            },
+            PEER
+        )));
+        assert!(due(&input(
+            GOOD,
+            State {
+                disk: Disk::Negotiating,
+                ..PEER
+            }
+        )));
+        assert!(due(&PeerStateInput {
+            consider_resync: true,
+            ..input(GOOD, PEER)
+        }));
+        for conn in Conn::ALL.iter().copied().filter(|conn| *conn >= Conn::Connected) {
+            let expected = matches!(
+                conn,
+                Conn::StartingSyncS | Conn::StartingSyncT | Conn::WFBitMapS | Conn::WFBitMapT
+            );
+            assert_eq!(due(&input(GOOD, State { conn, ..PEER })), expected, "{conn}");
+        }
+        let syncing = State {
+            conn: Conn::SyncTarget,
+            disk: Disk::Inconsistent,
+            ..GOOD
+        };
+        assert!(!due(&input(
+            syncing,
+            State {
+                conn: Conn::WFBitMapS,
+                ..PEER
+            }
+        )));
+    }
+
+    #[test]
+    fn step_7_outcomes() {
+        let with = |input: PeerStateInput, handshake| PeerStateInput {
+            handshake: Some(handshake),
+            ..input
+        };
+        for conn in [Conn::Connected, Conn::WFBitMapS, Conn::WFBitMapT] {
+            let (new, soft, _) = applied(&with(meeting(), HandshakeResult::To(conn)));
+            assert_eq!((new.conn, soft), (conn, true));
+        }
+        let failed = HandshakeResult::Failed { peer_dry_run: false };
+        let dry = HandshakeResult::Failed { peer_dry_run: true };
+        let refused = |input| match receive_state(&input) {
+            PeerStateAction::Refuse(refusal) => refusal,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(refused(with(meeting(), failed)), PeerStateRefusal::Disconnect);
+        assert_eq!(refused(with(meeting(), dry)), PeerStateRefusal::PeerDryRun);
+        let attaching = input(
+            State {
+                disk: Disk::Negotiating,
+                ..GOOD
+            },
+            PEER,
+        );
+        assert_eq!(receive_state(&with(attaching, dry)), PeerStateAction::FailOwnDisk);
+        let peer_attaches = input(
+            GOOD,
+            State {
+                disk: Disk::Negotiating,
+                ..PEER
+            },
+        );
+        let (new, soft, _) = applied(&with(peer_attaches, failed));
+        assert_eq!((new.conn, new.pdsk, soft), (Conn::Connected, Disk::Diskless, false));
+    }
+
+    #[test]
+    fn decisions_become_connection_states() {
+        let of = |decision| HandshakeResult::of(decision, true);
+        assert_eq!(of(SyncDecision::Connected), Some(HandshakeResult::To(Conn::Connected)));
+        assert_eq!(
+            of(SyncDecision::SyncSource { full: true }),
+            Some(HandshakeResult::To(Conn::WFBitMapS))
+        );
+        assert_eq!(
+            of(SyncDecision::SyncTarget { full: false }),
+            Some(HandshakeResult::To(Conn::WFBitMapT))
+        );
+        let refused = SyncDecision::Refuse(RefuseReason::SplitBrain);
+        assert_eq!(of(refused), Some(HandshakeResult::Failed { peer_dry_run: true }));
+        assert_eq!(of(SyncDecision::Demote), None);
+    }
+
+    #[test]
+    fn step_9_what_is_taken_over() {
+        let peer = State {
+            role: Role::Primary,
+            disk: Disk::Outdated,
+            aftr_isp: true,
+            ..PEER
+        };
+        let (new, ..) = applied(&input(GOOD, peer));
+        assert_eq!(
+            new,
+            State {
+                peer: Role::Primary,
+                pdsk: Disk::Outdated,
+                peer_isp: true,
+                ..GOOD
+            }
+        );
+        let resumed = applied(&input(State { peer_isp: true, ..GOOD }, PEER)).0;
+        assert_eq!(resumed, GOOD, "the peer's own peer_isp does not count");
+        assert!(applied(&input(GOOD, State { user_isp: true, ..PEER })).0.peer_isp);
+        assert!(!applied(&input(GOOD, State { peer_isp: true, ..PEER })).0.peer_isp);
+        let own = State {
+            disk: Disk::Negotiating,
+            ..GOOD
+        };
+        let base = PeerStateInput {
+            negotiated: Some(Disk::Outdated),
+            ..input(own, PEER)
+        };
+        for (conn, disk) in [
+            (Conn::Connected, Disk::Outdated),
+            (Conn::WFBitMapS, Disk::Outdated),
+            (Conn::WFBitMapT, Disk::Negotiating),
+        ] {
+            let (new, ..) = applied(&PeerStateInput {
+                handshake: Some(HandshakeResult::To(conn)),
+                ..base
+            });
+            assert_eq!(new.disk, disk, "{conn}");
+        }
+    }
+
+    #[test]
+    fn step_10_a_rebooted_peer() {
+        let received = State {
+            disk: Disk::Consistent,
+            ..meeting().received
+        };
+        let handshake = Some(HandshakeResult::To(Conn::Connected));
+        let base = PeerStateInput {
+            received,
+            handshake,
+            suspended: true,
+            new_generation_due: true,
+            ..meeting()
+        };
+        assert_eq!(
+            receive_state(&base),
+            PeerStateAction::Refuse(PeerStateRefusal::PeerRebooted)
+        );
+        for harmless in [
+            PeerStateInput {
+                suspended: false,
+                ..base
+            },
+            PeerStateInput {
+                new_generation_due: false,
+                ..base
+            },
+            PeerStateInput {
+                received: meeting().received,
+                ..base
+            },
+            PeerStateInput {
+                handshake: Some(HandshakeResult::To(Conn::WFBitMapS)),
+                ..base
+            },
+        ] {
+            assert!(matches!(receive_state(&harmless), PeerStateAction::Apply { .. }));
+        }
+    }
+
+    #[test]
+    fn step_12_the_peer_is_told_of_a_wanted_resync() {
+        let own = State {
+            disk: Disk::Inconsistent,
+            pdsk: Disk::Inconsistent,
+            ..GOOD
+        };
+        let handshake = Some(HandshakeResult::To(Conn::WFBitMapT));
+        let base = PeerStateInput {
+            consider_resync: true,
+            handshake,
+            ..input(own, PEER)
+        };
+        assert!(applied(&base).2);
+        let knows = State {
+            conn: Conn::WFBitMapS,
+            ..PEER
+        };
+        assert!(
+            !applied(&PeerStateInput {
+                received: knows,
+                ..base
+            })
+            .2
+        );
+        let attaches = State {
+            disk: Disk::Negotiating,
+            ..PEER
+        };
+        assert!(
+            !applied(&PeerStateInput {
+                received: attaches,
+                ..base
+            })
+            .2
+        );
+        let first = PeerStateInput { handshake, ..meeting() };
+        assert!(!applied(&first).2);
+        let none = PeerStateInput {
+            handshake: Some(HandshakeResult::To(Conn::Connected)),
+            ..base
+        };
+        assert!(!applied(&none).2);
+    }
+
+    #[test]
+    fn property_any_packet_gets_an_answer() {
+        let mut random = Random::new(9);
+        for _ in 0..200_000 {
+            let mut input = input(random.state(), random.state());
+            input.uuids_known = random.flag();
+            input.consider_resync = random.flag();
+            input.resync_complete = random.flag();
+            input.suspended = random.flag();
+            input.new_generation_due = random.flag();
+            input.negotiated = random.flag().then_some(Disk::Outdated);
+            if let PeerStateAction::RunHandshake { peer_disk } = receive_state(&input) {
+                assert_ne!(peer_disk, Disk::Negotiating);
+                input.handshake = Some(HandshakeResult::To(Conn::WFBitMapS));
+                assert!(!matches!(receive_state(&input), PeerStateAction::RunHandshake { .. }));
+            }
+            if let PeerStateAction::Apply { new, .. } = receive_state(&input) {
+                assert_eq!((new.role, new.peer), (input.own.role, input.received.role));
+                assert_ne!(new.conn, Conn::WFReportParams);
+            }
+        }
+    }
+}
