@@ -19,7 +19,7 @@ mod uuids;
 pub use decide::{decide, DecideInput, DecidedBy, Decision, Demotion, RefuseReason, SyncDecision, Thing, Things};
 pub use features::{negotiate, Incompatible, PeerFeatures};
 pub use peer_state::{receive_state, HandshakeResult, PeerStateAction, PeerStateInput, PeerStateRefusal};
-pub use protocol::{compare_protocol, ProtocolField, ProtocolMismatch, ProtocolSettings, Setting};
+pub use protocol::{compare_protocol, AlgName, ProtocolField, ProtocolMismatch, ProtocolSettings, Setting};
 pub use sizes::{
     agreed_size, answers_sizes, grow_action, receive_sizes, GrowAction, GrowInput, PeerSizes, SizeDecision,
     SizeRefusal, SizesInput,

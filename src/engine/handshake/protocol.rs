@@ -57,20 +57,44 @@ impl ProtocolField {
     }
 }
 
+/// Longest name of an algorithm on the wire, in bytes.
+const ALG_NAME_BYTES: usize = 64;
+
+/// The name of an algorithm, as it came from the peer: any bytes, at most 64 of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AlgName {
+    bytes: [u8; ALG_NAME_BYTES],
+    len: usize,
+}
+
+impl AlgName {
+    /// Keeps as much of `name` as a packet can carry.
+    pub fn new(name: &[u8]) -> Self {
+        let mut bytes = [0; ALG_NAME_BYTES];
+        let len = bytes.iter_mut().zip(name).map(|(to, from)| *to = *from).count();
+        Self { bytes, len }
+    }
+
+    /// The name.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+}
+
 /// The value of a setting, to be shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Setting<'a> {
+pub enum Setting {
     /// A, B or C by number.
     Protocol(u32),
     /// An after-split-brain policy by number.
     Policy(u32),
     /// yes or no
     Flag(bool),
-    /// The name of an algorithm; as it came from the peer, so any bytes.
-    Name(&'a [u8]),
+    /// The name of an algorithm.
+    Name(AlgName),
 }
 
-impl fmt::Display for Setting<'_> {
+impl fmt::Display for Setting {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Protocol(1) => out.write_str("A"),
@@ -83,24 +107,24 @@ impl fmt::Display for Setting<'_> {
             Self::Protocol(number) => write!(out, "unknown ({number})"),
             Self::Flag(true) => out.write_str("yes"),
             Self::Flag(false) => out.write_str("no"),
-            Self::Name([]) => out.write_str("none"),
-            Self::Name(name) => name.escape_ascii().fmt(out),
+            Self::Name(name) if name.len == 0 => out.write_str("none"),
+            Self::Name(name) => name.as_bytes().escape_ascii().fmt(out),
         }
     }
 }
 
 /// A setting that differs; the connection goes Disconnecting, then StandAlone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ProtocolMismatch<'a> {
+pub struct ProtocolMismatch {
     /// Which.
     pub field: ProtocolField,
     /// The value here.
-    pub own: Setting<'a>,
+    pub own: Setting,
     /// The value at the peer, as it sent it.
-    pub peer: Setting<'a>,
+    pub peer: Setting,
 }
 
-impl fmt::Display for ProtocolMismatch<'_> {
+impl fmt::Display for ProtocolMismatch {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             out,
@@ -117,10 +141,7 @@ impl fmt::Display for ProtocolMismatch<'_> {
 /// # Errors
 /// The first setting that does not fit.
 // spec: wire-protocol 4.4, state-machine 14.1
-pub fn compare_protocol<'a>(
-    own: &ProtocolSettings<'a>,
-    peer: &ProtocolSettings<'a>,
-) -> Result<(), ProtocolMismatch<'a>> {
+pub fn compare_protocol(own: &ProtocolSettings<'_>, peer: &ProtocolSettings<'_>) -> Result<(), ProtocolMismatch> {
     use ProtocolField as Field;
     let policy = |field, own: u32, peer: u32| {
         let expected = SbPolicy::from_u32(own).map_or(own, |policy| policy.mirrored().number());
@@ -152,8 +173,8 @@ pub fn compare_protocol<'a>(
         (
             own.integrity_alg == peer.integrity_alg,
             Field::IntegrityAlg,
-            Setting::Name(own.integrity_alg),
-            Setting::Name(peer.integrity_alg),
+            Setting::Name(AlgName::new(own.integrity_alg)),
+            Setting::Name(AlgName::new(peer.integrity_alg)),
         ),
     ];
     match rows.into_iter().find(|(fits, ..)| !fits) {
@@ -236,6 +257,12 @@ mod tests {
         };
         let mismatch = compare_protocol(&discards, &discards).unwrap_err();
         assert_eq!(mismatch.field, ProtocolField::DiscardMyData);
+    }
+
+    #[test]
+    fn long_names_are_cut() {
+        assert_eq!(AlgName::new(&[b'x'; 100]).as_bytes(), [b'x'; 64]);
+        assert_eq!(AlgName::new(b"crc32c").as_bytes(), b"crc32c");
     }
 
     #[test]
