@@ -57,27 +57,33 @@ impl ProtocolField {
     }
 }
 
-/// Longest name of an algorithm on the wire, in bytes.
-const ALG_NAME_BYTES: usize = 64;
+/// How much of an algorithm's name is kept for a message. Every fault of a connection is as large as the largest one.
+const ALG_NAME_BYTES: usize = 31;
 
-/// The name of an algorithm, as it came from the peer: any bytes, at most 64 of them.
+/// The beginning of an algorithm's name, as it came from the peer: any bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AlgName {
     bytes: [u8; ALG_NAME_BYTES],
-    len: usize,
+    len: u8,
 }
 
 impl AlgName {
-    /// Keeps as much of `name` as a packet can carry.
+    /// Keeps the first 31 bytes of `name`.
     pub fn new(name: &[u8]) -> Self {
-        let mut bytes = [0; ALG_NAME_BYTES];
-        let len = bytes.iter_mut().zip(name).map(|(to, from)| *to = *from).count();
-        Self { bytes, len }
+        let mut kept = Self {
+            bytes: [0; ALG_NAME_BYTES],
+            len: 0,
+        };
+        for (to, from) in kept.bytes.iter_mut().zip(name) {
+            *to = *from;
+            kept.len += 1;
+        }
+        kept
     }
 
-    /// The name.
+    /// What was kept.
     pub fn as_bytes(&self) -> &[u8] {
-        self.bytes.get(..self.len).unwrap_or_default()
+        self.bytes.get(..usize::from(self.len)).unwrap_or_default()
     }
 }
 
@@ -261,7 +267,7 @@ mod tests {
 
     #[test]
     fn long_names_are_cut() {
-        assert_eq!(AlgName::new(&[b'x'; 100]).as_bytes(), [b'x'; 64]);
+        assert_eq!(AlgName::new(&[b'x'; 100]).as_bytes(), [b'x'; 31]);
         assert_eq!(AlgName::new(b"crc32c").as_bytes(), b"crc32c");
     }
 
