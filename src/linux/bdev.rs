@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Lower devices: block devices that hold our data and meta data.
 
-use super::{mem, raw};
+use super::mem::{self, PageChain};
+use super::raw;
 use core::ptr::NonNull;
 use kernel::error::{from_err_ptr, to_result};
 use kernel::prelude::*;
@@ -115,6 +116,22 @@ impl LowerDevice {
             discard_granularity_bytes: limits.discard_granularity,
             rotational: limits.features & raw::DRBD_CONST_BLK_FEAT_ROTATIONAL != 0,
         }
+    }
+
+    /// Reads into the first page of `pages`, starting at `sector`, and waits. May sleep.
+    pub(crate) fn read_wait(&self, sector: u64, pages: &mut PageChain) -> Result {
+        mem::might_sleep();
+        let buffer = pages.first_page_mut().ok_or(EINVAL)?;
+        // SAFETY: The device is open; the buffer is a page of the direct mapping, borrowed for the time of the call.
+        to_result(unsafe {
+            raw::bdev_rw_virt(
+                self.as_raw(),
+                sector,
+                buffer.as_mut_ptr().cast(),
+                buffer.len(),
+                raw::DRBD_CONST_REQ_OP_READ,
+            )
+        })
     }
 
     /// Writes out the device's cache and waits. May sleep.

@@ -323,6 +323,12 @@ impl BioList {
     }
 }
 
+impl Default for BioList {
+    fn default() -> Self {
+        BioList::new()
+    }
+}
+
 impl Drop for BioList {
     fn drop(&mut self) {
         while self.pop_front().is_some() {}

@@ -118,7 +118,7 @@ impl DiskLimits {
 /// `disk` was added to the system; its `private_data` is a reference made by `Arc::into_raw`, released by `free`.
 pub(crate) struct Disk<T: DiskOps> {
     disk: NonNull<raw::gendisk>,
-    _operations: PhantomData<T>,
+    _operations: PhantomData<Arc<T>>,
 }
 
 // SAFETY: Disks may be used from every thread.

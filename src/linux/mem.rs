@@ -181,6 +181,39 @@ impl PageChain {
         })
     }
 
+    /// Forgets everything behind the first `bytes` bytes; the memory stays.
+    pub(crate) fn truncate(&mut self, bytes: usize) {
+        self.bytes = self.bytes.min(bytes);
+    }
+
+    /// The first page, whole; nothing if the chain was made for 0 bytes.
+    pub(crate) fn first_page(&self) -> Option<&[u8; PAGE_BYTES]> {
+        let page = NonNull::new(self.head)?;
+        // SAFETY: A piece has at least one page, owned by `self`, which is borrowed as long as the reference lives.
+        Some(unsafe {
+            &*Piece {
+                page: page.as_ptr(),
+                bytes: PAGE_BYTES,
+            }
+            .address()
+            .cast()
+        })
+    }
+
+    /// The first page, whole; nothing if the chain was made for 0 bytes.
+    pub(crate) fn first_page_mut(&mut self) -> Option<&mut [u8; PAGE_BYTES]> {
+        let page = NonNull::new(self.head)?;
+        // SAFETY: A piece has at least one page, owned by `self`, which is borrowed as long as the reference lives.
+        Some(unsafe {
+            &mut *Piece {
+                page: page.as_ptr(),
+                bytes: PAGE_BYTES,
+            }
+            .address()
+            .cast()
+        })
+    }
+
     /// Fills everything with zeroes.
     pub(crate) fn zero(&mut self) {
         for segment in self.segments_mut() {

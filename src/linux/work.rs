@@ -1,63 +1,77 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Work queues of our own, and references that may be dropped in any context.
+//! The module's work queue, and references that may be dropped in any context.
 
 use super::raw;
-use core::ptr::NonNull;
+use core::ptr;
 use kernel::prelude::*;
+use kernel::sync::atomic::{Acquire, Atomic, Full};
 use kernel::sync::Arc;
 use kernel::workqueue::{HasWork, Queue, WorkItem};
 
-/// An ordered work queue: one item at a time, with a thread in reserve for when memory is short.
-///
-/// Must not be dropped in atomic context, nor by an item that runs on it: dropping waits for all items.
-pub(crate) struct WorkQueue {
-    queue: NonNull<raw::workqueue_struct>,
-}
+/// The module's queue, while there is a [`WorkQueue`].
+static QUEUE: Atomic<*mut raw::workqueue_struct> = Atomic::new(ptr::null_mut());
 
-// SAFETY: A work queue may be used from every thread.
-unsafe impl Send for WorkQueue {}
-// SAFETY: As above.
-unsafe impl Sync for WorkQueue {}
+/// Keeps the module's work queue: items run in process context, on any CPU, and make progress when memory is short.
+///
+/// It belongs into the module's own structure, where it is dropped after everything that uses the queue: dropping runs
+/// what is still queued, and waits for it.
+pub(crate) struct WorkQueue(());
 
 impl WorkQueue {
-    /// Makes a queue; `name` is what its threads are called. May sleep.
-    pub(crate) fn new(name: &CStr) -> Result<WorkQueue> {
-        // SAFETY: The name is copied.
-        let queue = unsafe { raw::drbd_h_alloc_workqueue(name.as_char_ptr()) };
-        Ok(WorkQueue {
-            queue: NonNull::new(queue).ok_or(ENOMEM)?,
-        })
+    /// Makes the queue. To be called once, when the module is loaded. May sleep.
+    pub(crate) fn new() -> Result<WorkQueue> {
+        // SAFETY: No requirements.
+        let queue = unsafe { raw::drbd_h_alloc_workqueue(c"drbd_submit".as_char_ptr()) };
+        if queue.is_null() {
+            return Err(ENOMEM);
+        }
+        QUEUE.xchg(queue, Full);
+        Ok(WorkQueue(()))
     }
 
-    /// The queue, to put items on. Any context.
-    #[inline]
-    pub(crate) fn queue(&self) -> &Queue {
-        // SAFETY: The queue lives as long as `self`.
-        unsafe { Queue::from_raw(self.queue.as_ptr()) }
-    }
-
-    /// Waits until everything that is on the queue now has run. May sleep.
+    /// Waits until everything that is queued now has run. May sleep.
     pub(crate) fn flush(&self) {
-        // SAFETY: The queue is alive.
-        unsafe { raw::__flush_workqueue(self.queue.as_ptr()) }
+        // SAFETY: The queue exists as long as `self`.
+        unsafe { raw::__flush_workqueue(QUEUE.load(Acquire)) }
     }
 }
 
 impl Drop for WorkQueue {
     fn drop(&mut self) {
-        // SAFETY: Nobody can put items on it any more; those that are there run first.
-        unsafe { raw::destroy_workqueue(self.queue.as_ptr()) }
+        let queue = QUEUE.xchg(ptr::null_mut(), Full);
+        // SAFETY: Made by `new`; by the rule of the type nobody uses it any more.
+        unsafe { raw::destroy_workqueue(queue) }
     }
+}
+
+/// Runs `f` with the module's queue. Any context.
+#[inline]
+fn with_queue<R>(f: impl FnOnce(&Queue) -> R) -> R {
+    let queue = QUEUE.load(Acquire);
+    if queue.is_null() {
+        f(kernel::workqueue::system())
+    } else {
+        // SAFETY: The queue is destroyed last of all, when nobody calls this function any more.
+        f(unsafe { Queue::from_raw(queue) })
+    }
+}
+
+/// Queues an item, unless it is queued already. Any context.
+#[inline]
+pub(crate) fn run_soon<T>(item: Arc<T>)
+where
+    T: WorkItem<0, Pointer = Arc<T>> + HasWork<T, 0> + Send + Sync + 'static,
+{
+    // An item that is queued already gives the reference back.
+    let _ = with_queue(|queue| queue.enqueue::<Arc<T>, 0>(item));
 }
 
 /// An object whose release sleeps, though its last reference may go in atomic context.
 ///
-/// The work item does nothing but drop the reference it is given.
+/// Its work item does nothing but drop the reference it is given.
 pub(crate) trait Deferred:
     WorkItem<0, Pointer = Arc<Self>> + HasWork<Self, 0> + Sized + Send + Sync + 'static
 {
-    /// Where the object is released when its last reference went in atomic context. The queue must outlive the object.
-    fn release_queue(&self) -> Arc<WorkQueue>;
 }
 
 /// A reference to an object, which may be dropped in any context.
@@ -69,9 +83,15 @@ impl<T: Deferred> DeferredArc<T> {
     pub(crate) fn new(object: Arc<T>) -> Self {
         DeferredArc(Some(object))
     }
+
+    /// The plain reference, for whoever may release the object on the spot.
+    pub(crate) fn into_inner(mut self) -> Option<Arc<T>> {
+        self.0.take()
+    }
 }
 
 impl<T: Deferred> Clone for DeferredArc<T> {
+    #[inline]
     fn clone(&self) -> Self {
         DeferredArc(self.0.clone())
     }
@@ -94,10 +114,8 @@ impl<T: Deferred> Drop for DeferredArc<T> {
     #[inline]
     fn drop(&mut self) {
         if let Some(last) = self.0.take().and_then(Arc::into_unique_or_drop) {
-            let last: Arc<T> = last.into();
-            let queue = last.release_queue();
-            // It cannot be on the queue already: that would be another reference.
-            let _ = queue.queue().enqueue::<Arc<T>, 0>(last);
+            // It cannot be queued already: that would be another reference.
+            run_soon::<T>(last.into());
         }
     }
 }

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What the disk of a volume can take, from what its backing device and the peer can take.
+
+use super::volume::Volume;
+use crate::linux::disk::DiskLimits;
+
+/// Largest request at all, in bytes. spec: proc-and-sysfs 3
+const MAX_REQUEST_BYTES: u32 = 1 << 20;
+/// Largest discard or write of zeroes, in bytes. spec: state-machine 21.1
+const MAX_CLEAR_BYTES: u32 = 128 << 20;
+
+/// Limits before the first attach or connect. spec: proc-and-sysfs 3
+pub(crate) const UNATTACHED: DiskLimits = DiskLimits {
+    max_request_bytes: 4096,
+    logical_block_bytes: 512,
+    physical_block_bytes: 512,
+    io_min_bytes: 512,
+    io_opt_bytes: 0,
+    max_discard_bytes: 0,
+    discard_granularity_bytes: 512,
+    max_write_zeroes_bytes: 0,
+    rotational: false,
+};
+
+/// The limits that apply now. May sleep.
+pub(crate) fn compute(volume: &Volume) -> DiskLimits {
+    let Some(backing) = volume.backing() else {
+        return UNATTACHED;
+    };
+    let lower = backing.data().limits();
+    let clears = if lower.max_discard_bytes > 0 {
+        MAX_CLEAR_BYTES
+    } else {
+        0
+    };
+    DiskLimits {
+        max_request_bytes: lower.max_request_bytes.clamp(4096, MAX_REQUEST_BYTES),
+        logical_block_bytes: lower.logical_block_bytes,
+        physical_block_bytes: lower.physical_block_bytes,
+        io_min_bytes: lower.io_min_bytes,
+        io_opt_bytes: lower.io_opt_bytes,
+        max_discard_bytes: clears,
+        discard_granularity_bytes: lower.logical_block_bytes,
+        max_write_zeroes_bytes: clears,
+        rotational: lower.rotational,
+    }
+}
