@@ -77,11 +77,7 @@ struct List {
 }
 
 impl List {
-    const EMPTY: List = List {
-        first: NONE,
-        last: NONE,
-        length: 0,
-    };
+    const EMPTY: List = List { first: NONE, last: NONE, length: 0 };
 }
 
 /// The activity log of one volume.
@@ -111,13 +107,7 @@ impl<S: Storage> ActivityLog<S> {
     /// [`OutOfMemory`].
     pub fn new(extents: u32) -> Result<Self, OutOfMemory> {
         let extents = extents.clamp(MIN_AL_EXTENTS, MAX_AL_EXTENTS) as usize;
-        let unused = Slot {
-            assigned: LC_FREE,
-            references: 0,
-            previous: NONE,
-            next: NONE,
-            hash_next: NONE,
-        };
+        let unused = Slot { assigned: LC_FREE, references: 0, previous: NONE, next: NONE, hash_next: NONE };
         let mut log = ActivityLog {
             slots: S::table(extents, |_| unused)?,
             committed: S::table(extents, |_| LC_FREE)?,
@@ -267,9 +257,7 @@ impl<S: Storage> ActivityLog<S> {
     // spec: metadata 4.4
     pub fn evicted_extents(&self) -> impl Iterator<Item = u32> + '_ {
         let pending = self.pending.iter().take(self.pending_count);
-        pending
-            .filter_map(|(slot, _)| self.committed.get(usize::from(*slot)).copied())
-            .filter(|old| *old != LC_FREE)
+        pending.filter_map(|(slot, _)| self.committed.get(usize::from(*slot)).copied()).filter(|old| *old != LC_FREE)
     }
 
     /// The transaction was written, or failed and took the disk with it: its changes hold.
@@ -345,11 +333,7 @@ impl<S: Storage> ActivityLog<S> {
 
     /// Gives the extent a slot, with one reference, as a pending change. The caller has checked for room.
     fn assign(&mut self, extent: u32) {
-        let slot = if self.free.length != 0 {
-            self.free.last
-        } else {
-            self.lru.first
-        };
+        let slot = if self.free.length != 0 { self.free.last } else { self.lru.first };
         if slot == NONE {
             return;
         }
@@ -400,13 +384,7 @@ impl<S: Storage> ActivityLog<S> {
     }
 
     fn free_all(&mut self) {
-        let unused = Slot {
-            assigned: LC_FREE,
-            references: 0,
-            previous: NONE,
-            next: NONE,
-            hash_next: NONE,
-        };
+        let unused = Slot { assigned: LC_FREE, references: 0, previous: NONE, next: NONE, hash_next: NONE };
         self.slots.iter_mut().for_each(|slot| *slot = unused);
         self.committed.iter_mut().for_each(|extent| *extent = LC_FREE);
         self.chains.iter_mut().for_each(|first| *first = NONE);
@@ -417,13 +395,7 @@ impl<S: Storage> ActivityLog<S> {
     }
 
     fn slot(&self, slot: u16) -> Slot {
-        let missing = Slot {
-            assigned: LC_FREE,
-            references: 0,
-            previous: NONE,
-            next: NONE,
-            hash_next: NONE,
-        };
+        let missing = Slot { assigned: LC_FREE, references: 0, previous: NONE, next: NONE, hash_next: NONE };
         self.slots.get(usize::from(slot)).copied().unwrap_or(missing)
     }
 
@@ -517,9 +489,7 @@ impl<S: Storage> ActivityLog<S> {
 
     /// Takes a slot out of its chain; does nothing for a slot that is assigned to nothing.
     fn unhash(&mut self, slot: u16) {
-        let Slot {
-            assigned, hash_next, ..
-        } = self.slot(slot);
+        let Slot { assigned, hash_next, .. } = self.slot(slot);
         if assigned == LC_FREE {
             return;
         }
@@ -603,13 +573,7 @@ mod tests {
         assert_eq!(log.used(), 0);
         assert!(log.is_active(7) && !log.is_in_use(7));
         assert_eq!(log.begin(7, 8), Begin::Active);
-        let statistics = Statistics {
-            hits: 4,
-            misses: 2,
-            starving: 0,
-            locked: 0,
-            changed: 2,
-        };
+        let statistics = Statistics { hits: 4, misses: 2, starving: 0, locked: 0, changed: 2 };
         assert_eq!(log.statistics(), statistics);
     }
 
@@ -747,10 +711,7 @@ mod tests {
             windows.push((view.context_start(), used));
         }
         let named = vec![(1999, 0)];
-        assert_eq!(
-            windows,
-            [(0, vec![]), (919, vec![]), (1838, named), (0, vec![]), (919, vec![])]
-        );
+        assert_eq!(windows, [(0, vec![]), (919, vec![]), (1838, named), (0, vec![]), (919, vec![])]);
     }
 
     /// Random requests; after every transaction the ring is replayed and must name every active extent.
@@ -797,16 +758,9 @@ mod tests {
     fn check_ring(log: &TestLog, ring: &[Block]) {
         let mut table = vec![0; log.slots.len()];
         let result = replay(ring.len() as u32, |index| ring.get(index as usize), &mut table);
-        let Replay::Replayed { active, .. } = result else {
-            panic!("{result:?}")
-        };
+        let Replay::Replayed { active, .. } = result else { panic!("{result:?}") };
         let on_disk: BTreeSet<u32> = table[..active].iter().copied().collect();
-        let in_core: BTreeSet<u32> = log
-            .committed
-            .iter()
-            .copied()
-            .filter(|extent| *extent != LC_FREE)
-            .collect();
+        let in_core: BTreeSet<u32> = log.committed.iter().copied().filter(|extent| *extent != LC_FREE).collect();
         assert_eq!(on_disk, in_core);
     }
 
@@ -815,12 +769,8 @@ mod tests {
         for extent in held.iter().flat_map(|(first, last)| *first..=*last) {
             *expected.entry(extent).or_default() += 1;
         }
-        let found: BTreeMap<u32, u32> = log
-            .slots
-            .iter()
-            .filter(|slot| slot.references != 0)
-            .map(|slot| (slot.assigned, slot.references))
-            .collect();
+        let found: BTreeMap<u32, u32> =
+            log.slots.iter().filter(|slot| slot.references != 0).map(|slot| (slot.assigned, slot.references)).collect();
         assert_eq!(found, expected);
         assert_eq!(log.used() as usize, expected.len());
         let elsewhere = log
@@ -828,9 +778,6 @@ mod tests {
             .iter()
             .enumerate()
             .filter(|(index, slot)| slot.references != 0 || log.committed[*index] != slot.assigned);
-        assert_eq!(
-            usize::from(log.free.length) + usize::from(log.lru.length) + elsewhere.count(),
-            log.slots.len()
-        );
+        assert_eq!(usize::from(log.free.length) + usize::from(log.lru.length) + elsewhere.count(), log.slots.len());
     }
 }

@@ -14,6 +14,7 @@
 
 use crate::metadata::{Block, AL_EXTENTS_PER_BITMAP_PAGE, BM_BLOCK_SECTORS};
 use crate::storage::{OutOfMemory, Storage};
+use crate::wire::{BitSink, Bits};
 
 /// 64-bit words in a page of the bitmap.
 pub const WORDS_PER_PAGE: usize = 512;
@@ -98,11 +99,7 @@ impl<S: Storage> Bitmap<S> {
 
     /// The same from memory made before.
     pub fn from_tables(tables: BitmapTables<S>) -> Self {
-        let BitmapTables {
-            words,
-            pages,
-            capacity_sectors,
-        } = tables;
+        let BitmapTables { words, pages, capacity_sectors } = tables;
         let page_count = pages.len();
         Bitmap {
             words,
@@ -140,11 +137,7 @@ impl<S: Storage> Bitmap<S> {
             }
         }
         core::mem::swap(self, &mut new);
-        BitmapTables {
-            words: new.words,
-            pages: new.pages,
-            capacity_sectors: new.capacity_sectors,
-        }
+        BitmapTables { words: new.words, pages: new.pages, capacity_sectors: new.capacity_sectors }
     }
 
     /// Number of bits.
@@ -200,11 +193,7 @@ impl<S: Storage> Bitmap<S> {
             return 0;
         };
         let first = sector.div_ceil(BM_BLOCK_SECTORS);
-        let behind = if end == self.capacity_sectors {
-            self.bits
-        } else {
-            end / BM_BLOCK_SECTORS
-        };
+        let behind = if end == self.capacity_sectors { self.bits } else { end / BM_BLOCK_SECTORS };
         match behind.checked_sub(1) {
             Some(last) => self.clear_bits(first, last),
             None => 0,
@@ -466,11 +455,7 @@ impl<S: Storage> Bitmap<S> {
         }
         *word ^= changing;
         let count = u64::from(changing.count_ones());
-        self.weight = if set {
-            self.weight + count
-        } else {
-            self.weight.saturating_sub(count)
-        };
+        self.weight = if set { self.weight + count } else { self.weight.saturating_sub(count) };
         let page = index / WORDS_PER_PAGE;
         if let Some(flags) = self.pages.get_mut(page) {
             *flags |= flag;
@@ -507,12 +492,7 @@ impl<S: Storage> Bitmap<S> {
         if !is_sound || sector >= self.capacity_sectors {
             return None;
         }
-        Some((
-            sector,
-            sector
-                .saturating_add(u64::from(size_bytes / 512))
-                .min(self.capacity_sectors),
-        ))
+        Some((sector, sector.saturating_add(u64::from(size_bytes / 512)).min(self.capacity_sectors)))
     }
 
     fn clipped_bits(&self, first: u64, last: u64) -> Option<(u64, u64)> {
@@ -530,9 +510,7 @@ fn word_of(bit: u64) -> usize {
 }
 
 fn first_word(page: u64) -> usize {
-    usize::try_from(page)
-        .unwrap_or(usize::MAX)
-        .saturating_mul(WORDS_PER_PAGE)
+    usize::try_from(page).unwrap_or(usize::MAX).saturating_mul(WORDS_PER_PAGE)
 }
 
 /// The bits of word `index` that lie between `first` and `last`, both included.
@@ -549,6 +527,34 @@ fn word_mask(index: usize, first: u64, last: u64) -> u64 {
         core::cmp::Ordering::Greater => 0,
     };
     from_first & to_last
+}
+
+impl<S: Storage> Bits for Bitmap<S> {
+    fn bit_count(&self) -> u64 {
+        self.bits()
+    }
+
+    fn run_length(&self, start_bit: u64, set: bool) -> u64 {
+        Bitmap::run_length(self, start_bit, set)
+    }
+
+    fn word(&self, index: u64) -> u64 {
+        usize::try_from(index).map_or(0, |index| Bitmap::word(self, index))
+    }
+}
+
+impl<S: Storage> BitSink for Bitmap<S> {
+    fn set_range(&mut self, start_bit: u64, len: u64) {
+        if len > 0 {
+            self.merge_bits(start_bit, start_bit.saturating_add(len - 1));
+        }
+    }
+
+    fn or_word(&mut self, index: u64, word: u64) {
+        if let Ok(index) = usize::try_from(index) {
+            Bitmap::or_word(self, index, word);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -598,11 +604,7 @@ mod tests {
             (262_145, 32769, 513, 2),
         ] {
             let bitmap = bitmap(sectors);
-            assert_eq!(
-                (bitmap.bits(), bitmap.word_count(), bitmap.page_count()),
-                (bits, words, pages),
-                "{sectors}"
-            );
+            assert_eq!((bitmap.bits(), bitmap.word_count(), bitmap.page_count()), (bits, words, pages), "{sectors}");
         }
     }
 
@@ -644,10 +646,7 @@ mod tests {
         assert_eq!(bitmap.set_range_sectors(u64::MAX, 512), 0);
         assert_eq!(bitmap.set_range_sectors((1 << 20) - 1, MAX_RANGE_BYTES), 1);
         assert_eq!(bitmap.set_range_sectors(0, MAX_RANGE_BYTES), 32768);
-        assert_eq!(
-            bitmap.clear_bits(5, 4) + bitmap.count_in(5, 4) + bitmap.count_in(u64::MAX, u64::MAX),
-            0
-        );
+        assert_eq!(bitmap.clear_bits(5, 4) + bitmap.count_in(5, 4) + bitmap.count_in(u64::MAX, u64::MAX), 0);
     }
 
     #[test]
@@ -900,10 +899,7 @@ mod tests {
     #[test]
     fn an_empty_bitmap_has_nothing() {
         let mut bitmap = bitmap(0);
-        assert_eq!(
-            bitmap.set_range_sectors(0, 4096) + bitmap.clear_range_sectors(0, 4096),
-            0
-        );
+        assert_eq!(bitmap.set_range_sectors(0, 4096) + bitmap.clear_range_sectors(0, 4096), 0);
         assert_eq!(bitmap.next_set(0, 1), Scan::None);
         assert_eq!(bitmap.or_word(0, 1), 0);
         assert!(!bitmap.any_set(0, 4096) && !bitmap.is_set(0));

@@ -205,28 +205,15 @@ impl fmt::Display for Decision {
 // spec: state-machine 15, wire-protocol 8.1
 pub fn decide(input: &DecideInput) -> Decision {
     let comparison = compare(&input.own, &input.peer, &input.context);
-    let mut verdict = Verdict {
-        by: DecidedBy::Generations,
-        violent: false,
-        things: Things::default(),
-    };
+    let mut verdict = Verdict { by: DecidedBy::Generations, violent: false, things: Things::default() };
     let decision = match verdict.settle(input, comparison.result) {
         Ok(decision) => decision,
         Err(reason) => SyncDecision::Refuse(reason),
     };
-    if matches!(
-        decision,
-        SyncDecision::SyncSource { full: true } | SyncDecision::SyncTarget { full: true }
-    ) {
+    if matches!(decision, SyncDecision::SyncSource { full: true } | SyncDecision::SyncTarget { full: true }) {
         verdict.things.push(Thing::SetAllBits);
     }
-    Decision {
-        decision,
-        comparison,
-        by: verdict.by,
-        violent: verdict.violent,
-        things: verdict.things,
-    }
+    Decision { decision, comparison, by: verdict.by, violent: verdict.violent, things: verdict.things }
 }
 
 /// The decision while it is being made.
@@ -372,11 +359,7 @@ mod tests {
     const C: u64 = 0xcccc_0000_0000_3000;
 
     fn set(current: u64, bitmap: u64) -> UuidSet {
-        UuidSet {
-            current,
-            bitmap,
-            history: [0, 0],
-        }
+        UuidSet { current, bitmap, history: [0, 0] }
     }
 
     /// Two good disks with the same data.
@@ -384,11 +367,7 @@ mod tests {
         DecideInput {
             own: set(A, 0),
             peer: set(A, 0),
-            context: CompareContext {
-                apv: 101,
-                features: 0xff,
-                ..CompareContext::default()
-            },
+            context: CompareContext { apv: 101, features: 0xff, ..CompareContext::default() },
             own_disk: Disk::UpToDate,
             current_disk: Disk::UpToDate,
             peer_disk: Disk::UpToDate,
@@ -406,20 +385,12 @@ mod tests {
 
     /// Both wrote since they had generation C.
     fn split() -> DecideInput {
-        DecideInput {
-            own: set(A, C),
-            peer: set(B, C),
-            ..equal()
-        }
+        DecideInput { own: set(A, C), peer: set(B, C), ..equal() }
     }
 
     /// Both wrote, the bitmaps began at different times.
     fn hopeless() -> DecideInput {
-        DecideInput {
-            own: set(A, 0),
-            peer: set(B, C),
-            ..equal()
-        }
+        DecideInput { own: set(A, 0), peer: set(B, C), ..equal() }
     }
 
     fn asked(input: &DecideInput) -> (SyncDecision, Vec<Thing>) {
@@ -433,114 +404,45 @@ mod tests {
     #[test]
     fn plain_results() {
         assert_eq!(asked(&equal()), (SyncDecision::Connected, vec![]));
-        let behind = DecideInput {
-            own: set(C, 0),
-            peer: set(A, C),
-            ..equal()
-        };
+        let behind = DecideInput { own: set(C, 0), peer: set(A, C), ..equal() };
         assert_eq!(asked(&behind), (SyncDecision::SyncTarget { full: false }, vec![]));
-        let ahead = DecideInput {
-            own: set(A, C),
-            peer: set(C, 0),
-            ..equal()
-        };
+        let ahead = DecideInput { own: set(A, C), peer: set(C, 0), ..equal() };
         assert_eq!(asked(&ahead), (SyncDecision::SyncSource { full: false }, vec![]));
-        let first = DecideInput {
-            peer: set(4, 0),
-            ..equal()
-        };
-        assert_eq!(
-            asked(&first),
-            (SyncDecision::SyncSource { full: true }, vec![Thing::SetAllBits])
-        );
+        let first = DecideInput { peer: set(4, 0), ..equal() };
+        assert_eq!(asked(&first), (SyncDecision::SyncSource { full: true }, vec![Thing::SetAllBits]));
     }
 
     #[test]
     fn step_1_refusals_of_the_comparison() {
         let strangers = DecideInput {
-            own: UuidSet {
-                history: [A - 16, A - 32],
-                ..set(A, 0)
-            },
-            peer: UuidSet {
-                history: [B - 16, B - 32],
-                ..set(B, 0)
-            },
+            own: UuidSet { history: [A - 16, A - 32], ..set(A, 0) },
+            peer: UuidSet { history: [B - 16, B - 32], ..set(B, 0) },
             ..equal()
         };
         assert_eq!(asked(&strangers).0, SyncDecision::Refuse(RefuseReason::Unrelated));
-        let old = CompareContext {
-            apv: 90,
-            ..equal().context
-        };
-        let repair = DecideInput {
-            own: set(A, B),
-            context: old,
-            ..equal()
-        };
+        let old = CompareContext { apv: 90, ..equal().context };
+        let repair = DecideInput { own: set(A, B), context: old, ..equal() };
         assert_eq!(asked(&repair).0, SyncDecision::Refuse(RefuseReason::NeedsProtocol(91)));
-        let context = CompareContext {
-            own_primary: true,
-            own_crashed: true,
-            features: 0,
-            ..equal().context
-        };
-        let needs = RefuseReason::NeedsFeature {
-            protocol: 101,
-            feature: 4,
-        };
-        assert_eq!(
-            asked(&DecideInput { context, ..equal() }).0,
-            SyncDecision::Refuse(needs)
-        );
+        let context = CompareContext { own_primary: true, own_crashed: true, features: 0, ..equal().context };
+        let needs = RefuseReason::NeedsFeature { protocol: 101, feature: 4 };
+        assert_eq!(asked(&DecideInput { context, ..equal() }).0, SyncDecision::Refuse(needs));
     }
 
     #[test]
     fn step_2_disks_decide_the_direction() {
-        let bad_here = DecideInput {
-            own_disk: Disk::Inconsistent,
-            current_disk: Disk::Inconsistent,
-            ..equal()
-        };
+        let bad_here = DecideInput { own_disk: Disk::Inconsistent, current_disk: Disk::Inconsistent, ..equal() };
         let decision = decide(&bad_here);
-        assert_eq!(
-            (decision.decision, decision.by),
-            (SyncDecision::SyncTarget { full: false }, DecidedBy::Disks)
-        );
-        let bad_there = DecideInput {
-            peer_disk: Disk::Inconsistent,
-            own_disk: Disk::Outdated,
-            ..equal()
-        };
+        assert_eq!((decision.decision, decision.by), (SyncDecision::SyncTarget { full: false }, DecidedBy::Disks));
+        let bad_there = DecideInput { peer_disk: Disk::Inconsistent, own_disk: Disk::Outdated, ..equal() };
         assert_eq!(asked(&bad_there).0, SyncDecision::SyncSource { full: false });
         // A full resync stays one, also when it turns round, and so does a hopeless split brain.
-        let full = DecideInput {
-            own: set(4, 0),
-            peer_disk: Disk::Inconsistent,
-            ..equal()
-        };
-        assert_eq!(
-            asked(&full),
-            (SyncDecision::SyncSource { full: true }, vec![Thing::SetAllBits])
-        );
-        let lost = DecideInput {
-            peer_disk: Disk::Inconsistent,
-            ..hopeless()
-        };
-        assert_eq!(
-            asked(&lost),
-            (SyncDecision::SyncSource { full: true }, vec![Thing::SetAllBits])
-        );
-        let recoverable = DecideInput {
-            peer_disk: Disk::Inconsistent,
-            ..split()
-        };
+        let full = DecideInput { own: set(4, 0), peer_disk: Disk::Inconsistent, ..equal() };
+        assert_eq!(asked(&full), (SyncDecision::SyncSource { full: true }, vec![Thing::SetAllBits]));
+        let lost = DecideInput { peer_disk: Disk::Inconsistent, ..hopeless() };
+        assert_eq!(asked(&lost), (SyncDecision::SyncSource { full: true }, vec![Thing::SetAllBits]));
+        let recoverable = DecideInput { peer_disk: Disk::Inconsistent, ..split() };
         assert_eq!(asked(&recoverable), (SyncDecision::SyncSource { full: false }, vec![]));
-        let both_bad = DecideInput {
-            own_disk: Disk::Inconsistent,
-            peer_disk: Disk::Inconsistent,
-            ..equal()
-        };
+        let both_bad = DecideInput { own_disk: Disk::Inconsistent, peer_disk: Disk::Inconsistent, ..equal() };
         assert_eq!(asked(&both_bad).0, SyncDecision::Connected);
     }
 
@@ -548,166 +450,77 @@ mod tests {
     fn steps_3_to_6_split_brain() {
         let unresolved = SyncDecision::Refuse(RefuseReason::SplitBrain);
         assert_eq!(asked(&split()), (unresolved, vec![INITIAL, SPLIT]));
-        let policies = SbPolicies {
-            zero: SbPolicy::DiscardLeastChanges,
-            ..SbPolicies::default()
-        };
+        let policies = SbPolicies { zero: SbPolicy::DiscardLeastChanges, ..SbPolicies::default() };
         let least = DecideInput { policies, ..split() };
         assert_eq!(asked(&least), (SyncDecision::SyncTarget { full: false }, vec![INITIAL]));
         assert_eq!(decide(&least).by, DecidedBy::Policy("this node wrote less"));
         // The bits that tell the role are those of the bitmap generations.
-        let policies = SbPolicies {
-            zero: SbPolicy::DiscardYoungerPrimary,
-            ..policies
-        };
-        let older = DecideInput {
-            own: set(A, C | 1),
-            policies,
-            ..split()
-        };
+        let policies = SbPolicies { zero: SbPolicy::DiscardYoungerPrimary, ..policies };
+        let older = DecideInput { own: set(A, C | 1), policies, ..split() };
         assert_eq!(asked(&older).0, SyncDecision::SyncSource { full: false });
         // A split brain that is not recoverable needs always-asbp, and then all blocks.
-        let far = DecideInput {
-            policies: least.policies,
-            ..hopeless()
-        };
+        let far = DecideInput { policies: least.policies, ..hopeless() };
         assert_eq!(asked(&far).0, unresolved);
-        let always = DecideInput {
-            always_asbp: true,
-            ..far
-        };
-        assert_eq!(
-            asked(&always),
-            (
-                SyncDecision::SyncTarget { full: true },
-                vec![INITIAL, Thing::SetAllBits]
-            )
-        );
+        let always = DecideInput { always_asbp: true, ..far };
+        assert_eq!(asked(&always), (SyncDecision::SyncTarget { full: true }, vec![INITIAL, Thing::SetAllBits]));
     }
 
     #[test]
     fn step_5_discard_my_data() {
         for input in [split(), hopeless()] {
-            let own = DecideInput {
-                own_discards: true,
-                ..input
-            };
+            let own = DecideInput { own_discards: true, ..input };
             assert_eq!(asked(&own), (SyncDecision::SyncTarget { full: false }, vec![INITIAL]));
             assert_eq!(decide(&own).by, DecidedBy::DiscardMyData);
-            let peer = DecideInput {
-                peer_discards: true,
-                ..input
-            };
+            let peer = DecideInput { peer_discards: true, ..input };
             assert_eq!(asked(&peer), (SyncDecision::SyncSource { full: false }, vec![INITIAL]));
-            let both = DecideInput {
-                own_discards: true,
-                ..peer
-            };
+            let both = DecideInput { own_discards: true, ..peer };
             assert_eq!(asked(&both).0, SyncDecision::Refuse(RefuseReason::SplitBrain));
         }
-        assert_eq!(
-            asked(&DecideInput {
-                own_discards: true,
-                ..equal()
-            })
-            .0,
-            SyncDecision::Connected
-        );
+        assert_eq!(asked(&DecideInput { own_discards: true, ..equal() }).0, SyncDecision::Connected);
     }
 
     #[test]
     fn a_primary_that_loses_is_demoted_first() {
-        let context = CompareContext {
-            own_primary: true,
-            ..equal().context
-        };
-        let policies = SbPolicies {
-            zero: SbPolicy::DiscardLeastChanges,
-            one: SbPolicy::CallHelper,
-            two: SbPolicy::Disconnect,
-        };
-        let input = DecideInput {
-            context,
-            policies,
-            ..split()
-        };
+        let context = CompareContext { own_primary: true, ..equal().context };
+        let policies =
+            SbPolicies { zero: SbPolicy::DiscardLeastChanges, one: SbPolicy::CallHelper, two: SbPolicy::Disconnect };
+        let input = DecideInput { context, policies, ..split() };
         assert_eq!(asked(&input), (SyncDecision::Demote, vec![INITIAL]));
-        let done = DecideInput {
-            demotion: Demotion::Done,
-            ..input
-        };
+        let done = DecideInput { demotion: Demotion::Done, ..input };
         assert_eq!(asked(&done), (SyncDecision::SyncTarget { full: false }, vec![]));
-        let failed = DecideInput {
-            demotion: Demotion::Failed,
-            ..input
-        };
+        let failed = DecideInput { demotion: Demotion::Failed, ..input };
         let helper = Thing::CallHelper(Helper::PriLostAfterSb);
-        assert_eq!(
-            asked(&failed),
-            (SyncDecision::Refuse(RefuseReason::SplitBrain), vec![helper, SPLIT])
-        );
+        assert_eq!(asked(&failed), (SyncDecision::Refuse(RefuseReason::SplitBrain), vec![helper, SPLIT]));
     }
 
     #[test]
     fn step_7_bad_data_is_not_spread() {
         for disk in [Disk::Inconsistent, Disk::Diskless] {
-            let input = DecideInput {
-                own_disk: disk,
-                peer_disk: disk,
-                peer: set(4, 0),
-                ..equal()
-            };
+            let input = DecideInput { own_disk: disk, peer_disk: disk, peer: set(4, 0), ..equal() };
             assert_eq!(asked(&input).0, SyncDecision::Refuse(RefuseReason::SourceWithoutData));
         }
     }
 
     #[test]
     fn step_8_a_primary_keeps_its_data() {
-        let context = CompareContext {
-            own_primary: true,
-            ..equal().context
-        };
-        let input = DecideInput {
-            own: set(C, 0),
-            peer: set(A, C),
-            context,
-            ..equal()
-        };
+        let context = CompareContext { own_primary: true, ..equal().context };
+        let input = DecideInput { own: set(C, 0), peer: set(A, C), context, ..equal() };
         let refused = SyncDecision::Refuse(RefuseReason::TargetWhilePrimary);
         assert_eq!(asked(&input), (refused, vec![]));
-        let helper = DecideInput {
-            rr_conflict: SbPolicy::CallHelper,
-            ..input
-        };
+        let helper = DecideInput { rr_conflict: SbPolicy::CallHelper, ..input };
         assert_eq!(asked(&helper), (refused, vec![Thing::CallHelper(Helper::PriLost)]));
-        let violent = decide(&DecideInput {
-            rr_conflict: SbPolicy::Violently,
-            ..input
-        });
-        assert_eq!(
-            (violent.decision, violent.violent),
-            (SyncDecision::SyncTarget { full: false }, true)
-        );
+        let violent = decide(&DecideInput { rr_conflict: SbPolicy::Violently, ..input });
+        assert_eq!((violent.decision, violent.violent), (SyncDecision::SyncTarget { full: false }, true));
         // A Primary without good data of its own loses nothing.
-        let diskless = DecideInput {
-            current_disk: Disk::Negotiating,
-            ..input
-        };
+        let diskless = DecideInput { current_disk: Disk::Negotiating, ..input };
         assert_eq!(asked(&diskless).0, SyncDecision::SyncTarget { full: false });
     }
 
     #[test]
     fn step_9_dry_run() {
-        let input = DecideInput {
-            own: set(4, 0),
-            dry_run: true,
-            ..equal()
-        };
+        let input = DecideInput { own: set(4, 0), dry_run: true, ..equal() };
         let would = SyncResult::Target { full: true };
-        assert_eq!(
-            asked(&input),
-            (SyncDecision::Refuse(RefuseReason::DryRun(would)), vec![])
-        );
+        assert_eq!(asked(&input), (SyncDecision::Refuse(RefuseReason::DryRun(would)), vec![]));
         assert_eq!(
             decide(&input).to_string(),
             "refused: dry run, it would be: target of a full resync by the data generations \
@@ -717,15 +530,8 @@ mod tests {
 
     #[test]
     fn rule_and_correction_are_kept() {
-        let own = UuidSet {
-            history: [B, C],
-            ..set(A, 0)
-        };
-        let peer = UuidSet {
-            current: A,
-            bitmap: B,
-            history: [C, 0],
-        };
+        let own = UuidSet { history: [B, C], ..set(A, 0) };
+        let peer = UuidSet { current: A, bitmap: B, history: [C, 0] };
         let decision = decide(&DecideInput { own, peer, ..equal() });
         assert_eq!(decision.comparison.rule, Rule::PeerMissedEndOfResync);
         assert!(decision.comparison.fixup.is_some());
@@ -791,10 +597,7 @@ mod tests {
                 peer_disk: own_disk,
                 own_changes: here.peer_changes,
                 peer_changes: here.own_changes,
-                policies: SbPolicies {
-                    zero: policies.zero.mirrored(),
-                    ..policies
-                },
+                policies: SbPolicies { zero: policies.zero.mirrored(), ..policies },
                 own_discards: here.peer_discards,
                 peer_discards: here.own_discards,
                 ..here
@@ -809,17 +612,10 @@ mod tests {
                     resyncs += 1;
                 }
                 (SyncDecision::SyncTarget { .. }, other) | (other, SyncDecision::SyncTarget { .. }) => {
-                    assert!(
-                        matches!(other, SyncDecision::Demote | SyncDecision::Refuse(_)),
-                        "{here:?}"
-                    );
+                    assert!(matches!(other, SyncDecision::Demote | SyncDecision::Refuse(_)), "{here:?}");
                 }
                 (one, other) => {
-                    assert_eq!(
-                        one == SyncDecision::Connected,
-                        other == SyncDecision::Connected,
-                        "{here:?}"
-                    );
+                    assert_eq!(one == SyncDecision::Connected, other == SyncDecision::Connected, "{here:?}");
                 }
             }
         }

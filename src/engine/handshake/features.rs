@@ -26,10 +26,7 @@ pub struct Incompatible {
 impl fmt::Display for Incompatible {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ((own_min, own_max), (min, max)) = (self.own, self.peer);
-        write!(
-            out,
-            "no common protocol version: {own_min} to {own_max} here, {min} to {max} at the peer"
-        )
+        write!(out, "no common protocol version: {own_min} to {own_max} here, {min} to {max} at the peer")
     }
 }
 
@@ -39,17 +36,10 @@ impl fmt::Display for Incompatible {
 /// [`Incompatible`] if there is no common version; then the connection goes StandAlone.
 // spec: wire-protocol 4.2
 pub fn negotiate(own_min: u32, own_max: u32, own_flags: u32, peer: PeerFeatures) -> Result<(u32, u32), Incompatible> {
-    let peer_max = if peer.protocol_max == 0 {
-        peer.protocol_min
-    } else {
-        peer.protocol_max
-    };
+    let peer_max = if peer.protocol_max == 0 { peer.protocol_min } else { peer.protocol_max };
     // A peer whose newest version is below its oldest speaks none.
     if own_max < peer.protocol_min || own_min > peer_max || peer_max < peer.protocol_min {
-        return Err(Incompatible {
-            own: (own_min, own_max),
-            peer: (peer.protocol_min, peer_max),
-        });
+        return Err(Incompatible { own: (own_min, own_max), peer: (peer.protocol_min, peer_max) });
     }
     Ok((own_max.min(peer_max), own_flags & peer.flags))
 }
@@ -59,16 +49,7 @@ mod tests {
     use super::*;
 
     fn with(protocol_min: u32, protocol_max: u32) -> Result<(u32, u32), Incompatible> {
-        negotiate(
-            86,
-            101,
-            0b0111,
-            PeerFeatures {
-                protocol_min,
-                protocol_max,
-                flags: 0b1101,
-            },
-        )
+        negotiate(86, 101, 0b0111, PeerFeatures { protocol_min, protocol_max, flags: 0b1101 })
     }
 
     #[test]
@@ -87,9 +68,6 @@ mod tests {
             assert!(with(min, max).is_err(), "{min} {max}");
         }
         let text = with(110, 121).unwrap_err().to_string();
-        assert_eq!(
-            text,
-            "no common protocol version: 86 to 101 here, 110 to 121 at the peer"
-        );
+        assert_eq!(text, "no common protocol version: 86 to 101 here, 110 to 121 at the peer");
     }
 }

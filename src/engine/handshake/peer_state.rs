@@ -219,14 +219,7 @@ fn apply(input: &PeerStateInput, conn: Conn, peer_disk: Disk) -> PeerStateAction
     let negotiated = matches!(conn, Conn::Connected | Conn::WFBitMapS) && own.disk == Disk::Negotiating;
     let disk = input.negotiated.filter(|_| negotiated).unwrap_or(own.disk);
     let peer_isp = received.aftr_isp || received.user_isp;
-    let new = State {
-        conn,
-        disk,
-        peer: received.role,
-        pdsk: peer_disk,
-        peer_isp,
-        ..own
-    };
+    let new = State { conn, disk, peer: received.role, pdsk: peer_disk, peer_isp, ..own };
     let soft = own.conn < Conn::Connected && conn >= Conn::Connected;
     let frozen = input.suspended && input.new_generation_due;
     if frozen && peer_disk == Disk::Consistent && conn == Conn::Connected && own.conn < Conn::Connected {
@@ -236,11 +229,7 @@ fn apply(input: &PeerStateInput, conn: Conn, peer_disk: Disk) -> PeerStateAction
         && conn > Conn::Connected
         && received.conn <= Conn::Connected
         && received.disk != Disk::Negotiating;
-    PeerStateAction::Apply {
-        new,
-        soft,
-        send_uuids_and_state,
-    }
+    PeerStateAction::Apply { new, soft, send_uuids_and_state }
 }
 
 #[cfg(test)]
@@ -261,11 +250,7 @@ mod tests {
     };
 
     /// The packet of a connected peer with a good disk.
-    const PEER: State = State {
-        role: Role::Secondary,
-        peer: Role::Primary,
-        ..GOOD
-    };
+    const PEER: State = State { role: Role::Secondary, peer: Role::Primary, ..GOOD };
 
     fn input(own: State, received: State) -> PeerStateInput {
         PeerStateInput {
@@ -283,31 +268,14 @@ mod tests {
     }
 
     fn meeting() -> PeerStateInput {
-        let own = State {
-            conn: Conn::WFReportParams,
-            peer: Role::Unknown,
-            pdsk: Disk::Unknown,
-            ..GOOD
-        };
-        input(
-            own,
-            State {
-                conn: Conn::WFConnection,
-                peer: Role::Unknown,
-                pdsk: Disk::Unknown,
-                ..PEER
-            },
-        )
+        let own = State { conn: Conn::WFReportParams, peer: Role::Unknown, pdsk: Disk::Unknown, ..GOOD };
+        input(own, State { conn: Conn::WFConnection, peer: Role::Unknown, pdsk: Disk::Unknown, ..PEER })
     }
 
     #[track_caller]
     fn applied(input: &PeerStateInput) -> (State, bool, bool) {
         match receive_state(input) {
-            PeerStateAction::Apply {
-                new,
-                soft,
-                send_uuids_and_state,
-            } => (new, soft, send_uuids_and_state),
+            PeerStateAction::Apply { new, soft, send_uuids_and_state } => (new, soft, send_uuids_and_state),
             other => panic!("{other:?}"),
         }
     }
@@ -322,120 +290,53 @@ mod tests {
 
     #[test]
     fn step_1_negotiating_counts_as_what_it_would_be() {
-        let peer = State {
-            disk: Disk::Negotiating,
-            ..PEER
-        };
+        let peer = State { disk: Disk::Negotiating, ..PEER };
         let consistent = input(GOOD, peer);
-        assert_eq!(
-            receive_state(&consistent),
-            PeerStateAction::RunHandshake {
-                peer_disk: Disk::Consistent
-            }
-        );
-        let bad = PeerStateInput {
-            peer_negotiates_inconsistent: true,
-            ..consistent
-        };
-        assert_eq!(
-            receive_state(&bad),
-            PeerStateAction::RunHandshake {
-                peer_disk: Disk::Inconsistent
-            }
-        );
+        assert_eq!(receive_state(&consistent), PeerStateAction::RunHandshake { peer_disk: Disk::Consistent });
+        let bad = PeerStateInput { peer_negotiates_inconsistent: true, ..consistent };
+        assert_eq!(receive_state(&bad), PeerStateAction::RunHandshake { peer_disk: Disk::Inconsistent });
     }
 
     #[test]
     fn step_3_end_of_resync() {
-        let source = State {
-            conn: Conn::SyncSource,
-            pdsk: Disk::Inconsistent,
-            ..GOOD
-        };
-        let done = PeerStateInput {
-            resync_complete: true,
-            ..input(source, PEER)
-        };
+        let source = State { conn: Conn::SyncSource, pdsk: Disk::Inconsistent, ..GOOD };
+        let done = PeerStateInput { resync_complete: true, ..input(source, PEER) };
         assert_eq!(receive_state(&done), PeerStateAction::FinishResync);
         assert_eq!(receive_state(&input(source, PEER)), PeerStateAction::ResyncNotComplete);
-        let paused = State {
-            conn: Conn::PausedSyncS,
-            pdsk: Disk::Consistent,
-            ..GOOD
-        };
-        assert_eq!(
-            receive_state(&PeerStateInput { own: paused, ..done }),
-            PeerStateAction::FinishResync
-        );
+        let paused = State { conn: Conn::PausedSyncS, pdsk: Disk::Consistent, ..GOOD };
+        assert_eq!(receive_state(&PeerStateInput { own: paused, ..done }), PeerStateAction::FinishResync);
         // Before this node is source the packet is no end.
-        let early = State {
-            conn: Conn::WFBitMapS,
-            ..source
-        };
-        assert!(matches!(
-            receive_state(&PeerStateInput { own: early, ..done }),
-            PeerStateAction::Apply { .. }
-        ));
+        let early = State { conn: Conn::WFBitMapS, ..source };
+        assert!(matches!(receive_state(&PeerStateInput { own: early, ..done }), PeerStateAction::Apply { .. }));
         // A peer that has not heard of the resync yet still is its target.
-        let late = State {
-            conn: Conn::WFBitMapT,
-            ..PEER
-        };
+        let late = State { conn: Conn::WFBitMapT, ..PEER };
         assert_eq!(applied(&input(source, late)).0.pdsk, Disk::Inconsistent);
     }
 
     #[test]
     fn step_4_end_of_verify() {
-        let verify = State {
-            conn: Conn::VerifyT,
-            ..GOOD
-        };
+        let verify = State { conn: Conn::VerifyT, ..GOOD };
         assert_eq!(receive_state(&input(verify, PEER)), PeerStateAction::FinishVerify);
-        let still = State {
-            conn: Conn::VerifyS,
-            ..PEER
-        };
+        let still = State { conn: Conn::VerifyS, ..PEER };
         assert_eq!(applied(&input(verify, still)).0, verify);
-        let worse = State {
-            disk: Disk::Inconsistent,
-            ..PEER
-        };
+        let worse = State { disk: Disk::Inconsistent, ..PEER };
         assert_eq!(applied(&input(verify, worse)).0.pdsk, Disk::Inconsistent);
     }
 
     #[test]
     fn step_5_a_finished_peer_is_not_taken_back() {
-        let late = State {
-            conn: Conn::SyncTarget,
-            disk: Disk::Inconsistent,
-            ..PEER
-        };
+        let late = State { conn: Conn::SyncTarget, disk: Disk::Inconsistent, ..PEER };
         assert_eq!(applied(&input(GOOD, late)).0.pdsk, Disk::UpToDate);
-        let broken = State {
-            conn: Conn::Connected,
-            ..late
-        };
+        let broken = State { conn: Conn::Connected, ..late };
         assert_eq!(applied(&input(GOOD, broken)).0.pdsk, Disk::Inconsistent);
     }
 
     #[test]
     fn step_6_connection_states() {
-        let diskless = State {
-            disk: Disk::Diskless,
-            ..meeting().own
-        };
-        let (new, soft, _) = applied(&PeerStateInput {
-            own: diskless,
-            ..meeting()
-        });
-        assert_eq!(
-            (new.conn, new.peer, new.pdsk, soft),
-            (Conn::Connected, Role::Secondary, Disk::UpToDate, true)
-        );
-        let ahead = State {
-            conn: Conn::Ahead,
-            ..PEER
-        };
+        let diskless = State { disk: Disk::Diskless, ..meeting().own };
+        let (new, soft, _) = applied(&PeerStateInput { own: diskless, ..meeting() });
+        assert_eq!((new.conn, new.peer, new.pdsk, soft), (Conn::Connected, Role::Secondary, Disk::UpToDate, true));
+        let ahead = State { conn: Conn::Ahead, ..PEER };
         let (new, soft, _) = applied(&input(GOOD, ahead));
         assert_eq!((new.conn, soft), (Conn::Behind, false));
     }
@@ -444,63 +345,24 @@ mod tests {
     fn step_7_when_the_decision_is_due() {
         let due = |input: &PeerStateInput| matches!(receive_state(input), PeerStateAction::RunHandshake { .. });
         assert!(due(&meeting()));
-        assert!(!due(&PeerStateInput {
-            uuids_known: false,
-            ..meeting()
-        }));
-        assert!(!due(&PeerStateInput {
-            received: State {
-                disk: Disk::Diskless,
-                ..PEER
-            },
-            ..meeting()
-        }));
+        assert!(!due(&PeerStateInput { uuids_known: false, ..meeting() }));
+        assert!(!due(&PeerStateInput { received: State { disk: Disk::Diskless, ..PEER }, ..meeting() }));
         assert!(!due(&input(GOOD, PEER)));
-        assert!(due(&input(
-            State {
-                disk: Disk::Negotiating,
-                ..GOOD
-            },
-            PEER
-        )));
-        assert!(due(&input(
-            GOOD,
-            State {
-                disk: Disk::Negotiating,
-                ..PEER
-            }
-        )));
-        assert!(due(&PeerStateInput {
-            consider_resync: true,
-            ..input(GOOD, PEER)
-        }));
+        assert!(due(&input(State { disk: Disk::Negotiating, ..GOOD }, PEER)));
+        assert!(due(&input(GOOD, State { disk: Disk::Negotiating, ..PEER })));
+        assert!(due(&PeerStateInput { consider_resync: true, ..input(GOOD, PEER) }));
         for conn in Conn::ALL.iter().copied().filter(|conn| *conn >= Conn::Connected) {
-            let expected = matches!(
-                conn,
-                Conn::StartingSyncS | Conn::StartingSyncT | Conn::WFBitMapS | Conn::WFBitMapT
-            );
+            let expected =
+                matches!(conn, Conn::StartingSyncS | Conn::StartingSyncT | Conn::WFBitMapS | Conn::WFBitMapT);
             assert_eq!(due(&input(GOOD, State { conn, ..PEER })), expected, "{conn}");
         }
-        let syncing = State {
-            conn: Conn::SyncTarget,
-            disk: Disk::Inconsistent,
-            ..GOOD
-        };
-        assert!(!due(&input(
-            syncing,
-            State {
-                conn: Conn::WFBitMapS,
-                ..PEER
-            }
-        )));
+        let syncing = State { conn: Conn::SyncTarget, disk: Disk::Inconsistent, ..GOOD };
+        assert!(!due(&input(syncing, State { conn: Conn::WFBitMapS, ..PEER })));
     }
 
     #[test]
     fn step_7_outcomes() {
-        let with = |input: PeerStateInput, handshake| PeerStateInput {
-            handshake: Some(handshake),
-            ..input
-        };
+        let with = |input: PeerStateInput, handshake| PeerStateInput { handshake: Some(handshake), ..input };
         for conn in [Conn::Connected, Conn::WFBitMapS, Conn::WFBitMapT] {
             let (new, soft, _) = applied(&with(meeting(), HandshakeResult::To(conn)));
             assert_eq!((new.conn, soft), (conn, true));
@@ -513,21 +375,9 @@ mod tests {
         };
         assert_eq!(refused(with(meeting(), failed)), PeerStateRefusal::Disconnect);
         assert_eq!(refused(with(meeting(), dry)), PeerStateRefusal::PeerDryRun);
-        let attaching = input(
-            State {
-                disk: Disk::Negotiating,
-                ..GOOD
-            },
-            PEER,
-        );
+        let attaching = input(State { disk: Disk::Negotiating, ..GOOD }, PEER);
         assert_eq!(receive_state(&with(attaching, dry)), PeerStateAction::FailOwnDisk);
-        let peer_attaches = input(
-            GOOD,
-            State {
-                disk: Disk::Negotiating,
-                ..PEER
-            },
-        );
+        let peer_attaches = input(GOOD, State { disk: Disk::Negotiating, ..PEER });
         let (new, soft, _) = applied(&with(peer_attaches, failed));
         assert_eq!((new.conn, new.pdsk, soft), (Conn::Connected, Disk::Diskless, false));
     }
@@ -536,14 +386,8 @@ mod tests {
     fn decisions_become_connection_states() {
         let of = |decision| HandshakeResult::of(decision, true);
         assert_eq!(of(SyncDecision::Connected), Some(HandshakeResult::To(Conn::Connected)));
-        assert_eq!(
-            of(SyncDecision::SyncSource { full: true }),
-            Some(HandshakeResult::To(Conn::WFBitMapS))
-        );
-        assert_eq!(
-            of(SyncDecision::SyncTarget { full: false }),
-            Some(HandshakeResult::To(Conn::WFBitMapT))
-        );
+        assert_eq!(of(SyncDecision::SyncSource { full: true }), Some(HandshakeResult::To(Conn::WFBitMapS)));
+        assert_eq!(of(SyncDecision::SyncTarget { full: false }), Some(HandshakeResult::To(Conn::WFBitMapT)));
         let refused = SyncDecision::Refuse(RefuseReason::SplitBrain);
         assert_eq!(of(refused), Some(HandshakeResult::Failed { peer_dry_run: true }));
         assert_eq!(of(SyncDecision::Demote), None);
@@ -551,82 +395,34 @@ mod tests {
 
     #[test]
     fn step_9_what_is_taken_over() {
-        let peer = State {
-            role: Role::Primary,
-            disk: Disk::Outdated,
-            aftr_isp: true,
-            ..PEER
-        };
+        let peer = State { role: Role::Primary, disk: Disk::Outdated, aftr_isp: true, ..PEER };
         let (new, ..) = applied(&input(GOOD, peer));
-        assert_eq!(
-            new,
-            State {
-                peer: Role::Primary,
-                pdsk: Disk::Outdated,
-                peer_isp: true,
-                ..GOOD
-            }
-        );
+        assert_eq!(new, State { peer: Role::Primary, pdsk: Disk::Outdated, peer_isp: true, ..GOOD });
         let resumed = applied(&input(State { peer_isp: true, ..GOOD }, PEER)).0;
         assert_eq!(resumed, GOOD, "the peer's own peer_isp does not count");
         assert!(applied(&input(GOOD, State { user_isp: true, ..PEER })).0.peer_isp);
         assert!(!applied(&input(GOOD, State { peer_isp: true, ..PEER })).0.peer_isp);
-        let own = State {
-            disk: Disk::Negotiating,
-            ..GOOD
-        };
-        let base = PeerStateInput {
-            negotiated: Some(Disk::Outdated),
-            ..input(own, PEER)
-        };
-        for (conn, disk) in [
-            (Conn::Connected, Disk::Outdated),
-            (Conn::WFBitMapS, Disk::Outdated),
-            (Conn::WFBitMapT, Disk::Negotiating),
-        ] {
-            let (new, ..) = applied(&PeerStateInput {
-                handshake: Some(HandshakeResult::To(conn)),
-                ..base
-            });
+        let own = State { disk: Disk::Negotiating, ..GOOD };
+        let base = PeerStateInput { negotiated: Some(Disk::Outdated), ..input(own, PEER) };
+        for (conn, disk) in
+            [(Conn::Connected, Disk::Outdated), (Conn::WFBitMapS, Disk::Outdated), (Conn::WFBitMapT, Disk::Negotiating)]
+        {
+            let (new, ..) = applied(&PeerStateInput { handshake: Some(HandshakeResult::To(conn)), ..base });
             assert_eq!(new.disk, disk, "{conn}");
         }
     }
 
     #[test]
     fn step_10_a_rebooted_peer() {
-        let received = State {
-            disk: Disk::Consistent,
-            ..meeting().received
-        };
+        let received = State { disk: Disk::Consistent, ..meeting().received };
         let handshake = Some(HandshakeResult::To(Conn::Connected));
-        let base = PeerStateInput {
-            received,
-            handshake,
-            suspended: true,
-            new_generation_due: true,
-            ..meeting()
-        };
-        assert_eq!(
-            receive_state(&base),
-            PeerStateAction::Refuse(PeerStateRefusal::PeerRebooted)
-        );
+        let base = PeerStateInput { received, handshake, suspended: true, new_generation_due: true, ..meeting() };
+        assert_eq!(receive_state(&base), PeerStateAction::Refuse(PeerStateRefusal::PeerRebooted));
         for harmless in [
-            PeerStateInput {
-                suspended: false,
-                ..base
-            },
-            PeerStateInput {
-                new_generation_due: false,
-                ..base
-            },
-            PeerStateInput {
-                received: meeting().received,
-                ..base
-            },
-            PeerStateInput {
-                handshake: Some(HandshakeResult::To(Conn::WFBitMapS)),
-                ..base
-            },
+            PeerStateInput { suspended: false, ..base },
+            PeerStateInput { new_generation_due: false, ..base },
+            PeerStateInput { received: meeting().received, ..base },
+            PeerStateInput { handshake: Some(HandshakeResult::To(Conn::WFBitMapS)), ..base },
         ] {
             assert!(matches!(receive_state(&harmless), PeerStateAction::Apply { .. }));
         }
@@ -634,46 +430,17 @@ mod tests {
 
     #[test]
     fn step_12_the_peer_is_told_of_a_wanted_resync() {
-        let own = State {
-            disk: Disk::Inconsistent,
-            pdsk: Disk::Inconsistent,
-            ..GOOD
-        };
+        let own = State { disk: Disk::Inconsistent, pdsk: Disk::Inconsistent, ..GOOD };
         let handshake = Some(HandshakeResult::To(Conn::WFBitMapT));
-        let base = PeerStateInput {
-            consider_resync: true,
-            handshake,
-            ..input(own, PEER)
-        };
+        let base = PeerStateInput { consider_resync: true, handshake, ..input(own, PEER) };
         assert!(applied(&base).2);
-        let knows = State {
-            conn: Conn::WFBitMapS,
-            ..PEER
-        };
-        assert!(
-            !applied(&PeerStateInput {
-                received: knows,
-                ..base
-            })
-            .2
-        );
-        let attaches = State {
-            disk: Disk::Negotiating,
-            ..PEER
-        };
-        assert!(
-            !applied(&PeerStateInput {
-                received: attaches,
-                ..base
-            })
-            .2
-        );
+        let knows = State { conn: Conn::WFBitMapS, ..PEER };
+        assert!(!applied(&PeerStateInput { received: knows, ..base }).2);
+        let attaches = State { disk: Disk::Negotiating, ..PEER };
+        assert!(!applied(&PeerStateInput { received: attaches, ..base }).2);
         let first = PeerStateInput { handshake, ..meeting() };
         assert!(!applied(&first).2);
-        let none = PeerStateInput {
-            handshake: Some(HandshakeResult::To(Conn::Connected)),
-            ..base
-        };
+        let none = PeerStateInput { handshake: Some(HandshakeResult::To(Conn::Connected)), ..base };
         assert!(!applied(&none).2);
     }
 

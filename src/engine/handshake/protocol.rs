@@ -70,10 +70,7 @@ pub struct AlgName {
 impl AlgName {
     /// Keeps the first 31 bytes of `name`.
     pub fn new(name: &[u8]) -> Self {
-        let mut kept = Self {
-            bytes: [0; ALG_NAME_BYTES],
-            len: 0,
-        };
+        let mut kept = Self { bytes: [0; ALG_NAME_BYTES], len: 0 };
         for (to, from) in kept.bytes.iter_mut().zip(name) {
             *to = *from;
             kept.len += 1;
@@ -132,13 +129,7 @@ pub struct ProtocolMismatch {
 
 impl fmt::Display for ProtocolMismatch {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            out,
-            "{} does not fit: {} here, {} at the peer",
-            self.field.name(),
-            self.own,
-            self.peer
-        )
+        write!(out, "{} does not fit: {} here, {} at the peer", self.field.name(), self.own, self.peer)
     }
 }
 
@@ -164,12 +155,7 @@ pub fn compare_protocol(own: &ProtocolSettings<'_>, peer: &ProtocolSettings<'_>)
         policy(Field::AfterSb0p, own.after_sb_0p, peer.after_sb_0p),
         policy(Field::AfterSb1p, own.after_sb_1p, peer.after_sb_1p),
         policy(Field::AfterSb2p, own.after_sb_2p, peer.after_sb_2p),
-        (
-            !both_discard,
-            Field::DiscardMyData,
-            Setting::Flag(own.discard_my_data),
-            Setting::Flag(peer.discard_my_data),
-        ),
+        (!both_discard, Field::DiscardMyData, Setting::Flag(own.discard_my_data), Setting::Flag(peer.discard_my_data)),
         (
             own.two_primaries == peer.two_primaries,
             Field::TwoPrimaries,
@@ -213,10 +199,7 @@ mod tests {
     #[test]
     fn equal_settings_fit() {
         assert_eq!(compare_protocol(&settings(), &settings()), Ok(()));
-        let one_discards = ProtocolSettings {
-            discard_my_data: true,
-            ..settings()
-        };
+        let one_discards = ProtocolSettings { discard_my_data: true, ..settings() };
         assert_eq!(compare_protocol(&settings(), &one_discards), Ok(()));
         assert_eq!(compare_protocol(&one_discards, &settings()), Ok(()));
     }
@@ -224,10 +207,7 @@ mod tests {
     #[test]
     fn each_field_is_named_with_both_values() {
         let base = settings();
-        differs(
-            ProtocolSettings { protocol: 1, ..base },
-            "protocol does not fit: C here, A at the peer",
-        );
+        differs(ProtocolSettings { protocol: 1, ..base }, "protocol does not fit: C here, A at the peer");
         differs(
             ProtocolSettings { after_sb_0p: 3, ..base },
             "after-sb-0pri does not fit: discard-least-changes here, discard-zero-changes at the peer",
@@ -237,30 +217,18 @@ mod tests {
             "after-sb-1pri does not fit: discard-secondary here, disconnect at the peer",
         );
         differs(
-            ProtocolSettings {
-                after_sb_2p: 77,
-                ..base
-            },
+            ProtocolSettings { after_sb_2p: 77, ..base },
             "after-sb-2pri does not fit: disconnect here, unknown (77) at the peer",
         );
         differs(
-            ProtocolSettings {
-                two_primaries: true,
-                ..base
-            },
+            ProtocolSettings { two_primaries: true, ..base },
             "allow-two-primaries does not fit: no here, yes at the peer",
         );
         differs(
-            ProtocolSettings {
-                integrity_alg: b"crc\x1b",
-                ..base
-            },
+            ProtocolSettings { integrity_alg: b"crc\x1b", ..base },
             "data-integrity-alg does not fit: none here, crc\\x1b at the peer",
         );
-        let discards = ProtocolSettings {
-            discard_my_data: true,
-            ..base
-        };
+        let discards = ProtocolSettings { discard_my_data: true, ..base };
         let mismatch = compare_protocol(&discards, &discards).unwrap_err();
         assert_eq!(mismatch.field, ProtocolField::DiscardMyData);
     }
@@ -273,14 +241,8 @@ mod tests {
 
     #[test]
     fn local_and_remote_are_mirrored() {
-        let local = ProtocolSettings {
-            after_sb_0p: 5,
-            ..settings()
-        };
-        let remote = ProtocolSettings {
-            after_sb_0p: 6,
-            ..settings()
-        };
+        let local = ProtocolSettings { after_sb_0p: 5, ..settings() };
+        let remote = ProtocolSettings { after_sb_0p: 6, ..settings() };
         assert_eq!(compare_protocol(&local, &remote), Ok(()));
         assert_eq!(compare_protocol(&remote, &local), Ok(()));
         assert!(compare_protocol(&local, &local).is_err());

@@ -62,10 +62,7 @@ pub struct SizeRefusal {
 impl fmt::Display for SizeRefusal {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { current, wanted } = self;
-        write!(
-            out,
-            "the peer's disk would shrink the device from {current} to {wanted} sectors"
-        )
+        write!(out, "the peer's disk would shrink the device from {current} to {wanted} sectors")
     }
 }
 
@@ -103,18 +100,11 @@ fn with_disk(input: &SizesInput) -> SizeDecision {
         (own_user, user) if own.conn == Conn::WFReportParams => own_user.min(user),
         (_, user) => user,
     };
-    let peer_disk = if peer.forced && own.conn < Conn::Connected {
-        input.own_disk
-    } else {
-        peer.disk
-    };
+    let peer_disk = if peer.forced && own.conn < Conn::Connected { input.own_disk } else { peer.disk };
     let size = agreed_size(input.own_disk, peer_disk, input.last_agreed, user_size);
     let in_use = own.disk >= Disk::Outdated && (own.conn < Conn::Connected || own.pdsk == Disk::Diskless);
     if size < input.own_current && in_use {
-        return SizeDecision::Refuse(SizeRefusal {
-            current: input.own_current,
-            wanted: size,
-        });
+        return SizeDecision::Refuse(SizeRefusal { current: input.own_current, wanted: size });
     }
     if size == input.own_current && user_size == input.own_user {
         return SizeDecision::Keep;
@@ -135,10 +125,7 @@ fn without_disk(input: &SizesInput) -> SizeDecision {
     if size < current && input.own.role == Role::Primary {
         return SizeDecision::Refuse(SizeRefusal { current, wanted: size });
     }
-    SizeDecision::Adopt {
-        size,
-        user_size: input.own_user,
-    }
+    SizeDecision::Adopt { size, user_size: input.own_user }
 }
 
 /// Whether to answer with the own sizes (current size filled in, the same dds flags).
@@ -193,11 +180,7 @@ pub fn grow_action(input: &GrowInput) -> GrowAction {
     if input.no_resync {
         return GrowAction::Nothing;
     }
-    let source = if own.role == own.peer {
-        input.resolve_conflicts
-    } else {
-        own.role == Role::Primary
-    };
+    let source = if own.role == own.peer { input.resolve_conflicts } else { own.role == Role::Primary };
     GrowAction::Resync { source }
 }
 
@@ -206,13 +189,7 @@ mod tests {
     use super::*;
 
     fn state(conn: Conn, disk: Disk) -> State {
-        State {
-            conn,
-            disk,
-            pdsk: Disk::UpToDate,
-            peer: Role::Secondary,
-            ..State::initial(conn)
-        }
+        State { conn, disk, pdsk: Disk::UpToDate, peer: Role::Secondary, ..State::initial(conn) }
     }
 
     fn meeting() -> SizesInput {
@@ -222,12 +199,7 @@ mod tests {
             own_user: 0,
             own_current: 1000,
             last_agreed: 1000,
-            peer: PeerSizes {
-                disk: 1000,
-                user: 0,
-                current: 1000,
-                forced: false,
-            },
+            peer: PeerSizes { disk: 1000, user: 0, current: 1000, forced: false },
         }
     }
 
@@ -258,147 +230,54 @@ mod tests {
 
     #[test]
     fn a_device_in_use_does_not_shrink() {
-        let smaller = PeerSizes {
-            disk: 900,
-            ..meeting().peer
-        };
-        let refusal = SizeDecision::Refuse(SizeRefusal {
-            current: 1000,
-            wanted: 900,
-        });
-        assert_eq!(
-            receive_sizes(&SizesInput {
-                peer: smaller,
-                ..meeting()
-            }),
-            refusal
-        );
-        let adopt = SizeDecision::Adopt {
-            size: 900,
-            user_size: 0,
-        };
-        let bad = SizesInput {
-            own: state(Conn::WFReportParams, Disk::Inconsistent),
-            peer: smaller,
-            ..meeting()
-        };
+        let smaller = PeerSizes { disk: 900, ..meeting().peer };
+        let refusal = SizeDecision::Refuse(SizeRefusal { current: 1000, wanted: 900 });
+        assert_eq!(receive_sizes(&SizesInput { peer: smaller, ..meeting() }), refusal);
+        let adopt = SizeDecision::Adopt { size: 900, user_size: 0 };
+        let bad = SizesInput { own: state(Conn::WFReportParams, Disk::Inconsistent), peer: smaller, ..meeting() };
         assert_eq!(receive_sizes(&bad), adopt);
-        let connected = SizesInput {
-            own: state(Conn::Connected, Disk::UpToDate),
-            ..bad
-        };
+        let connected = SizesInput { own: state(Conn::Connected, Disk::UpToDate), ..bad };
         assert_eq!(receive_sizes(&connected), adopt);
-        let diskless_peer = State {
-            pdsk: Disk::Diskless,
-            ..connected.own
-        };
-        assert_eq!(
-            receive_sizes(&SizesInput {
-                own: diskless_peer,
-                ..connected
-            }),
-            refusal
-        );
+        let diskless_peer = State { pdsk: Disk::Diskless, ..connected.own };
+        assert_eq!(receive_sizes(&SizesInput { own: diskless_peer, ..connected }), refusal);
     }
 
     #[test]
     fn the_first_pair_takes_the_smaller_disk() {
         let own = state(Conn::WFReportParams, Disk::Inconsistent);
-        let peer = PeerSizes {
-            disk: 900,
-            ..PeerSizes::default()
-        };
-        let input = SizesInput {
-            own,
-            last_agreed: 0,
-            own_current: 1000,
-            peer,
-            ..meeting()
-        };
-        assert_eq!(
-            receive_sizes(&input),
-            SizeDecision::Adopt {
-                size: 900,
-                user_size: 0
-            }
-        );
+        let peer = PeerSizes { disk: 900, ..PeerSizes::default() };
+        let input = SizesInput { own, last_agreed: 0, own_current: 1000, peer, ..meeting() };
+        assert_eq!(receive_sizes(&input), SizeDecision::Adopt { size: 900, user_size: 0 });
     }
 
     #[test]
     fn user_sizes() {
         let own = state(Conn::WFReportParams, Disk::Inconsistent);
         for (own_user, peer_user, user_size) in [(800, 700, 700), (700, 800, 700), (0, 700, 700), (700, 0, 700)] {
-            let peer = PeerSizes {
-                user: peer_user,
-                ..meeting().peer
-            };
-            let input = SizesInput {
-                own,
-                own_user,
-                peer,
-                ..meeting()
-            };
-            assert_eq!(
-                receive_sizes(&input),
-                SizeDecision::Adopt {
-                    size: user_size,
-                    user_size
-                }
-            );
+            let peer = PeerSizes { user: peer_user, ..meeting().peer };
+            let input = SizesInput { own, own_user, peer, ..meeting() };
+            assert_eq!(receive_sizes(&input), SizeDecision::Adopt { size: user_size, user_size });
         }
         // Later the peer's word counts, also that there is none any more.
         let own = state(Conn::Connected, Disk::UpToDate);
-        let input = SizesInput {
-            own,
-            own_user: 700,
-            own_current: 700,
-            ..meeting()
-        };
-        assert_eq!(
-            receive_sizes(&input),
-            SizeDecision::Adopt {
-                size: 1000,
-                user_size: 0
-            }
-        );
+        let input = SizesInput { own, own_user: 700, own_current: 700, ..meeting() };
+        assert_eq!(receive_sizes(&input), SizeDecision::Adopt { size: 1000, user_size: 0 });
     }
 
     #[test]
     fn the_forced_flag_counts_only_below_connected() {
-        let peer = PeerSizes {
-            disk: 500,
-            forced: true,
-            ..meeting().peer
-        };
+        let peer = PeerSizes { disk: 500, forced: true, ..meeting().peer };
         let input = SizesInput { peer, ..meeting() };
         assert_eq!(receive_sizes(&input), SizeDecision::Keep);
         let own = state(Conn::Connected, Disk::UpToDate);
-        assert_eq!(
-            receive_sizes(&SizesInput { own, ..input }),
-            SizeDecision::Adopt {
-                size: 500,
-                user_size: 0
-            }
-        );
+        assert_eq!(receive_sizes(&SizesInput { own, ..input }), SizeDecision::Adopt { size: 500, user_size: 0 });
     }
 
     #[test]
     fn without_disk_the_peer_decides() {
         let own = state(Conn::WFReportParams, Disk::Diskless);
-        let with = |peer, own_current| {
-            receive_sizes(&SizesInput {
-                own,
-                own_current,
-                peer,
-                ..meeting()
-            })
-        };
-        let sizes = |current, user, disk| PeerSizes {
-            disk,
-            user,
-            current,
-            forced: false,
-        };
+        let with = |peer, own_current| receive_sizes(&SizesInput { own, own_current, peer, ..meeting() });
+        let sizes = |current, user, disk| PeerSizes { disk, user, current, forced: false };
         let adopt = |size| SizeDecision::Adopt { size, user_size: 0 };
         assert_eq!(with(sizes(900, 800, 1000), 0), adopt(900));
         assert_eq!(with(sizes(0, 800, 1000), 0), adopt(800));
@@ -408,20 +287,9 @@ mod tests {
         assert_eq!(with(sizes(900, 0, 0), 800), SizeDecision::Keep, "both diskless");
         assert_eq!(with(sizes(900, 0, 0), 0), adopt(900));
         assert_eq!(with(sizes(700, 0, 1000), 800), adopt(700));
-        let primary = State {
-            role: Role::Primary,
-            ..own
-        };
-        let input = SizesInput {
-            own: primary,
-            own_current: 800,
-            peer: sizes(700, 0, 1000),
-            ..meeting()
-        };
-        let refusal = SizeRefusal {
-            current: 800,
-            wanted: 700,
-        };
+        let primary = State { role: Role::Primary, ..own };
+        let input = SizesInput { own: primary, own_current: 800, peer: sizes(700, 0, 1000), ..meeting() };
+        let refusal = SizeRefusal { current: 800, wanted: 700 };
         assert_eq!(receive_sizes(&input), SizeDecision::Refuse(refusal));
         assert_eq!(with(sizes(900, 0, 1000), 800), adopt(900));
     }
@@ -445,57 +313,19 @@ mod tests {
             resolve_conflicts: false,
         };
         assert_eq!(grow_action(&base), GrowAction::Resync { source: false });
-        assert_eq!(
-            grow_action(&GrowInput {
-                resolve_conflicts: true,
-                ..base
-            }),
-            GrowAction::Resync { source: true }
-        );
-        let primary = State {
-            role: Role::Primary,
-            ..base.own
-        };
-        assert_eq!(
-            grow_action(&GrowInput { own: primary, ..base }),
-            GrowAction::Resync { source: true }
-        );
-        let secondary = State {
-            peer: Role::Primary,
-            ..base.own
-        };
-        let input = GrowInput {
-            own: secondary,
-            resolve_conflicts: true,
-            ..base
-        };
+        assert_eq!(grow_action(&GrowInput { resolve_conflicts: true, ..base }), GrowAction::Resync { source: true });
+        let primary = State { role: Role::Primary, ..base.own };
+        assert_eq!(grow_action(&GrowInput { own: primary, ..base }), GrowAction::Resync { source: true });
+        let secondary = State { peer: Role::Primary, ..base.own };
+        let input = GrowInput { own: secondary, resolve_conflicts: true, ..base };
         assert_eq!(grow_action(&input), GrowAction::Resync { source: false });
-        assert_eq!(
-            grow_action(&GrowInput {
-                no_resync: true,
-                ..base
-            }),
-            GrowAction::Nothing
-        );
+        assert_eq!(grow_action(&GrowInput { no_resync: true, ..base }), GrowAction::Nothing);
         assert_eq!(grow_action(&GrowInput { grew: false, ..base }), GrowAction::Nothing);
-        let pending = GrowInput {
-            grew: false,
-            resize_pending: true,
-            ..base
-        };
+        let pending = GrowInput { grew: false, resize_pending: true, ..base };
         assert_eq!(grow_action(&pending), GrowAction::Resync { source: false });
         let meeting = state(Conn::WFReportParams, Disk::UpToDate);
         assert_eq!(grow_action(&GrowInput { own: meeting, ..base }), GrowAction::Nothing);
-        let negotiating = State {
-            disk: Disk::Negotiating,
-            ..base.own
-        };
-        assert_eq!(
-            grow_action(&GrowInput {
-                own: negotiating,
-                ..base
-            }),
-            GrowAction::AfterNegotiation
-        );
+        let negotiating = State { disk: Disk::Negotiating, ..base.own };
+        assert_eq!(grow_action(&GrowInput { own: negotiating, ..base }), GrowAction::AfterNegotiation);
     }
 }

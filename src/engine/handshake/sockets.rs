@@ -75,12 +75,7 @@ impl Pairing {
     /// Begins an attempt; the first thing to do is [`Next::Connect`]. `resolve_conflicts` is that of the last
     /// connection, if there was one.
     pub const fn new(resolve_conflicts: bool) -> Self {
-        Self {
-            data: false,
-            meta: false,
-            resolve_conflicts,
-            after_accept: false,
-        }
+        Self { data: false, meta: false, resolve_conflicts, after_accept: false }
     }
 
     /// Whether this node has the upper hand. Final when the attempt is done.
@@ -111,19 +106,13 @@ impl Pairing {
             }
             (true, true) => SocketAction::Release,
         };
-        Step {
-            socket,
-            next: self.check_or(Next::Accept),
-        }
+        Step { socket, next: self.check_or(Next::Accept) }
     }
 
     /// The active connect failed in a way that allows to go on.
     pub fn connect_failed(&mut self) -> Step {
         self.after_accept = false;
-        Step {
-            socket: SocketAction::None,
-            next: self.check_or(Next::Accept),
-        }
+        Step { socket: SocketAction::None, next: self.check_or(Next::Accept) }
     }
 
     /// A held socket was found dead; call this before [`Pairing::accepted`] for what a peek of the held sockets shows.
@@ -151,21 +140,14 @@ impl Pairing {
             FirstPacket::Senseless => (SocketAction::Release, false),
         };
         let again = if smooth || !coin { Next::Connect } else { Next::Accept };
-        let next = if again == Next::Accept {
-            again
-        } else {
-            self.check_or(again)
-        };
+        let next = if again == Next::Accept { again } else { self.check_or(again) };
         Step { socket, next }
     }
 
     /// Nobody connected in time.
     pub fn nobody_came(&mut self) -> Step {
         self.after_accept = true;
-        Step {
-            socket: SocketAction::None,
-            next: self.check_or(Next::Connect),
-        }
+        Step { socket: SocketAction::None, next: self.check_or(Next::Connect) }
     }
 
     /// Both sockets were peeked. A socket that is not open is released.
@@ -177,10 +159,7 @@ impl Pairing {
             (false, true) => Next::Connect,
             (false, false) => Next::Accept,
         };
-        Step {
-            socket: SocketAction::None,
-            next,
-        }
+        Step { socket: SocketAction::None, next }
     }
 
     const fn check_or(&self, other: Next) -> Next {
@@ -209,15 +188,9 @@ mod tests {
         let (mut x, mut y) = (Pairing::new(false), Pairing::new(false));
         assert_eq!(y.connect_failed(), step(SocketAction::None, Next::Accept));
         assert_eq!(x.connected(), step(SocketAction::Announce(Stream::Data), Next::Accept));
-        assert_eq!(
-            y.accepted(DATA, true),
-            step(SocketAction::Keep(Stream::Data), Next::Connect)
-        );
+        assert_eq!(y.accepted(DATA, true), step(SocketAction::Keep(Stream::Data), Next::Connect));
         assert_eq!(y.connected(), step(SocketAction::Announce(Stream::Meta), Next::Check));
-        assert_eq!(
-            x.accepted(META, true),
-            step(SocketAction::Keep(Stream::Meta), Next::Check)
-        );
+        assert_eq!(x.accepted(META, true), step(SocketAction::Keep(Stream::Meta), Next::Check));
         assert_eq!(x.checked(true, true).next, Next::Done);
         assert_eq!(y.checked(true, true).next, Next::Done);
         assert!(x.resolve_conflicts() && !y.resolve_conflicts());
@@ -243,10 +216,7 @@ mod tests {
         let mut x = Pairing::new(false);
         x.connected();
         x.connected();
-        assert_eq!(
-            x.accepted(META, false),
-            step(SocketAction::Keep(Stream::Meta), Next::Check)
-        );
+        assert_eq!(x.accepted(META, false), step(SocketAction::Keep(Stream::Meta), Next::Check));
         assert!(x.resolve_conflicts(), "the last event about a meta socket wins");
     }
 
@@ -254,10 +224,7 @@ mod tests {
     fn senseless_connections_are_released() {
         for (coin, next) in [(true, Next::Accept), (false, Next::Connect)] {
             let mut x = Pairing::new(false);
-            assert_eq!(
-                x.accepted(FirstPacket::Senseless, coin),
-                step(SocketAction::Release, next)
-            );
+            assert_eq!(x.accepted(FirstPacket::Senseless, coin), step(SocketAction::Release, next));
             assert!(!x.holds(Stream::Data));
         }
     }
@@ -267,11 +234,7 @@ mod tests {
         let mut x = Pairing::new(false);
         x.connected();
         x.lost(Stream::Data);
-        assert_eq!(
-            x.accepted(DATA, true),
-            step(SocketAction::Keep(Stream::Data), Next::Connect),
-            "no crossing"
-        );
+        assert_eq!(x.accepted(DATA, true), step(SocketAction::Keep(Stream::Data), Next::Connect), "no crossing");
         x.connected();
         assert_eq!(x.checked(true, false).next, Next::Accept);
         assert_eq!(x.accepted(META, true).next, Next::Check);

@@ -101,11 +101,7 @@ pub struct SbPolicies {
 
 impl Default for SbPolicies {
     fn default() -> Self {
-        Self {
-            zero: SbPolicy::Disconnect,
-            one: SbPolicy::Disconnect,
-            two: SbPolicy::Disconnect,
-        }
+        Self { zero: SbPolicy::Disconnect, one: SbPolicy::Disconnect, two: SbPolicy::Disconnect }
     }
 }
 
@@ -196,11 +192,7 @@ impl SbOutcome {
     };
 
     const fn new(decision: SbDecision, reason: &'static str) -> Self {
-        Self {
-            decision,
-            action: None,
-            reason,
-        }
+        Self { decision, action: None, reason }
     }
 
     const fn unresolved(reason: &'static str) -> Self {
@@ -306,10 +298,7 @@ fn two_primaries(input: &SplitBrain) -> SbOutcome {
 /// A Primary must step down before it loses its changes.
 fn demoting(base: SbOutcome, input: &SplitBrain) -> SbOutcome {
     let steps_down = base.decision == SbDecision::Target && input.own_primary;
-    SbOutcome {
-        action: steps_down.then_some(Action::Demote),
-        ..base
-    }
+    SbOutcome { action: steps_down.then_some(Action::Demote), ..base }
 }
 
 #[cfg(test)]
@@ -319,10 +308,7 @@ mod tests {
 
     fn split(zero: SbPolicy) -> SplitBrain {
         SplitBrain {
-            policies: SbPolicies {
-                zero,
-                ..SbPolicies::default()
-            },
+            policies: SbPolicies { zero, ..SbPolicies::default() },
             own_primary: false,
             peer_primary: false,
             own_was_primary: false,
@@ -353,61 +339,26 @@ mod tests {
         assert_eq!(decided(split(SbPolicy::Disconnect)), Unresolved);
         assert_eq!(decided(split(SbPolicy::DiscardLocal)), Target);
         assert_eq!(decided(split(SbPolicy::DiscardRemote)), Source);
-        for wrong in [
-            SbPolicy::Consensus,
-            SbPolicy::DiscardSecondary,
-            SbPolicy::CallHelper,
-            SbPolicy::Violently,
-        ] {
+        for wrong in [SbPolicy::Consensus, SbPolicy::DiscardSecondary, SbPolicy::CallHelper, SbPolicy::Violently] {
             assert_eq!(after_split_brain(&split(wrong)), WRONG_POLICY);
         }
     }
 
     #[test]
     fn younger_and_older_primary() {
-        for (policy, own_first) in [
-            (SbPolicy::DiscardYoungerPrimary, Source),
-            (SbPolicy::DiscardOlderPrimary, Target),
-        ] {
-            let own = SplitBrain {
-                own_was_primary: true,
-                ..split(policy)
-            };
+        for (policy, own_first) in [(SbPolicy::DiscardYoungerPrimary, Source), (SbPolicy::DiscardOlderPrimary, Target)]
+        {
+            let own = SplitBrain { own_was_primary: true, ..split(policy) };
             assert_eq!(decided(own), own_first);
-            let peer = SplitBrain {
-                peer_was_primary: true,
-                ..split(policy)
-            };
+            let peer = SplitBrain { peer_was_primary: true, ..split(policy) };
             assert_eq!(decided(peer), if own_first == Source { Target } else { Source });
             // Equal: who wrote nothing, then who wrote less.
             for both in [false, true] {
-                let equal = SplitBrain {
-                    own_was_primary: both,
-                    peer_was_primary: both,
-                    ..split(policy)
-                };
-                assert_eq!(
-                    decided(SplitBrain {
-                        peer_changes: 0,
-                        ..equal
-                    }),
-                    Source
-                );
-                assert_eq!(
-                    decided(SplitBrain {
-                        own_changes: 0,
-                        ..equal
-                    }),
-                    Target
-                );
+                let equal = SplitBrain { own_was_primary: both, peer_was_primary: both, ..split(policy) };
+                assert_eq!(decided(SplitBrain { peer_changes: 0, ..equal }), Source);
+                assert_eq!(decided(SplitBrain { own_changes: 0, ..equal }), Target);
                 assert_eq!(decided(equal), Target);
-                assert_eq!(
-                    decided(SplitBrain {
-                        own_changes: 10,
-                        ..equal
-                    }),
-                    Source
-                );
+                assert_eq!(decided(SplitBrain { own_changes: 10, ..equal }), Source);
             }
         }
     }
@@ -417,63 +368,23 @@ mod tests {
         let zero = split(SbPolicy::DiscardZeroChanges);
         assert_eq!(decided(zero), Unresolved);
         assert_eq!(decided(SplitBrain { own_changes: 0, ..zero }), Target);
-        assert_eq!(
-            decided(SplitBrain {
-                peer_changes: 0,
-                ..zero
-            }),
-            Source
-        );
-        let none = SplitBrain {
-            own_changes: 0,
-            peer_changes: 0,
-            ..zero
-        };
+        assert_eq!(decided(SplitBrain { peer_changes: 0, ..zero }), Source);
+        let none = SplitBrain { own_changes: 0, peer_changes: 0, ..zero };
         assert_eq!(decided(none), Source);
-        assert_eq!(
-            decided(SplitBrain {
-                resolve_conflicts: true,
-                ..none
-            }),
-            Target
-        );
+        assert_eq!(decided(SplitBrain { resolve_conflicts: true, ..none }), Target);
         let least = split(SbPolicy::DiscardLeastChanges);
         assert_eq!(decided(least), Target);
-        assert_eq!(
-            decided(SplitBrain {
-                own_changes: 10,
-                ..least
-            }),
-            Source
-        );
-        let equal = SplitBrain {
-            own_changes: 9,
-            ..least
-        };
+        assert_eq!(decided(SplitBrain { own_changes: 10, ..least }), Source);
+        let equal = SplitBrain { own_changes: 9, ..least };
         assert_eq!(decided(equal), Source);
-        assert_eq!(
-            decided(SplitBrain {
-                resolve_conflicts: true,
-                ..equal
-            }),
-            Target
-        );
+        assert_eq!(decided(SplitBrain { resolve_conflicts: true, ..equal }), Target);
     }
 
     #[test]
     fn with_one_primary() {
         let with = |one, zero, own_primary| {
-            let policies = SbPolicies {
-                zero,
-                one,
-                two: SbPolicy::Disconnect,
-            };
-            after_split_brain(&SplitBrain {
-                policies,
-                own_primary,
-                peer_primary: !own_primary,
-                ..split(zero)
-            })
+            let policies = SbPolicies { zero, one, two: SbPolicy::Disconnect };
+            after_split_brain(&SplitBrain { policies, own_primary, peer_primary: !own_primary, ..split(zero) })
         };
         let (local, remote) = (SbPolicy::DiscardLocal, SbPolicy::DiscardRemote);
         assert_eq!(with(SbPolicy::Disconnect, local, true).decision, Unresolved);
@@ -497,17 +408,8 @@ mod tests {
     #[test]
     fn with_two_primaries() {
         let with = |two, zero| {
-            let policies = SbPolicies {
-                zero,
-                one: SbPolicy::Disconnect,
-                two,
-            };
-            after_split_brain(&SplitBrain {
-                policies,
-                own_primary: true,
-                peer_primary: true,
-                ..split(zero)
-            })
+            let policies = SbPolicies { zero, one: SbPolicy::Disconnect, two };
+            after_split_brain(&SplitBrain { policies, own_primary: true, peer_primary: true, ..split(zero) })
         };
         let (local, remote) = (SbPolicy::DiscardLocal, SbPolicy::DiscardRemote);
         assert_eq!(with(SbPolicy::Disconnect, local).decision, Unresolved);
@@ -521,9 +423,7 @@ mod tests {
 
     #[test]
     fn helpers_have_their_names() {
-        let Some(Action::CallHelper(helper)) = SbOutcome::DEMOTION_FAILED.action else {
-            panic!()
-        };
+        let Some(Action::CallHelper(helper)) = SbOutcome::DEMOTION_FAILED.action else { panic!() };
         assert_eq!(helper.name(), "pri-lost-after-sb");
         assert_eq!(Helper::SplitBrain.name(), "split-brain");
     }

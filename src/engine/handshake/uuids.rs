@@ -45,11 +45,7 @@ impl UuidSet {
 impl fmt::Display for UuidSet {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [young, old] = self.history;
-        write!(
-            out,
-            "{:016X}:{:016X}:{young:016X}:{old:016X}",
-            self.current, self.bitmap
-        )
+        write!(out, "{:016X}:{:016X}:{young:016X}:{old:016X}", self.current, self.bitmap)
     }
 }
 
@@ -299,19 +295,11 @@ pub struct Comparison {
 
 impl Comparison {
     const fn new(rule: Rule, result: SyncResult) -> Self {
-        Self {
-            rule,
-            result,
-            fixup: None,
-        }
+        Self { rule, result, fixup: None }
     }
 
     const fn repairing(rule: Rule, result: SyncResult, fixup: Fixup) -> Self {
-        Self {
-            rule,
-            result,
-            fixup: Some(fixup),
-        }
+        Self { rule, result, fixup: Some(fixup) }
     }
 
     /// This outcome, unless the peer's protocol is too old to come to the opposite one.
@@ -394,10 +382,7 @@ fn crashed(ctx: &CompareContext) -> Comparison {
     }
     let some_primary = ctx.own_primary || ctx.peer_primary;
     if some_primary && ctx.features & FEATURE_CRASHED_PRIMARY_RULE == 0 {
-        let needs = SyncResult::NeedsFeature {
-            protocol: 101,
-            feature: FEATURE_CRASHED_PRIMARY_RULE,
-        };
+        let needs = SyncResult::NeedsFeature { protocol: 101, feature: FEATURE_CRASHED_PRIMARY_RULE };
         return Comparison::new(Rule::CrashedNeedsFeature, needs);
     }
     match (ctx.own_primary, ctx.peer_primary) {
@@ -448,11 +433,7 @@ fn diverged(own: &UuidSet, peer: &UuidSet) -> Comparison {
         return Comparison::new(Rule::SameBitmap, SyncResult::SplitBrain { recoverable: true });
     }
     // Empty history counts as common: two nodes that diverged at once must not be taken for strangers.
-    if own
-        .history
-        .iter()
-        .any(|old| peer.history.iter().any(|other| same(*old, *other)))
-    {
+    if own.history.iter().any(|old| peer.history.iter().any(|other| same(*old, *other))) {
         return Comparison::new(Rule::SameHistory, SyncResult::SplitBrain { recoverable: false });
     }
     Comparison::new(Rule::Unrelated, SyncResult::Unrelated)
@@ -518,19 +499,11 @@ mod tests {
     const E: u64 = 0xeeee_0000_0000_6000;
 
     fn set(current: u64, bitmap: u64, young: u64, old: u64) -> UuidSet {
-        UuidSet {
-            current,
-            bitmap,
-            history: [young, old],
-        }
+        UuidSet { current, bitmap, history: [young, old] }
     }
 
     fn context(apv: u32) -> CompareContext {
-        CompareContext {
-            apv,
-            features: 0xff,
-            ..CompareContext::default()
-        }
+        CompareContext { apv, features: 0xff, ..CompareContext::default() }
     }
 
     fn mirrored(ctx: &CompareContext) -> CompareContext {
@@ -557,54 +530,12 @@ mod tests {
     fn rules_10_to_30_new_disks() {
         let ctx = context(101);
         let new = set(JUST_CREATED, 0, 0, 0);
-        check(
-            new,
-            new,
-            &ctx,
-            Rule::BothJustCreated,
-            Rule::BothJustCreated,
-            SyncResult::NoSync,
-        );
-        check(
-            set(5, 0, 0, 0),
-            new,
-            &ctx,
-            Rule::BothJustCreated,
-            Rule::BothJustCreated,
-            SyncResult::NoSync,
-        );
-        check(
-            new,
-            set(A, B, 0, 0),
-            &ctx,
-            Rule::JustCreated,
-            Rule::PeerJustCreated,
-            FULL_TARGET,
-        );
-        check(
-            set(0, 0, 0, 0),
-            set(A, B, 0, 0),
-            &ctx,
-            Rule::JustCreated,
-            Rule::PeerJustCreated,
-            FULL_TARGET,
-        );
-        check(
-            set(A | 1, 0, 0, 0),
-            new,
-            &ctx,
-            Rule::PeerJustCreated,
-            Rule::JustCreated,
-            FULL_SOURCE,
-        );
-        check(
-            new,
-            set(0, 0, 0, 0),
-            &ctx,
-            Rule::JustCreated,
-            Rule::PeerJustCreated,
-            FULL_TARGET,
-        );
+        check(new, new, &ctx, Rule::BothJustCreated, Rule::BothJustCreated, SyncResult::NoSync);
+        check(set(5, 0, 0, 0), new, &ctx, Rule::BothJustCreated, Rule::BothJustCreated, SyncResult::NoSync);
+        check(new, set(A, B, 0, 0), &ctx, Rule::JustCreated, Rule::PeerJustCreated, FULL_TARGET);
+        check(set(0, 0, 0, 0), set(A, B, 0, 0), &ctx, Rule::JustCreated, Rule::PeerJustCreated, FULL_TARGET);
+        check(set(A | 1, 0, 0, 0), new, &ctx, Rule::PeerJustCreated, Rule::JustCreated, FULL_SOURCE);
+        check(new, set(0, 0, 0, 0), &ctx, Rule::JustCreated, Rule::PeerJustCreated, FULL_TARGET);
     }
 
     #[test]
@@ -613,49 +544,22 @@ mod tests {
         let rules = (Rule::MissedEndOfResync, Rule::PeerMissedEndOfResync);
         check(source, target, &context(91), rules.0, rules.1, SOURCE);
         let (mut own, mut peer) = (source, target);
-        compare(&own, &peer, &context(91))
-            .fixup
-            .unwrap()
-            .apply(&mut own, &mut peer);
+        compare(&own, &peer, &context(91)).fixup.unwrap().apply(&mut own, &mut peer);
         assert_eq!((own, peer), (set(A, 0, B, C), target));
         let (mut own, mut peer) = (target, source);
-        compare(&own, &peer, &context(91))
-            .fixup
-            .unwrap()
-            .apply(&mut own, &mut peer);
+        compare(&own, &peer, &context(91)).fixup.unwrap().apply(&mut own, &mut peer);
         assert_eq!((own, peer), (target, set(A, 0, B, C)));
         let needs = SyncResult::NeedsProtocol(91);
-        check(
-            source,
-            target,
-            &context(90),
-            Rule::NeedsProtocol,
-            Rule::NeedsProtocol,
-            needs,
-        );
+        check(source, target, &context(90), Rule::NeedsProtocol, Rule::NeedsProtocol, needs);
     }
 
     #[test]
     fn rules_36_and_37_missed_sync_uuid() {
         let (source, target) = (set(A, B, C, D), set(A, 0, C, D));
-        check(
-            source,
-            target,
-            &context(91),
-            Rule::PeerMissedSyncUuid,
-            Rule::MissedSyncUuid,
-            SOURCE,
-        );
+        check(source, target, &context(91), Rule::PeerMissedSyncUuid, Rule::MissedSyncUuid, SOURCE);
         assert_eq!(compare(&source, &target, &context(91)).fixup, None);
         let needs = SyncResult::NeedsProtocol(91);
-        check(
-            source,
-            target,
-            &context(90),
-            Rule::NeedsProtocol,
-            Rule::NeedsProtocol,
-            needs,
-        );
+        check(source, target, &context(90), Rule::NeedsProtocol, Rule::NeedsProtocol, needs);
         // "There is a bitmap generation" is asked of the full value.
         check(
             set(A, 1, 0, 0),
@@ -671,97 +575,33 @@ mod tests {
     fn rule_40_same_generation() {
         let ctx = context(101);
         let (one, other) = (set(A, 0, B, C), set(A | 1, 0, D, E));
-        check(
-            one,
-            other,
-            &ctx,
-            Rule::SameGeneration,
-            Rule::SameGeneration,
-            SyncResult::NoSync,
-        );
-        check(
-            set(A, B, 0, 0),
-            set(A, C, 0, 0),
-            &ctx,
-            Rule::SameGeneration,
-            Rule::SameGeneration,
-            SyncResult::NoSync,
-        );
-        let own = CompareContext {
-            own_crashed: true,
-            ..ctx
-        };
+        check(one, other, &ctx, Rule::SameGeneration, Rule::SameGeneration, SyncResult::NoSync);
+        check(set(A, B, 0, 0), set(A, C, 0, 0), &ctx, Rule::SameGeneration, Rule::SameGeneration, SyncResult::NoSync);
+        let own = CompareContext { own_crashed: true, ..ctx };
         check(one, other, &own, Rule::OwnCrashed, Rule::PeerCrashed, SOURCE);
-        let both = CompareContext {
-            peer_crashed: true,
-            ..own
-        };
+        let both = CompareContext { peer_crashed: true, ..own };
         check(one, other, &both, Rule::BothCrashed, Rule::BothCrashed, SOURCE);
-        let upper = CompareContext {
-            resolve_conflicts: true,
-            ..both
-        };
+        let upper = CompareContext { resolve_conflicts: true, ..both };
         check(one, other, &upper, Rule::BothCrashed, Rule::BothCrashed, TARGET);
     }
 
     #[test]
     fn rule_41_crash_and_primary() {
         let same = set(A, 0, B, C);
-        let base = CompareContext {
-            peer_crashed: true,
-            own_primary: true,
-            ..context(101)
-        };
-        check(
-            same,
-            same,
-            &base,
-            Rule::CrashedOwnPrimary,
-            Rule::CrashedPeerPrimary,
-            SOURCE,
-        );
-        let both = CompareContext {
-            peer_primary: true,
-            ..base
-        };
+        let base = CompareContext { peer_crashed: true, own_primary: true, ..context(101) };
+        check(same, same, &base, Rule::CrashedOwnPrimary, Rule::CrashedPeerPrimary, SOURCE);
+        let both = CompareContext { peer_primary: true, ..base };
         let split = SyncResult::SplitBrain { recoverable: false };
-        check(
-            same,
-            same,
-            &both,
-            Rule::CrashedBothPrimary,
-            Rule::CrashedBothPrimary,
-            split,
-        );
-        let old = CompareContext {
-            features: 0xff & !4,
-            ..base
-        };
-        let needs = SyncResult::NeedsFeature {
-            protocol: 101,
-            feature: 4,
-        };
-        check(
-            same,
-            same,
-            &old,
-            Rule::CrashedNeedsFeature,
-            Rule::CrashedNeedsFeature,
-            needs,
-        );
+        check(same, same, &both, Rule::CrashedBothPrimary, Rule::CrashedBothPrimary, split);
+        let old = CompareContext { features: 0xff & !4, ..base };
+        let needs = SyncResult::NeedsFeature { protocol: 101, feature: 4 };
+        check(same, same, &old, Rule::CrashedNeedsFeature, Rule::CrashedNeedsFeature, needs);
     }
 
     #[test]
     fn rules_50_and_70_bitmap() {
         let (old, new) = (set(B, 0, 0, 0), set(A | 1, B | 1, C, D));
-        check(
-            old,
-            new,
-            &context(101),
-            Rule::CurrentIsPeersBitmap,
-            Rule::BitmapIsPeersCurrent,
-            TARGET,
-        );
+        check(old, new, &context(101), Rule::CurrentIsPeersBitmap, Rule::BitmapIsPeersCurrent, TARGET);
     }
 
     #[test]
@@ -771,16 +611,10 @@ mod tests {
         let rules = (Rule::PeersSyncUuidLost, Rule::OwnSyncUuidLost);
         check(old, new, &context(96), rules.0, rules.1, TARGET);
         let (mut own, mut peer) = (old, new);
-        compare(&own, &peer, &context(96))
-            .fixup
-            .unwrap()
-            .apply(&mut own, &mut peer);
+        compare(&own, &peer, &context(96)).fixup.unwrap().apply(&mut own, &mut peer);
         assert_eq!((own, peer), (old, set(A, B | 1, C, C)));
         let (mut own, mut peer) = (new, old);
-        compare(&own, &peer, &context(96))
-            .fixup
-            .unwrap()
-            .apply(&mut own, &mut peer);
+        compare(&own, &peer, &context(96)).fixup.unwrap().apply(&mut own, &mut peer);
         assert_eq!((own, peer), (set(A, B | 1, C, C), old));
         // Before, the histories tell.
         let (old, new) = (set(B, 0, C, D), set(A, E, B, C));
@@ -793,75 +627,26 @@ mod tests {
         check(old, new, &context(96), rules.0, rules.1, FULL_TARGET);
         // The sum must not overflow.
         let high = u64::MAX - 1;
-        check(
-            set(high, 0, 0, 0),
-            set(A, B, high, C),
-            &context(101),
-            rules.0,
-            rules.1,
-            FULL_TARGET,
-        );
+        check(set(high, 0, 0, 0), set(A, B, high, C), &context(101), rules.0, rules.1, FULL_TARGET);
     }
 
     #[test]
     fn rules_60_and_80_history() {
         let rules = (Rule::CurrentIsPeersHistory, Rule::HistoryIsPeersCurrent);
-        check(
-            set(D, 0, 0, 0),
-            set(A, B, C, D),
-            &context(101),
-            rules.0,
-            rules.1,
-            FULL_TARGET,
-        );
-        check(
-            set(C, 0, 0, 0),
-            set(A, B, C, D),
-            &context(101),
-            rules.0,
-            rules.1,
-            FULL_TARGET,
-        );
+        check(set(D, 0, 0, 0), set(A, B, C, D), &context(101), rules.0, rules.1, FULL_TARGET);
+        check(set(C, 0, 0, 0), set(A, B, C, D), &context(101), rules.0, rules.1, FULL_TARGET);
     }
 
     #[test]
     fn rules_90_and_100_split_brain() {
         let ctx = context(101);
         let auto = SyncResult::SplitBrain { recoverable: true };
-        check(
-            set(A, C, 0, 0),
-            set(B, C | 1, D, E),
-            &ctx,
-            Rule::SameBitmap,
-            Rule::SameBitmap,
-            auto,
-        );
+        check(set(A, C, 0, 0), set(B, C | 1, D, E), &ctx, Rule::SameBitmap, Rule::SameBitmap, auto);
         let hopeless = SyncResult::SplitBrain { recoverable: false };
-        check(
-            set(A, 0, C, D),
-            set(B, 0, E, C | 1),
-            &ctx,
-            Rule::SameHistory,
-            Rule::SameHistory,
-            hopeless,
-        );
-        check(
-            set(A, C, D, 0),
-            set(B, 0, E, 0),
-            &ctx,
-            Rule::SameHistory,
-            Rule::SameHistory,
-            hopeless,
-        );
+        check(set(A, 0, C, D), set(B, 0, E, C | 1), &ctx, Rule::SameHistory, Rule::SameHistory, hopeless);
+        check(set(A, C, D, 0), set(B, 0, E, 0), &ctx, Rule::SameHistory, Rule::SameHistory, hopeless);
         let strangers = (set(A, 0, A - 16, A - 32), set(B, 0, B - 16, B - 32));
-        check(
-            strangers.0,
-            strangers.1,
-            &ctx,
-            Rule::Unrelated,
-            Rule::Unrelated,
-            SyncResult::Unrelated,
-        );
+        check(strangers.0, strangers.1, &ctx, Rule::Unrelated, Rule::Unrelated, SyncResult::Unrelated);
     }
 
     // The worked scenarios of metadata 6.5 that are about generations.
@@ -873,14 +658,7 @@ mod tests {
         check(interrupted.0, interrupted.1, &ctx, rules.0, rules.1, SOURCE);
         let both_wrote = (set(A | 1, C, 0, 0), set(B | 1, C, 0, 0));
         let split = SyncResult::SplitBrain { recoverable: true };
-        check(
-            both_wrote.0,
-            both_wrote.1,
-            &ctx,
-            Rule::SameBitmap,
-            Rule::SameBitmap,
-            split,
-        );
+        check(both_wrote.0, both_wrote.1, &ctx, Rule::SameBitmap, Rule::SameBitmap, split);
     }
 
     #[test]
@@ -891,10 +669,7 @@ mod tests {
             "resync target by bitmap (rule 50: the peer recorded its changes since this node's data)"
         );
         let shown = set(A | 1, B, C, D).to_string();
-        assert_eq!(
-            shown,
-            "AAAA000000001001:BBBB000000002000:CCCC000000003000:DDDD000000004000"
-        );
+        assert_eq!(shown, "AAAA000000001001:BBBB000000002000:CCCC000000003000:DDDD000000004000");
     }
 
     // Both nodes come to opposite results, except where the sets contradict each other:
@@ -906,14 +681,7 @@ mod tests {
         let pool = [0, 1, 4, 5, A, A | 1, B, B | 1, A + SYNC_OFFSET, B + SYNC_OFFSET, C, D];
         let mut compared = 0;
         for _ in 0..400_000 {
-            let mut any = || {
-                set(
-                    random.pick(&pool),
-                    random.pick(&pool),
-                    random.pick(&pool),
-                    random.pick(&pool),
-                )
-            };
+            let mut any = || set(random.pick(&pool), random.pick(&pool), random.pick(&pool), random.pick(&pool));
             let (own, peer) = (any(), any());
             let ctx = CompareContext {
                 apv: random.pick(&[86, 90, 91, 95, 96, 101]),
@@ -933,21 +701,14 @@ mod tests {
                 continue;
             }
             compared += 1;
-            assert_eq!(
-                there.result,
-                here.result.opposite(),
-                "{own} {peer} {ctx:?}: {here} / {there}"
-            );
+            assert_eq!(there.result, here.result.opposite(), "{own} {peer} {ctx:?}: {here} / {there}");
         }
         assert!(compared > 200_000, "{compared}");
     }
 
     #[test]
     fn received_generations() {
-        let alone = State {
-            role: Role::Primary,
-            ..State::initial(Conn::WFConnection)
-        };
+        let alone = State { role: Role::Primary, ..State::initial(Conn::WFConnection) };
         let input = UuidsInput {
             own: alone,
             apv: 101,
@@ -957,81 +718,21 @@ mod tests {
             skip_initial_sync: false,
         };
         assert_eq!(receive_uuids(&input), UuidsAction::Expose);
-        assert_eq!(
-            receive_uuids(&UuidsInput {
-                peer_current: B,
-                ..input
-            }),
-            UuidsAction::Refuse
-        );
-        let reattached = State {
-            conn: Conn::Connected,
-            pdsk: Disk::Diskless,
-            ..alone
-        };
-        assert_eq!(
-            receive_uuids(&UuidsInput {
-                own: reattached,
-                peer_current: B,
-                ..input
-            }),
-            UuidsAction::Refuse
-        );
-        let connected = State {
-            pdsk: Disk::UpToDate,
-            ..reattached
-        };
-        assert_eq!(
-            receive_uuids(&UuidsInput {
-                own: connected,
-                peer_current: B,
-                ..input
-            }),
-            UuidsAction::Expose
-        );
-        let secondary = State {
-            role: Role::Secondary,
-            ..alone
-        };
-        assert_eq!(
-            receive_uuids(&UuidsInput {
-                own: secondary,
-                peer_current: B,
-                ..input
-            }),
-            UuidsAction::Keep
-        );
+        assert_eq!(receive_uuids(&UuidsInput { peer_current: B, ..input }), UuidsAction::Refuse);
+        let reattached = State { conn: Conn::Connected, pdsk: Disk::Diskless, ..alone };
+        assert_eq!(receive_uuids(&UuidsInput { own: reattached, peer_current: B, ..input }), UuidsAction::Refuse);
+        let connected = State { pdsk: Disk::UpToDate, ..reattached };
+        assert_eq!(receive_uuids(&UuidsInput { own: connected, peer_current: B, ..input }), UuidsAction::Expose);
+        let secondary = State { role: Role::Secondary, ..alone };
+        assert_eq!(receive_uuids(&UuidsInput { own: secondary, peer_current: B, ..input }), UuidsAction::Keep);
 
-        let new = State {
-            disk: Disk::Inconsistent,
-            ..connected
-        };
-        let skip = UuidsInput {
-            own: new,
-            own_current: Some(5),
-            skip_initial_sync: true,
-            ..input
-        };
+        let new = State { disk: Disk::Inconsistent, ..connected };
+        let skip = UuidsInput { own: new, own_current: Some(5), skip_initial_sync: true, ..input };
         assert_eq!(receive_uuids(&skip), UuidsAction::SkipInitialSync);
         assert_eq!(receive_uuids(&UuidsInput { apv: 89, ..skip }), UuidsAction::Keep);
-        assert_eq!(
-            receive_uuids(&UuidsInput {
-                own_current: Some(A),
-                ..skip
-            }),
-            UuidsAction::Keep
-        );
-        assert_eq!(
-            receive_uuids(&UuidsInput {
-                skip_initial_sync: false,
-                ..skip
-            }),
-            UuidsAction::Keep
-        );
-        let early = State {
-            conn: Conn::WFReportParams,
-            ..new
-        };
+        assert_eq!(receive_uuids(&UuidsInput { own_current: Some(A), ..skip }), UuidsAction::Keep);
+        assert_eq!(receive_uuids(&UuidsInput { skip_initial_sync: false, ..skip }), UuidsAction::Keep);
+        let early = State { conn: Conn::WFReportParams, ..new };
         assert_eq!(receive_uuids(&UuidsInput { own: early, ..skip }), UuidsAction::Keep);
     }
 }

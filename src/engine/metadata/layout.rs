@@ -78,10 +78,7 @@ pub struct Striping {
 
 impl Striping {
     /// One stripe of eight blocks: 32 KiB.
-    pub const DEFAULT: Striping = Striping {
-        stripes: 1,
-        stripe_size_4k: 8,
-    };
+    pub const DEFAULT: Striping = Striping { stripes: 1, stripe_size_4k: 8 };
     /// Fewest blocks of an activity log: 32 KiB.
     pub const MIN_BLOCKS: u64 = 8;
     /// Most blocks of an activity log: 16 GiB.
@@ -163,24 +160,12 @@ impl LayoutError {
 impl fmt::Display for LayoutError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            LayoutError::MetaDeviceTooSmall {
-                needed_sectors,
-                found_sectors,
-            } => {
-                write!(
-                    f,
-                    "meta-data device has {found_sectors} sectors, needs {needed_sectors}"
-                )
+            LayoutError::MetaDeviceTooSmall { needed_sectors, found_sectors } => {
+                write!(f, "meta-data device has {found_sectors} sectors, needs {needed_sectors}")
             }
             LayoutError::MetaDeviceTooLarge => f.write_str("meta-data area exceeds 2^31 sectors"),
-            LayoutError::BadStriping(Striping {
-                stripes,
-                stripe_size_4k,
-            }) => {
-                write!(
-                    f,
-                    "impossible activity log striping: {stripes} stripes of {stripe_size_4k} blocks"
-                )
+            LayoutError::BadStriping(Striping { stripes, stripe_size_4k }) => {
+                write!(f, "impossible activity log striping: {stripes} stripes of {stripe_size_4k} blocks")
             }
             LayoutError::BadFixedArea => f.write_str("size or offsets do not fit a fixed-size meta-data slot"),
             LayoutError::AreaBeyondDevice => f.write_str("meta-data area reaches beyond its device"),
@@ -188,14 +173,8 @@ impl fmt::Display for LayoutError {
                 write!(f, "activity log offset {al_offset} does not fit its size")
             }
             LayoutError::BadBitmapOffset { bm_offset } => write!(f, "bitmap offset {bm_offset} is not possible"),
-            LayoutError::BitmapTooSmall {
-                needed_sectors,
-                found_sectors,
-            } => {
-                write!(
-                    f,
-                    "bitmap has {found_sectors} sectors, the device needs {needed_sectors}"
-                )
+            LayoutError::BitmapTooSmall { needed_sectors, found_sectors } => {
+                write!(f, "bitmap has {found_sectors} sectors, the device needs {needed_sectors}")
             }
         }
     }
@@ -270,16 +249,9 @@ impl Layout {
     ) -> Result<Layout, LayoutError> {
         let Ok(striping) = superblock.striping() else {
             let (stripes, stripe_size_4k) = (superblock.al_stripes, superblock.al_stripe_size_4k);
-            return Err(LayoutError::BadStriping(Striping {
-                stripes,
-                stripe_size_4k,
-            }));
+            return Err(LayoutError::BadStriping(Striping { stripes, stripe_size_4k }));
         };
-        let device_sectors = if index.is_internal() {
-            backing_sectors
-        } else {
-            meta_device_sectors
-        };
+        let device_sectors = if index.is_internal() { backing_sectors } else { meta_device_sectors };
         let superblock_sector = superblock_sector(index, backing_sectors)?;
         let (al_sectors, bitmap_sectors) = recorded_areas(superblock, index)?;
         check_fixed_area(superblock, index, striping)?;
@@ -297,21 +269,14 @@ impl Layout {
             _ => return Err(LayoutError::AreaBeyondDevice),
         }
         if al_sectors % BLOCK_SECTORS != 0 || al_sectors < 64 || al_sectors != striping.sectors() {
-            return Err(LayoutError::BadActivityLogOffset {
-                al_offset: superblock.al_offset,
-            });
+            return Err(LayoutError::BadActivityLogOffset { al_offset: superblock.al_offset });
         }
         if superblock.bm_offset % 8 != 0 {
-            return Err(LayoutError::BadBitmapOffset {
-                bm_offset: superblock.bm_offset,
-            });
+            return Err(LayoutError::BadBitmapOffset { bm_offset: superblock.bm_offset });
         }
         let needed_sectors = superblock.la_size_sectors.div_ceil(8) / 4096;
         if bitmap_sectors < needed_sectors {
-            return Err(LayoutError::BitmapTooSmall {
-                needed_sectors,
-                found_sectors: bitmap_sectors,
-            });
+            return Err(LayoutError::BitmapTooSmall { needed_sectors, found_sectors: bitmap_sectors });
         }
         Ok(Layout {
             index,
@@ -373,16 +338,11 @@ impl Layout {
         let bitmap_sectors = round_up_to_block(backing_sectors.div_ceil(SECTORS_PER_BITMAP_SECTOR));
         let needed_sectors = bitmap_sectors + al_sectors + BLOCK_SECTORS;
         let md_size = i32::try_from(needed_sectors).map_err(|_| LayoutError::MetaDeviceTooLarge)?;
-        let too_small = LayoutError::MetaDeviceTooSmall {
-            needed_sectors,
-            found_sectors: backing_sectors,
-        };
+        let too_small = LayoutError::MetaDeviceTooSmall { needed_sectors, found_sectors: backing_sectors };
         let superblock_sector = superblock_sector(index, backing_sectors).map_err(|_| too_small)?;
         // Nothing left for data is as useless as too small.
-        let first_sector = superblock_sector
-            .checked_sub(al_sectors + bitmap_sectors)
-            .filter(|first| *first > 0)
-            .ok_or(too_small)?;
+        let first_sector =
+            superblock_sector.checked_sub(al_sectors + bitmap_sectors).filter(|first| *first > 0).ok_or(too_small)?;
         Ok(Layout {
             index,
             striping,
@@ -409,13 +369,9 @@ impl Layout {
         let before_bitmap = BLOCK_SECTORS + al_sectors;
         let bm_offset = i32::try_from(before_bitmap).map_err(|_| LayoutError::MetaDeviceTooLarge)?;
         let md_size_sectors = u32::try_from(area_sectors).map_err(|_| LayoutError::MetaDeviceTooLarge)?;
-        let bitmap_sectors = area_sectors
-            .checked_sub(before_bitmap)
-            .filter(|sectors| *sectors > 0)
-            .ok_or(LayoutError::MetaDeviceTooSmall {
-                needed_sectors: before_bitmap + 1,
-                found_sectors: area_sectors,
-            })?;
+        let bitmap_sectors = area_sectors.checked_sub(before_bitmap).filter(|sectors| *sectors > 0).ok_or(
+            LayoutError::MetaDeviceTooSmall { needed_sectors: before_bitmap + 1, found_sectors: area_sectors },
+        )?;
         Ok(Layout {
             index,
             striping,
@@ -443,10 +399,7 @@ pub fn check_meta_device(index: MetaIndex, meta_device_sectors: u64) -> Result<(
         _ => MIN_META_DEVICE_SECTORS,
     };
     if meta_device_sectors < needed_sectors {
-        return Err(LayoutError::MetaDeviceTooSmall {
-            needed_sectors,
-            found_sectors: meta_device_sectors,
-        });
+        return Err(LayoutError::MetaDeviceTooSmall { needed_sectors, found_sectors: meta_device_sectors });
     }
     Ok(())
 }
@@ -458,14 +411,9 @@ pub fn check_meta_device(index: MetaIndex, meta_device_sectors: u64) -> Result<(
 // spec: metadata 3.1 to 3.3
 pub fn superblock_sector(index: MetaIndex, backing_sectors: u64) -> Result<u64, LayoutError> {
     match index {
-        MetaIndex::Internal | MetaIndex::FlexibleInternal => {
-            (backing_sectors & !7)
-                .checked_sub(BLOCK_SECTORS)
-                .ok_or(LayoutError::MetaDeviceTooSmall {
-                    needed_sectors: 8,
-                    found_sectors: backing_sectors,
-                })
-        }
+        MetaIndex::Internal | MetaIndex::FlexibleInternal => (backing_sectors & !7)
+            .checked_sub(BLOCK_SECTORS)
+            .ok_or(LayoutError::MetaDeviceTooSmall { needed_sectors: 8, found_sectors: backing_sectors }),
         MetaIndex::FlexibleExternal => Ok(0),
         MetaIndex::Fixed(slot) => Ok(u64::from(slot) * FIXED_AREA_SECTORS),
     }
@@ -662,10 +610,7 @@ fn recorded_areas(superblock: &Superblock, index: MetaIndex) -> Result<(u64, u64
     }
     if al_offset < 0 {
         let bitmap = i64::from(al_offset) - i64::from(bm_offset);
-        return Ok((
-            u64::from(al_offset.unsigned_abs()),
-            u64::try_from(bitmap).map_err(|_| bad_bitmap)?,
-        ));
+        return Ok((u64::from(al_offset.unsigned_abs()), u64::try_from(bitmap).map_err(|_| bad_bitmap)?));
     }
     if al_offset != 8 {
         return Err(bad_al);
@@ -689,11 +634,7 @@ fn check_fixed_area(superblock: &Superblock, index: MetaIndex, striping: Stripin
 }
 
 fn last_sector(index: MetaIndex, superblock_sector: u64, md_size_sectors: u64) -> u64 {
-    let from_superblock = if index.is_internal() {
-        7
-    } else {
-        md_size_sectors.saturating_sub(1)
-    };
+    let from_superblock = if index.is_internal() { 7 } else { md_size_sectors.saturating_sub(1) };
     superblock_sector.saturating_add(from_superblock)
 }
 

@@ -35,11 +35,7 @@ pub const LC_FREE: u32 = 0xFFFF_FFFF;
 
 /// The `N` bytes at `offset`; zeroes where the block ends before.
 fn bytes_at<const N: usize>(block: &Block, offset: usize) -> [u8; N] {
-    block
-        .get(offset..)
-        .and_then(|rest| rest.first_chunk::<N>())
-        .copied()
-        .unwrap_or([0; N])
+    block.get(offset..).and_then(|rest| rest.first_chunk::<N>()).copied().unwrap_or([0; N])
 }
 
 /// Stores `bytes` at `offset`; does nothing where they would not fit.

@@ -79,12 +79,7 @@ struct Scan {
 
 impl Scan {
     fn of_ring<'a>(blocks: u32, valid_at: impl Fn(u32) -> Option<TransactionView<'a>>) -> Scan {
-        let mut scan = Scan {
-            valid_blocks: 0,
-            invalid_blocks: 0,
-            first_is_invalid: false,
-            oldest_and_newest: None,
-        };
+        let mut scan = Scan { valid_blocks: 0, invalid_blocks: 0, first_is_invalid: false, oldest_and_newest: None };
         for index in 0..blocks {
             let Some(view) = valid_at(index) else {
                 scan.invalid_blocks += 1;
@@ -110,9 +105,7 @@ impl Scan {
         } else if self.valid_blocks == blocks || (self.invalid_blocks == 1 && self.first_is_invalid) {
             Replay::Nothing
         } else {
-            Replay::Damaged {
-                invalid_blocks: self.invalid_blocks,
-            }
+            Replay::Damaged { invalid_blocks: self.invalid_blocks }
         }
     }
 }
@@ -178,44 +171,22 @@ mod tests {
     fn update(number: u32, updates: &[(u16, u32)], context_start: u16, context: &[u32]) -> Block {
         let mut block = [0; 4096];
         let context_size = 1237;
-        let context_start = if context.is_empty() {
-            context_size
-        } else {
-            context_start
-        };
+        let context_start = if context.is_empty() { context_size } else { context_start };
         let kind = Kind::Update;
-        Transaction {
-            number,
-            kind,
-            updates,
-            context_start,
-            context_size,
-            context,
-        }
-        .encode(&mut block);
+        Transaction { number, kind, updates, context_start, context_size, context }.encode(&mut block);
         block
     }
 
     fn run(ring: &[Block]) -> (Replay, Vec<u32>) {
         let mut table = vec![0x5555; MAX_SLOTS];
         let result = replay(ring.len() as u32, |index| ring.get(index as usize), &mut table);
-        let active = if let Replay::Replayed { active, .. } = result {
-            active
-        } else {
-            0
-        };
+        let active = if let Replay::Replayed { active, .. } = result { active } else { 0 };
         table.truncate(active);
         (result, table)
     }
 
     fn replayed(oldest: u32, newest: u32, invalid_blocks: u32, active: usize) -> Replay {
-        Replay::Replayed {
-            oldest,
-            newest,
-            invalid_blocks,
-            skipped_entries: 0,
-            active,
-        }
+        Replay::Replayed { oldest, newest, invalid_blocks, skipped_entries: 0, active }
     }
 
     #[test]
@@ -277,16 +248,7 @@ mod tests {
         let (result, active) = run(&ring);
         // 34 entries of the window and one update fit.
         let skipped_entries = 2 + (919 - 34);
-        assert_eq!(
-            result,
-            Replay::Replayed {
-                oldest: 0,
-                newest: 0,
-                invalid_blocks: 0,
-                skipped_entries,
-                active: 2
-            }
-        );
+        assert_eq!(result, Replay::Replayed { oldest: 0, newest: 0, invalid_blocks: 0, skipped_entries, active: 2 });
         assert_eq!(active, [2, 9]);
     }
 

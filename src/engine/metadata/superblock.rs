@@ -167,14 +167,8 @@ impl fmt::Display for SuperblockError {
             SuperblockError::BadBytesPerBit { found } => {
                 write!(f, "{found} bytes per bit of the bitmap, expected {BM_BLOCK_BYTES}")
             }
-            SuperblockError::BadStriping {
-                stripes,
-                stripe_size_4k,
-            } => {
-                write!(
-                    f,
-                    "impossible activity log striping: {stripes} stripes of {stripe_size_4k} blocks"
-                )
+            SuperblockError::BadStriping { stripes, stripe_size_4k } => {
+                write!(f, "impossible activity log striping: {stripes} stripes of {stripe_size_4k} blocks")
             }
         }
     }
@@ -257,12 +251,7 @@ impl Superblock {
         };
         Ok(Superblock {
             la_size_sectors: be_u64(block, 0),
-            uuids: [
-                be_u64(block, 8),
-                be_u64(block, 16),
-                be_u64(block, 24),
-                be_u64(block, 32),
-            ],
+            uuids: [be_u64(block, 8), be_u64(block, 16), be_u64(block, 24), be_u64(block, 32)],
             device_uuid: be_u64(block, 40),
             flags: MetaFlags(be_u32(block, 56)),
             magic,
@@ -290,9 +279,7 @@ impl Superblock {
             return Err(SuperblockError::NeedsConversion);
         }
         if self.bm_bytes_per_bit != BM_BLOCK_BYTES {
-            return Err(SuperblockError::BadBytesPerBit {
-                found: self.bm_bytes_per_bit,
-            });
+            return Err(SuperblockError::BadBytesPerBit { found: self.bm_bytes_per_bit });
         }
         self.striping().map(|_| ())
     }
@@ -305,17 +292,11 @@ impl Superblock {
         if self.al_stripes == 0 && self.al_stripe_size_4k == 0 {
             return Ok(Striping::DEFAULT);
         }
-        let striping = Striping {
-            stripes: self.al_stripes,
-            stripe_size_4k: self.al_stripe_size_4k,
-        };
+        let striping = Striping { stripes: self.al_stripes, stripe_size_4k: self.al_stripe_size_4k };
         if striping.is_valid() {
             Ok(striping)
         } else {
-            Err(SuperblockError::BadStriping {
-                stripes: self.al_stripes,
-                stripe_size_4k: self.al_stripe_size_4k,
-            })
+            Err(SuperblockError::BadStriping { stripes: self.al_stripes, stripe_size_4k: self.al_stripe_size_4k })
         }
     }
 
@@ -408,10 +389,7 @@ mod tests {
         assert_eq!(decoded, superblock);
         assert_eq!(decoded.uuids, [4, 0, 0, 0]);
         assert_eq!(decoded.flags, MetaFlags(0x80));
-        assert_eq!(
-            (decoded.al_offset, decoded.bm_offset, decoded.md_size_sectors),
-            (-64, -128, 136)
-        );
+        assert_eq!((decoded.al_offset, decoded.bm_offset, decoded.md_size_sectors), (-64, -128, 136));
         assert_eq!(decoded.al_nr_extents, 257);
     }
 
@@ -442,15 +420,9 @@ mod tests {
         superblock.al_stripes = 0;
         assert_eq!(superblock.check_for_attach(), Err(SuperblockError::NeedsConversion));
         superblock.flags.set(MetaFlags::AL_CLEAN);
-        assert_eq!(
-            superblock.check_for_attach(),
-            Err(SuperblockError::BadBytesPerBit { found: 8192 })
-        );
+        assert_eq!(superblock.check_for_attach(), Err(SuperblockError::BadBytesPerBit { found: 8192 }));
         superblock.bm_bytes_per_bit = 4096;
-        let one_is_zero = SuperblockError::BadStriping {
-            stripes: 0,
-            stripe_size_4k: 8,
-        };
+        let one_is_zero = SuperblockError::BadStriping { stripes: 0, stripe_size_4k: 8 };
         assert_eq!(superblock.check_for_attach(), Err(one_is_zero));
         superblock.al_stripe_size_4k = 0;
         assert_eq!(superblock.check_for_attach(), Ok(()));

@@ -180,12 +180,8 @@ impl<'a> TransactionView<'a> {
     /// All 64 places for a change: slot and extent, used or not.
     pub fn updates(&self) -> impl Iterator<Item = (u16, u32)> + 'a {
         let block = self.block;
-        (0..AL_UPDATES_PER_TRANSACTION).map(move |index| {
-            (
-                be_u16(block, SLOTS_OFFSET + 2 * index),
-                be_u32(block, EXTENTS_OFFSET + 4 * index),
-            )
-        })
+        (0..AL_UPDATES_PER_TRANSACTION)
+            .map(move |index| (be_u16(block, SLOTS_OFFSET + 2 * index), be_u32(block, EXTENTS_OFFSET + 4 * index)))
     }
 
     /// All 919 places of the window: slot (which may exceed 16 bits in a damaged block) and extent.
@@ -257,10 +253,7 @@ mod tests {
             context: &context,
         });
         let view = decode(&block).map_err(|error| error.to_string()).unwrap();
-        assert_eq!(
-            (view.number(), view.kind(), view.update_count()),
-            (u32::MAX, Kind::Update, 64)
-        );
+        assert_eq!((view.number(), view.kind(), view.update_count()), (u32::MAX, Kind::Update, 64));
         assert_eq!((view.context_start(), view.context_size()), (1838, 6433));
         assert_eq!(view.updates().collect::<Vec<_>>(), updates);
         let expected: Vec<(u32, u32)> = context.iter().enumerate().map(|(i, e)| (1838 + i as u32, *e)).collect();
@@ -275,10 +268,7 @@ mod tests {
             block[offset] ^= 0x10;
             assert!(decode(&block).is_err(), "byte {offset}");
         }
-        assert!(matches!(
-            decode(&[0; 4096]),
-            Err(TransactionError::NoMagic { found: 0 })
-        ));
+        assert!(matches!(decode(&[0; 4096]), Err(TransactionError::NoMagic { found: 0 })));
     }
 
     #[test]

@@ -76,10 +76,7 @@ impl<'a> Attr<'a> {
     /// The payload up to its NUL, if it has one and the text fits.
     #[must_use]
     pub fn as_text<const N: usize>(&self) -> Option<Text<N>> {
-        self.payload
-            .contains(&0)
-            .then(|| Text::from_bytes(self.payload).ok())
-            .flatten()
+        self.payload.contains(&0).then(|| Text::from_bytes(self.payload).ok()).flatten()
     }
 }
 
@@ -107,9 +104,7 @@ impl<'a> AttrReader<'a> {
     /// The first attribute with this number; `None` if there is none before the end or before a malformed one.
     #[must_use]
     pub fn find(bytes: &'a [u8], number: u16) -> Option<Attr<'a>> {
-        Self::new(bytes)
-            .map_while(Result::ok)
-            .find(|attr| attr.number == number)
+        Self::new(bytes).map_while(Result::ok).find(|attr| attr.number == number)
     }
 
     fn take(&mut self) -> Option<Attr<'a>> {
@@ -177,12 +172,7 @@ pub struct AttrWriter<'a> {
 impl<'a> AttrWriter<'a> {
     /// A writer for one list of attributes that starts at the start of `buffer`.
     pub fn new(buffer: &'a mut [u8], direction: Direction) -> Self {
-        Self {
-            buffer,
-            len: 0,
-            direction,
-            alignment_base: None,
-        }
+        Self { buffer, len: 0, direction, alignment_base: None }
     }
 
     /// From now on puts an empty attribute of type 0 before a u64 whose payload would not be 8-aligned.
@@ -231,11 +221,8 @@ impl<'a> AttrWriter<'a> {
     pub fn put(&mut self, kind: u16, payload: &[u8]) -> Result<(), BufferTooSmall> {
         let len = HEADER_LEN.checked_add(payload.len()).ok_or(BufferTooSmall)?;
         let len_field = u16::try_from(len).map_err(|_| BufferTooSmall)?;
-        let room = self
-            .buffer
-            .get_mut(self.len..)
-            .and_then(|rest| rest.get_mut(..padded(len)))
-            .ok_or(BufferTooSmall)?;
+        let room =
+            self.buffer.get_mut(self.len..).and_then(|rest| rest.get_mut(..padded(len))).ok_or(BufferTooSmall)?;
         let (header, rest) = room.split_first_chunk_mut::<HEADER_LEN>().ok_or(BufferTooSmall)?;
         *header = header_bytes(len_field, kind);
         let (body, filling) = rest.split_at_mut_checked(payload.len()).ok_or(BufferTooSmall)?;
@@ -339,11 +326,7 @@ impl<'a> AttrWriter<'a> {
     pub fn end_nest(&mut self, open: OpenNest) -> Result<(), BufferTooSmall> {
         let end = self.len;
         let complete = self.write_length(open.start, end);
-        self.len = if complete.is_some() {
-            padded(end)
-        } else {
-            open.start.min(end)
-        };
+        self.len = if complete.is_some() { padded(end) } else { open.start.min(end) };
         complete.ok_or(BufferTooSmall)
     }
 
@@ -358,10 +341,7 @@ impl<'a> AttrWriter<'a> {
     /// Appends bare bytes to an open attribute; its end restores the alignment of `len`.
     fn append(&mut self, bytes: &[u8]) -> Result<(), BufferTooSmall> {
         let end = self.len.checked_add(bytes.len()).ok_or(BufferTooSmall)?;
-        self.buffer
-            .get_mut(self.len..end)
-            .ok_or(BufferTooSmall)?
-            .copy_from_slice(bytes);
+        self.buffer.get_mut(self.len..end).ok_or(BufferTooSmall)?.copy_from_slice(bytes);
         self.len = end;
         Ok(())
     }
@@ -399,16 +379,10 @@ mod tests {
             w.put_u32(9, 42).unwrap();
         });
         let top: Vec<_> = AttrReader::new(&bytes).map(Result::unwrap).collect();
-        assert_eq!(
-            top.iter().map(|attr| (attr.number, attr.nested)).collect::<Vec<_>>(),
-            [(3, true), (9, false)]
-        );
+        assert_eq!(top.iter().map(|attr| (attr.number, attr.nested)).collect::<Vec<_>>(), [(3, true), (9, false)]);
         assert_eq!(top[1].as_u32(), Some(42));
         let inner: Vec<_> = top[0].attributes().map(Result::unwrap).collect();
-        assert_eq!(
-            (inner[0].number, inner[0].mandatory, inner[0].as_u8()),
-            (1, true, Some(7))
-        );
+        assert_eq!((inner[0].number, inner[0].mandatory, inner[0].as_u8()), (1, true, Some(7)));
         assert_eq!(inner[1].as_u64(), Some(0x0102_0304_0506_0708));
         assert_eq!(inner[2].payload, b"abc\0");
         assert_eq!(inner[2].as_text::<8>().unwrap(), "abc");
@@ -429,9 +403,7 @@ mod tests {
         assert_eq!(writer.len(), 12, "28 + 4 is aligned already");
         writer.put_u64(2, 2).unwrap();
         assert_eq!(writer.len(), 28, "one more header");
-        let numbers: Vec<_> = AttrReader::new(writer.as_bytes())
-            .map(|attr| attr.unwrap().number)
-            .collect();
+        let numbers: Vec<_> = AttrReader::new(writer.as_bytes()).map(|attr| attr.unwrap().number).collect();
         assert_eq!(numbers, [1, 0, 2]);
     }
 
@@ -456,13 +428,7 @@ mod tests {
 
     #[test]
     fn bad_lengths_end_the_list_with_an_error() {
-        for bytes in [
-            &[3, 0, 1, 0][..],
-            &[9, 0, 1, 0, 1, 2, 3, 4],
-            &[4, 0],
-            &[0; 4],
-            &[0xff; 7],
-        ] {
+        for bytes in [&[3, 0, 1, 0][..], &[9, 0, 1, 0, 1, 2, 3, 4], &[4, 0], &[0; 4], &[0xff; 7]] {
             let mut reader = AttrReader::new(bytes);
             assert_eq!(reader.next(), Some(Err(Malformed { offset: 0 })), "{bytes:?}");
             assert_eq!(reader.next(), None);

@@ -194,11 +194,7 @@ mod tests {
     fn configuration_results() {
         let unused = [106, 109, 110, 113, 117, 128, 136];
         for number in 101..=170 {
-            assert_eq!(
-                RetCode::from_number(number).is_none(),
-                unused.contains(&number),
-                "{number}"
-            );
+            assert_eq!(RetCode::from_number(number).is_none(), unused.contains(&number), "{number}");
         }
         assert_eq!(RetCode::from_number(100), None);
         assert_eq!(RetCode::from_number(171), None);
@@ -218,17 +214,7 @@ mod tests {
 
     #[test]
     fn exit_codes() {
-        for (number, exit) in [
-            (101, 0),
-            (158, 10),
-            (4, 0),
-            (1, 0),
-            (0, 11),
-            (-1, 11),
-            (-2, 17),
-            (-4, 16),
-            (-16, 5),
-        ] {
+        for (number, exit) in [(101, 0), (158, 10), (4, 0), (1, 0), (0, 11), (-1, 11), (-2, 17), (-4, 16), (-16, 5)] {
             assert_eq!(exit_code(number), exit, "{number}");
         }
         for number in [-3, -22, 5, 100, 106, 171, i32::MIN, i32::MAX] {

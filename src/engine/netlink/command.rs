@@ -33,10 +33,7 @@ impl DrbdHeader {
     pub fn decode(message: &[u8]) -> Option<(Self, &[u8])> {
         let (minor, rest) = message.split_first_chunk::<4>()?;
         let (flags_or_ret, attributes) = rest.split_first_chunk::<4>()?;
-        let header = Self {
-            minor: u32::from_ne_bytes(*minor),
-            flags_or_ret: i32::from_ne_bytes(*flags_or_ret),
-        };
+        let header = Self { minor: u32::from_ne_bytes(*minor), flags_or_ret: i32::from_ne_bytes(*flags_or_ret) };
         Some((header, attributes))
     }
 
@@ -223,11 +220,7 @@ mod tests {
     #[test]
     fn addressing_is_that_of_the_interface() {
         let with = |need| -> Vec<u8> {
-            COMMANDS
-                .iter()
-                .filter(|spec| spec.single && spec.need == need)
-                .map(|spec| spec.number)
-                .collect()
+            COMMANDS.iter().filter(|spec| spec.single && spec.need == need).map(|spec| spec.number).collect()
         };
         let minor = [2, 6, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 28];
         assert_eq!(with(Need::Minor), minor);
@@ -239,27 +232,16 @@ mod tests {
     #[test]
     fn everything_but_looking_needs_rights() {
         for spec in COMMANDS {
-            assert_eq!(
-                spec.admin,
-                spec.single && spec.command != Command::GetStatus,
-                "{}",
-                spec.name
-            );
+            assert_eq!(spec.admin, spec.single && spec.command != Command::GetStatus, "{}", spec.name);
         }
         let max = |number| Command::from_number(number).unwrap().spec().unwrap().max_attribute;
-        assert_eq!(
-            [2, 7, 10, 11, 12, 13, 14, 16, 17, 18, 26, 29].map(max),
-            [2, 4, 5, 12, 3, 7, 6, 10, 9, 13, 2, 5]
-        );
+        assert_eq!([2, 7, 10, 11, 12, 13, 14, 16, 17, 18, 26, 29].map(max), [2, 4, 5, 12, 3, 7, 6, 10, 9, 13, 2, 5]);
         assert_eq!([30, 31, 32, 33, 38].map(max), [19, 20, 21, 22, 2]);
     }
 
     #[test]
     fn header_round_trip() {
-        let header = DrbdHeader {
-            minor: MINOR_NONE,
-            flags_or_ret: -2,
-        };
+        let header = DrbdHeader { minor: MINOR_NONE, flags_or_ret: -2 };
         let mut bytes = [0; 9];
         assert_eq!(header.encode(&mut bytes), Ok(8));
         assert_eq!(DrbdHeader::decode(&bytes), Some((header, &[0][..])));

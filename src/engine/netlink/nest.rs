@@ -92,21 +92,13 @@ impl AttrError {
     }
 
     fn new(kind: AttrErrorKind, spec: &FieldSpec) -> Self {
-        Self {
-            kind,
-            field: spec.name,
-            number: spec.number,
-        }
+        Self { kind, field: spec.name, number: spec.number }
     }
 }
 
 impl From<Malformed> for AttrError {
     fn from(_: Malformed) -> Self {
-        Self {
-            kind: AttrErrorKind::Invalid,
-            field: "",
-            number: 0,
-        }
+        Self { kind: AttrErrorKind::Invalid, field: "", number: 0 }
     }
 }
 
@@ -166,11 +158,7 @@ pub trait Nest: Copy + Default {
                 // Number 0 is padding.
                 if attr.mandatory && attr.number != 0 {
                     let kind = AttrErrorKind::UnknownMandatory;
-                    return Err(AttrError {
-                        kind,
-                        field: "",
-                        number: attr.number,
-                    });
+                    return Err(AttrError { kind, field: "", number: attr.number });
                 }
                 continue;
             };
@@ -207,11 +195,7 @@ pub trait Nest: Copy + Default {
     /// [`BufferTooSmall`]; nothing is written then.
     fn emit_only(&self, w: &mut AttrWriter<'_>, fields: Present, redact: Redact) -> Result<(), BufferTooSmall> {
         let before = w.len();
-        let nested = if Self::NESTED_IN_REPLY || w.direction() == Direction::Request {
-            NESTED
-        } else {
-            0
-        };
+        let nested = if Self::NESTED_IN_REPLY || w.direction() == Direction::Request { NESTED } else { 0 };
         let nest = w.begin_nest(Self::NUMBER | nested)?;
         for spec in Self::FIELDS.iter().filter(|spec| fields.contains(spec.number)) {
             emit_field(w, spec, self.get(spec.number), redact).inspect_err(|_| w.truncate(before))?;
@@ -250,11 +234,7 @@ fn emit_field(
     redact: Redact,
 ) -> Result<(), BufferTooSmall> {
     let Some(value) = value else { return Ok(()) };
-    let mandatory = if spec.marks.mandatory && w.direction() == Direction::Request {
-        MANDATORY
-    } else {
-        0
-    };
+    let mandatory = if spec.marks.mandatory && w.direction() == Direction::Request { MANDATORY } else { 0 };
     let shown = match value {
         Value::Text(_) if spec.marks.sensitive && redact == Redact::Sensitive => Value::Text(&[]),
         value => value,
@@ -445,39 +425,20 @@ mod tests {
             let kind = |at: usize| u16::from_ne_bytes([bytes[at + 2], bytes[at + 3]]);
             (kind(0), kind(4))
         };
-        let context = CfgContext {
-            ctx_volume: Some(0),
-            ..CfgContext::default()
-        };
-        assert_eq!(
-            kinds(&emitted(&context, Direction::Request, Redact::Nothing)),
-            (0x8002, 0x4001)
-        );
-        assert_eq!(
-            kinds(&emitted(&context, Direction::Reply, Redact::Nothing)),
-            (0x0002, 0x0001)
-        );
+        let context = CfgContext { ctx_volume: Some(0), ..CfgContext::default() };
+        assert_eq!(kinds(&emitted(&context, Direction::Request, Redact::Nothing)), (0x8002, 0x4001));
+        assert_eq!(kinds(&emitted(&context, Direction::Reply, Redact::Nothing)), (0x0002, 0x0001));
         let disk = DiskConf::default();
-        assert_eq!(
-            kinds(&emitted(&disk, Direction::Request, Redact::Nothing)),
-            (0x8003, 0x0001)
-        );
-        assert_eq!(
-            kinds(&emitted(&disk, Direction::Reply, Redact::Nothing)),
-            (0x8003, 0x0001)
-        );
+        assert_eq!(kinds(&emitted(&disk, Direction::Request, Redact::Nothing)), (0x8003, 0x0001));
+        assert_eq!(kinds(&emitted(&disk, Direction::Reply, Redact::Nothing)), (0x8003, 0x0001));
     }
 
     #[test]
     fn a_tool_sends_only_what_it_was_told() {
-        let disk = DiskConf {
-            resync_rate: 10240,
-            ..DiskConf::default()
-        };
+        let disk = DiskConf { resync_rate: 10240, ..DiskConf::default() };
         let mut buffer = [0; 64];
         let mut w = AttrWriter::new(&mut buffer, Direction::Request);
-        disk.emit_only(&mut w, Present::NONE.with(DiskConf::RESYNC_RATE), Redact::Nothing)
-            .unwrap();
+        disk.emit_only(&mut w, Present::NONE.with(DiskConf::RESYNC_RATE), Redact::Nothing).unwrap();
         let mut changed = DiskConf::default();
         let present = changed.parse(payload(w.as_bytes()), ParseMode::Change).unwrap();
         assert_eq!(present, Present::NONE.with(DiskConf::RESYNC_RATE));
@@ -486,15 +447,10 @@ mod tests {
 
     #[test]
     fn secrets_are_blanked_and_never_printed() {
-        let net = NetConf {
-            shared_secret: Text::try_from("hush").unwrap(),
-            ..NetConf::default()
-        };
+        let net = NetConf { shared_secret: Text::try_from("hush").unwrap(), ..NetConf::default() };
         let shared_secret = |redact| {
             let mut parsed = NetConf::default();
-            parsed
-                .parse(payload(&emitted(&net, Direction::Reply, redact)), ParseMode::Receive)
-                .unwrap();
+            parsed.parse(payload(&emitted(&net, Direction::Reply, redact)), ParseMode::Receive).unwrap();
             parsed.shared_secret
         };
         assert_eq!(shared_secret(Redact::Nothing), "hush");
@@ -519,25 +475,13 @@ mod tests {
     #[test]
     fn required_and_invariant_fields() {
         let rate = list(|w| w.put_u32(8, 1).unwrap());
-        assert_eq!(
-            refused::<DiskConf>(&rate, ParseMode::Create),
-            (AttrErrorKind::Missing, "backing_dev")
-        );
-        assert_eq!(
-            refused::<DiskConf>(&[], ParseMode::Create),
-            (AttrErrorKind::Missing, "backing_dev")
-        );
+        assert_eq!(refused::<DiskConf>(&rate, ParseMode::Create), (AttrErrorKind::Missing, "backing_dev"));
+        assert_eq!(refused::<DiskConf>(&[], ParseMode::Create), (AttrErrorKind::Missing, "backing_dev"));
         assert!(DiskConf::default().parse(&rate, ParseMode::Change).is_ok());
         let size = list(|w| w.put_u64(4, 1).unwrap());
-        assert_eq!(
-            refused::<DiskConf>(&size, ParseMode::Change),
-            (AttrErrorKind::Invariant, "disk_size")
-        );
+        assert_eq!(refused::<DiskConf>(&size, ParseMode::Change), (AttrErrorKind::Invariant, "disk_size"));
         let discard = list(|w| w.put_u8(25, 1).unwrap());
-        assert_eq!(
-            refused::<NetConf>(&discard, ParseMode::Change),
-            (AttrErrorKind::Invariant, "discard_my_data")
-        );
+        assert_eq!(refused::<NetConf>(&discard, ParseMode::Change), (AttrErrorKind::Invariant, "discard_my_data"));
         assert!(NetConf::default().parse(&discard, ParseMode::Create).is_ok());
         let error = DiskConf::default().parse(&size, ParseMode::Change).unwrap_err();
         assert_eq!(error.info_text(), "can not change invariant setting");
@@ -552,16 +496,10 @@ mod tests {
             w.put_u32(500, 1).unwrap();
         });
         let mut net = NetConf::default();
-        assert_eq!(
-            net.parse(&bytes, ParseMode::Create),
-            Ok(Present::NONE.with(NetConf::KO_COUNT))
-        );
+        assert_eq!(net.parse(&bytes, ParseMode::Create), Ok(Present::NONE.with(NetConf::KO_COUNT)));
         assert_eq!(net.ko_count, 3);
         let bytes = list(|w| w.put_u32(30 | MANDATORY, 1).unwrap());
-        assert_eq!(
-            refused::<NetConf>(&bytes, ParseMode::Create),
-            (AttrErrorKind::UnknownMandatory, "")
-        );
+        assert_eq!(refused::<NetConf>(&bytes, ParseMode::Create), (AttrErrorKind::UnknownMandatory, ""));
     }
 
     #[test]
@@ -610,22 +548,11 @@ mod tests {
 
     #[test]
     fn clamping_keeps_numbers_within_their_limits() {
-        let mut disk = DiskConf {
-            al_extents: 7,
-            c_max_rate: u32::MAX,
-            resync_after: -9,
-            ..DiskConf::default()
-        };
+        let mut disk = DiskConf { al_extents: 7, c_max_rate: u32::MAX, resync_after: -9, ..DiskConf::default() };
         disk.clamp();
-        assert_eq!(
-            (disk.al_extents, disk.c_max_rate, disk.resync_after),
-            (67, 4_194_304, -1)
-        );
+        assert_eq!((disk.al_extents, disk.c_max_rate, disk.resync_after), (67, 4_194_304, -1));
         assert_eq!(disk.c_min_rate, 250);
-        let mut resize = ResizeParms {
-            al_stripes: Some(0),
-            ..ResizeParms::default()
-        };
+        let mut resize = ResizeParms { al_stripes: Some(0), ..ResizeParms::default() };
         resize.clamp();
         assert_eq!((resize.al_stripes, resize.al_stripe_size), (Some(1), None));
     }
@@ -636,10 +563,7 @@ mod tests {
         assert_eq!((disk.on_io_error, disk.fencing), (OnIoError::Detach, Fencing::DontCare));
         assert_eq!(NetConf::default().wire_protocol, WireProtocol::C);
         assert_eq!(ResourceOpts::default().on_no_data, OnNoData::IoError);
-        let info = StateInfo {
-            uuids: Bytes::from_u64s(&[1, 2, 3, 4]),
-            ..StateInfo::default()
-        };
+        let info = StateInfo { uuids: Bytes::from_u64s(&[1, 2, 3, 4]), ..StateInfo::default() };
         let mut parsed = StateInfo::default();
         let bytes = emitted(&info, Direction::Reply, Redact::Nothing);
         parsed.parse(payload(&bytes), ParseMode::Receive).unwrap();
@@ -661,12 +585,7 @@ mod tests {
             let mut bytes: Vec<u8> = (0..random() % 96).map(|_| random() as u8).collect();
             // Lengths and numbers that are likely to mean something.
             for at in (0..bytes.len().saturating_sub(4)).step_by(8) {
-                let header = [
-                    (4 + random() % 6) as u8,
-                    0,
-                    (random() % 40) as u8,
-                    (random() % 256) as u8 & 0xc0,
-                ];
+                let header = [(4 + random() % 6) as u8, 0, (random() % 40) as u8, (random() % 256) as u8 & 0xc0];
                 bytes[at..at + 4].copy_from_slice(&header);
             }
             for mode in [ParseMode::Create, ParseMode::Change, ParseMode::Receive] {

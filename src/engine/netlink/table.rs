@@ -15,12 +15,7 @@ use crate::wire::text::Text;
 use core::fmt;
 
 /// Mandatory to understand.
-const M: Marks = Marks {
-    mandatory: true,
-    required: false,
-    invariant: false,
-    sensitive: false,
-};
+const M: Marks = Marks { mandatory: true, required: false, invariant: false, sensitive: false };
 /// Mandatory and secret.
 const M_S: Marks = Marks { sensitive: true, ..M };
 /// Mandatory and invariant.
@@ -499,12 +494,7 @@ mod tests {
             FieldKind::Binary { capacity } => format!("binary{capacity}"),
             FieldKind::Words(_) => "enum".into(),
         };
-        let Marks {
-            mandatory,
-            required,
-            invariant,
-            sensitive,
-        } = spec.marks;
+        let Marks { mandatory, required, invariant, sensitive } = spec.marks;
         let marks: String = [(mandatory, 'M'), (required, 'R'), (invariant, 'I'), (sensitive, 'S')]
             .iter()
             .filter_map(|&(set, letter)| set.then_some(letter))
@@ -515,14 +505,9 @@ mod tests {
             Some(value) => value.as_number().unwrap().to_string(),
         };
         let limits = spec.range.map_or("-".into(), |(min, max)| format!("{min}..{max}"));
-        let option = spec
-            .option
-            .map_or("-".into(), |option| [&[option.name], option.aliases].concat().join(","));
+        let option = spec.option.map_or("-".into(), |option| [&[option.name], option.aliases].concat().join(","));
         let marks = if marks.is_empty() { "-".into() } else { marks };
-        format!(
-            "{} {} {kind} {marks} {default} {limits} {option}",
-            spec.number, spec.name
-        )
+        format!("{} {} {kind} {marks} {default} {limits} {option}", spec.number, spec.name)
     }
 
     /// The nest has exactly these rows, and its typed default agrees with them.
@@ -637,16 +622,9 @@ mod tests {
         check::<ResourceOpts>(
             4,
             "RESOURCE_OPTS",
-            &[
-                r#"1 cpu_mask string32 M "" - cpu-mask"#,
-                "2 on_no_data enum M 0 - on-no-data-accessible",
-            ],
+            &[r#"1 cpu_mask string32 M "" - cpu-mask"#, "2 on_no_data enum M 0 - on-no-data-accessible"],
         );
-        check::<SetRoleParms>(
-            6,
-            "SET_ROLE_PARMS",
-            &["1 assume_uptodate bool M 0 - force,overwrite-data-of-peer"],
-        );
+        check::<SetRoleParms>(6, "SET_ROLE_PARMS", &["1 assume_uptodate bool M 0 - force,overwrite-data-of-peer"]);
         check::<ResizeParms>(
             7,
             "RESIZE_PARMS",
@@ -768,11 +746,7 @@ mod tests {
             ],
         );
         check::<NotificationHeader>(23, "NOTIFICATION_HEADER", &["1 nh_type u32 M 0 - -"]);
-        check::<Helper>(
-            24,
-            "HELPER",
-            &[r#"1 helper_name string32 M "" - -"#, "2 helper_status u32 M 0 - -"],
-        );
+        check::<Helper>(24, "HELPER", &[r#"1 helper_name string32 M "" - -"#, "2 helper_status u32 M 0 - -"]);
     }
 
     // spec: drbd-conf 6.1, 6.2; commands 3.5
@@ -780,47 +754,24 @@ mod tests {
     fn units_of_the_options() {
         let unit = |spec: Option<&FieldSpec>| spec.map(|spec| (spec.scale.prefix(), spec.scale.unit()));
         for name in ["resync-rate", "c-max-rate", "c-min-rate"] {
-            assert_eq!(
-                unit(DiskConf::field_of_option(name)),
-                Some((Some('k'), Some("bytes/second"))),
-                "{name}"
-            );
+            assert_eq!(unit(DiskConf::field_of_option(name)), Some((Some('k'), Some("bytes/second"))), "{name}");
         }
         for name in ["size", "c-fill-target"] {
-            assert_eq!(
-                unit(DiskConf::field_of_option(name)),
-                Some((Some('s'), Some("bytes"))),
-                "{name}"
-            );
+            assert_eq!(unit(DiskConf::field_of_option(name)), Some((Some('s'), Some("bytes"))), "{name}");
         }
         for name in ["timeout", "ping-timeout", "socket-check-timeout"] {
-            assert_eq!(
-                unit(NetConf::field_of_option(name)),
-                Some((None, Some("1/10 seconds"))),
-                "{name}"
-            );
+            assert_eq!(unit(NetConf::field_of_option(name)), Some((None, Some("1/10 seconds"))), "{name}");
         }
-        assert_eq!(
-            unit(NetConf::field_of_option("connect-int")),
-            Some((None, Some("seconds")))
-        );
-        assert_eq!(
-            unit(NetConf::field_of_option("congestion-fill")),
-            Some((Some('s'), Some("bytes")))
-        );
-        assert_eq!(
-            unit(ResizeParms::field_of_option("al-stripe-size-kB")),
-            Some((Some('k'), Some("bytes")))
-        );
+        assert_eq!(unit(NetConf::field_of_option("connect-int")), Some((None, Some("seconds"))));
+        assert_eq!(unit(NetConf::field_of_option("congestion-fill")), Some((Some('s'), Some("bytes"))));
+        assert_eq!(unit(ResizeParms::field_of_option("al-stripe-size-kB")), Some((Some('k'), Some("bytes"))));
         assert_eq!(unit(NetConf::field_of_option("no-such-option")), None);
     }
 
     #[test]
     fn show_order_has_every_option_that_can_be_shown() {
         let shown = |fields: &[FieldSpec], not: &[u16]| -> Vec<u16> {
-            let options = fields
-                .iter()
-                .filter(|spec| spec.option.is_some() && !not.contains(&spec.number));
+            let options = fields.iter().filter(|spec| spec.option.is_some() && !not.contains(&spec.number));
             options.map(|spec| spec.number).collect()
         };
         let sorted = |order: &[u16]| {
@@ -829,12 +780,7 @@ mod tests {
             order
         };
         assert_eq!(sorted(DISK_OPTION_ORDER), shown(DiskConf::FIELDS, &[]));
-        let connect_only = [
-            NetConf::DISCARD_MY_DATA,
-            NetConf::TENTATIVE,
-            NetConf::MY_ADDR2,
-            NetConf::PEER_ADDR2,
-        ];
+        let connect_only = [NetConf::DISCARD_MY_DATA, NetConf::TENTATIVE, NetConf::MY_ADDR2, NetConf::PEER_ADDR2];
         assert_eq!(sorted(NET_OPTION_ORDER), shown(NetConf::FIELDS, &connect_only));
     }
 
@@ -845,16 +791,9 @@ mod tests {
         assert_eq!(rr_conflict.number_of("call-pri-lost-after-sb"), None);
         assert_eq!(rr_conflict.word_of(10), Some("violently"));
         let after_sb_2p = NetConf::field_of_option("after-sb-2pri").unwrap();
-        assert_eq!(
-            after_sb_2p.words().iter().map(|word| word.number).collect::<Vec<_>>(),
-            [0, 9, 10]
-        );
+        assert_eq!(after_sb_2p.words().iter().map(|word| word.number).collect::<Vec<_>>(), [0, 9, 10]);
         assert_eq!(after_sb_2p.number_of("consensus"), None);
-        assert_eq!(
-            after_sb_2p.word_of(7),
-            Some("consensus"),
-            "can be shown though not chosen"
-        );
+        assert_eq!(after_sb_2p.word_of(7), Some("consensus"), "can be shown though not chosen");
         assert_eq!(DiskConf::field_of_option("size").unwrap().word_of(0), None);
     }
 }

@@ -68,10 +68,7 @@ impl FieldKind {
             Self::Binary { capacity } => (attr.payload.len() <= capacity).then_some(Value::Binary(attr.payload)),
             Self::Words(words) => {
                 let number = attr.as_u32()?;
-                words
-                    .iter()
-                    .any(|word| word.number == number)
-                    .then_some(Value::U32(number))
+                words.iter().any(|word| word.number == number).then_some(Value::U32(number))
             }
         }
     }
@@ -405,18 +402,7 @@ impl FieldSpec {
             FieldKind::Words(words) => words,
             _ => &[],
         };
-        Self {
-            number,
-            name,
-            help,
-            kind,
-            marks,
-            range: None,
-            scale: Scale::One,
-            option: None,
-            words,
-            default,
-        }
+        Self { number, name, help, kind, marks, range: None, scale: Scale::One, option: None, words, default }
     }
 
     /// With limits, inclusive.
@@ -462,8 +448,7 @@ impl FieldSpec {
     /// Whether this is the option's name or one of its aliases.
     #[must_use]
     pub fn is_option(&self, name: &str) -> bool {
-        self.option
-            .is_some_and(|option| option.name == name || option.aliases.contains(&name))
+        self.option.is_some_and(|option| option.name == name || option.aliases.contains(&name))
     }
 
     /// The words the option offers; empty when it takes none.
@@ -476,20 +461,13 @@ impl FieldSpec {
     #[must_use]
     pub fn word_of(&self, number: u32) -> Option<&'static str> {
         let FieldKind::Words(all) = self.kind else { return None };
-        self.words
-            .iter()
-            .chain(all)
-            .find(|word| word.number == number)
-            .map(|word| word.word)
+        self.words.iter().chain(all).find(|word| word.number == number).map(|word| word.word)
     }
 
     /// The number of an offered word.
     #[must_use]
     pub fn number_of(&self, word: &str) -> Option<u32> {
-        self.words
-            .iter()
-            .find(|known| known.word == word)
-            .map(|known| known.number)
+        self.words.iter().find(|known| known.word == word).map(|known| known.number)
     }
 }
 

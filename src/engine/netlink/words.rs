@@ -245,90 +245,36 @@ impl NotificationType {
 
 /// Policies with no node Primary.
 pub const AFTER_SB_0PRI_WORDS: &[Word] = &[
-    Word {
-        number: 0,
-        word: "disconnect",
-    },
-    Word {
-        number: 1,
-        word: "discard-younger-primary",
-    },
-    Word {
-        number: 2,
-        word: "discard-older-primary",
-    },
-    Word {
-        number: 3,
-        word: "discard-zero-changes",
-    },
-    Word {
-        number: 4,
-        word: "discard-least-changes",
-    },
-    Word {
-        number: 5,
-        word: "discard-local",
-    },
-    Word {
-        number: 6,
-        word: "discard-remote",
-    },
+    Word { number: 0, word: "disconnect" },
+    Word { number: 1, word: "discard-younger-primary" },
+    Word { number: 2, word: "discard-older-primary" },
+    Word { number: 3, word: "discard-zero-changes" },
+    Word { number: 4, word: "discard-least-changes" },
+    Word { number: 5, word: "discard-local" },
+    Word { number: 6, word: "discard-remote" },
 ];
 
 /// Policies with one node Primary.
 pub const AFTER_SB_1PRI_WORDS: &[Word] = &[
-    Word {
-        number: 0,
-        word: "disconnect",
-    },
-    Word {
-        number: 7,
-        word: "consensus",
-    },
-    Word {
-        number: 8,
-        word: "discard-secondary",
-    },
-    Word {
-        number: 9,
-        word: "call-pri-lost-after-sb",
-    },
-    Word {
-        number: 10,
-        word: "violently-as0p",
-    },
+    Word { number: 0, word: "disconnect" },
+    Word { number: 7, word: "consensus" },
+    Word { number: 8, word: "discard-secondary" },
+    Word { number: 9, word: "call-pri-lost-after-sb" },
+    Word { number: 10, word: "violently-as0p" },
 ];
 
 /// Policies with both nodes Primary.
 pub const AFTER_SB_2PRI_WORDS: &[Word] = &[
-    Word {
-        number: 0,
-        word: "disconnect",
-    },
-    Word {
-        number: 9,
-        word: "call-pri-lost-after-sb",
-    },
-    Word {
-        number: 10,
-        word: "violently-as0p",
-    },
+    Word { number: 0, word: "disconnect" },
+    Word { number: 9, word: "call-pri-lost-after-sb" },
+    Word { number: 10, word: "violently-as0p" },
 ];
 
 /// Policies when a resync would change data under a Primary.
 pub const RR_CONFLICT_WORDS: &[Word] = &[
-    Word {
-        number: 0,
-        word: "disconnect",
-    },
-    Word {
-        number: 9,
-        word: "call-pri-lost",
-    },
-    Word {
-        number: 10,
-        word: "violently",
-    },
+    Word { number: 0, word: "disconnect" },
+    Word { number: 9, word: "call-pri-lost" },
+    Word { number: 10, word: "violently" },
 ];
 
 #[cfg(test)]

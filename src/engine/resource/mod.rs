@@ -8,9 +8,9 @@
 //!
 //! # The contract (what the owner calls, and when)
 //!
-//! Every call takes `now_ms`, a monotonic clock in milliseconds, where time matters. No call blocks or allocates,
-//! except `new`, `add_volume`, `attach` and `resize`, which may allocate through [`Storage`]. After **every** call the owner
-//! fetches `take_wakes()` and looks after the queues named there.
+//! Every call takes `now_ms`, a monotonic clock in milliseconds, where time matters. No call blocks, allocates or frees,
+//! except `new`: tables for an attach or a resize are made, and released ones dropped, by the owner without its lock.
+//! After **every** call the owner fetches `take_wakes()` and looks after the queues named there.
 //!
 //! ```text
 //! // set-up
@@ -38,6 +38,9 @@
 //!
 //! // administrator; one request at a time per resource (the owner serialises)
 //! admin(AdminRequest<'_>, now_ms)                               // starts it
+//! plan_attach(VolumeId, &DiskConf, &Backing) -> Result<AttachPlan, i32>; AttachTables::new(plan)   // the latter without the lock
+//! attach(VolumeId, &DiskConf, &Backing, AttachTables<S>, now_ms)   // a request as well; result -18: plan again
+//! resize(VolumeId, Option<BitmapTables<S>>, now_ms) -> Option<BitmapTables<S>>   // answers Work::Resize; drop the old ones unlocked
 //! admin_result() -> Option<AdminResult { code: i32, info: AdminInfo }>  // when Wakes::ADMIN
 //! admin_cancel(now_ms)                                          // the waiting user was interrupted
 //!
@@ -56,23 +59,65 @@
 //! next_meta(&mut [u8], now_ms) -> Option<Outgoing>; meta_sent(ok: bool, now_ms)
 //! link_failed(LinkFailure, now_ms)
 //! link_drained() -> bool                                        // no peer request is in flight on a disk or in a sender
-//! link_closed(now_ms)                                           // sockets are gone, nobody uses them
+//! link_closed(now_ms) -> Reconnect                              // sockets are gone, nobody uses them
 //!
 //! // time and everything else
 //! tick(now_ms)                                                  // every 100 ms while wants_tick()
 //! poll_work() -> Option<Work>                                   // carried out by the resource's worker, in order
-//! helper_done(ticket: u32, exit_code: i32, now_ms);  backing_released(VolumeId, now_ms)
-//! volume_status(VolumeId) -> VolumeStatus; connection_status() -> ConnectionStatus; resource_status() -> ResourceStatus
+//! helper_done(ticket: u32, exit_code: i32, now_ms);  backing_released(VolumeId, now_ms) -> Option<ReleasedTables<S>>
+//! volume_status(VolumeId) -> Option<VolumeStatus>; connection_status() -> ConnectionStatus; resource_status() -> ResourceStatus
 //! ```
 //!
 //! A [`Fault`] means: the connection is given up; the engine has already changed its state and `link_task()` says
 //! [`LinkTask::Close`]. The owner logs it (it is `Display`) and winds the link down.
 
+mod admin;
 mod api;
+mod application;
+mod change;
+mod disk;
+mod incoming;
+mod link;
+mod meeting;
+mod metadata_pipeline;
+mod outgoing;
+mod overlaps;
+mod peer;
+mod ring;
+mod slots;
+mod status;
+mod sync;
+mod volume;
+mod work;
 
+pub use admin::{AdminInfo, AdminRequest, AdminResult, Backing};
 pub use api::*;
+pub use disk::{AttachPlan, AttachTables, ReleasedTables};
+pub use incoming::{Fault, PacketHead};
+pub use link::Reconnect;
+pub use status::{ConnectionStatus, RequestView, ResourceStatus, SyncStatus, VolumeStatus};
+pub use volume::Counters;
+pub use work::{LogLine, Notice, Work};
 
-use crate::storage::Storage;
+use crate::netlink::{ResourceOpts, RetCode};
+use crate::state::{Conn, Disk, Role, Susp};
+use crate::storage::{OutOfMemory, Storage};
+use admin::Admin;
+use link::Link;
+use outgoing::{Control, DataOut, MetaOut};
+use overlaps::Overlaps;
+use ring::Ring;
+use slots::{List, PeerTable, RequestTable, TransferLog};
+use volume::Volume;
+
+/// Bound: control packets waiting for the data socket.
+const MAX_CONTROL_PACKETS: usize = 1024;
+/// Bound: control answers waiting for the meta socket, besides one acknowledgement a peer request.
+const MAX_META_CONTROL: usize = 64;
+/// Bound: notices and orders waiting for the resource's worker.
+const MAX_WORK: usize = 2048;
+/// Random numbers held in stock.
+const ENTROPY: usize = 16;
 
 /// Lengths of a resource's tables.
 #[derive(Clone, Copy, Debug)]
@@ -95,7 +140,248 @@ impl Default for TableLimits {
     }
 }
 
+/// Why an open was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenError {
+    /// Opened for writing while not Primary (EROFS).
+    ReadOnly,
+    /// Opened for reading while not Primary (EMEDIUMTYPE).
+    NotPrimary,
+}
+
 /// The engine of one resource. See the module's text for the contract.
 pub struct Engine<S: Storage> {
-    _storage: core::marker::PhantomData<S>,
+    /// Clock at the last call.
+    now_ms: u64,
+    options: ResourceOpts,
+    /// Reasons why application I/O is suspended.
+    susp: Susp,
+    link: Link,
+    volumes: S::Table<Option<Volume<S>>>,
+    requests: RequestTable<S>,
+    peers: PeerTable<S>,
+    /// Entries: one for each request slot, then two for each peer slot.
+    overlaps: Overlaps<S>,
+    log: TransferLog,
+    /// Became ready during the present call; started by [`Engine::pump`].
+    ready: List,
+    ready_peers: List,
+    local: Ring<LocalIo, S>,
+    completions: Ring<Completion, S>,
+    data_out: Ring<DataOut, S>,
+    control: Ring<Control, S>,
+    meta_out: Ring<MetaOut, S>,
+    work: Ring<Work, S>,
+    wakes: Wakes,
+    /// Somebody holds application requests back until [`Wakes::GATE`].
+    gate_waiters: bool,
+    admin: Admin,
+    entropy: [u64; ENTROPY],
+    entropy_len: usize,
+    next_ticket: u32,
+}
+
+impl<S: Storage> Engine<S> {
+    /// A resource without volumes, StandAlone.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`] when a table cannot be had.
+    pub fn new(options: &ResourceOpts, limits: TableLimits) -> Result<Self, OutOfMemory> {
+        let requests = limits.requests.clamp(16, MAX_REQUESTS_PER_RESOURCE);
+        let peers = limits.peer_requests.clamp(16, MAX_PEER_REQUESTS_PER_RESOURCE);
+        let volumes = limits.volumes.clamp(1, MAX_VOLUMES_PER_RESOURCE);
+        Ok(Engine {
+            now_ms: 0,
+            options: *options,
+            susp: Susp::default(),
+            link: Link::new(),
+            volumes: S::table(volumes, |_| None)?,
+            requests: RequestTable::new(requests)?,
+            peers: PeerTable::new(peers)?,
+            overlaps: Overlaps::new(requests + 2 * peers)?,
+            log: TransferLog::EMPTY,
+            ready: List::EMPTY,
+            ready_peers: List::EMPTY,
+            local: Ring::new(requests + peers + volumes)?,
+            completions: Ring::new(requests)?,
+            // A slot has at most one entry; the control packets have one each.
+            data_out: Ring::new(requests + 2 * peers + MAX_CONTROL_PACKETS)?,
+            control: Ring::new(MAX_CONTROL_PACKETS)?,
+            meta_out: Ring::new(2 * peers + MAX_META_CONTROL)?,
+            work: Ring::new(MAX_WORK)?,
+            wakes: Wakes::default(),
+            gate_waiters: false,
+            admin: Admin::default(),
+            entropy: [0; ENTROPY],
+            entropy_len: 0,
+            next_ticket: 1,
+        })
+    }
+
+    /// What the owner has to look after. Call after every other call, under the same lock; finishes what the call began.
+    pub fn take_wakes(&mut self) -> Wakes {
+        self.pump();
+        core::mem::take(&mut self.wakes)
+    }
+
+    /// True when the stock of random numbers is not full.
+    pub fn wants_entropy(&self) -> bool {
+        self.entropy_len < ENTROPY
+    }
+
+    /// Adds a random number to the stock that new UUIDs are made from.
+    pub fn add_entropy(&mut self, random: u64) {
+        if let Some(place) = self.entropy.get_mut(self.entropy_len) {
+            *place = random;
+            self.entropy_len += 1;
+        }
+    }
+
+    /// A random number from the stock. When the stock is empty the last numbers are mixed once more; the owner tops it
+    /// up at every control event, so this is the exception.
+    fn random(&mut self) -> u64 {
+        if self.entropy_len > 0 {
+            self.entropy_len -= 1;
+        }
+        let value = self.entropy.get(self.entropy_len).copied().unwrap_or(0);
+        let mut mixed = value ^ self.now_ms.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        if let Some(place) = self.entropy.get_mut(self.entropy_len) {
+            *place = mixed ^ (mixed >> 31);
+        }
+        // 0 and 4 mean something else, the lowest bit carries the role.
+        (mixed ^ (mixed >> 31)) | 0x10
+    }
+
+    fn new_ticket(&mut self) -> u32 {
+        let ticket = self.next_ticket;
+        self.next_ticket = self.next_ticket.wrapping_add(1).max(1);
+        ticket
+    }
+
+    /// Adds a diskless volume.
+    ///
+    /// # Errors
+    /// 161 when the number or minor is taken, 122 when the table is full.
+    // spec: netlink 6 NEW_MINOR
+    pub fn add_volume(&mut self, number: u16, minor: u32, now_ms: u64) -> Result<VolumeId, RetCode> {
+        self.now_ms = now_ms;
+        if self.volume_by_number(number).is_some() || self.volume_by_minor(minor).is_some() {
+            return Err(RetCode::MinorOrVolumeExists);
+        }
+        let conn = self.link.conn;
+        let free = self.volumes.iter().position(Option::is_none).ok_or(RetCode::Nomem)?;
+        let id = VolumeId(u8::try_from(free).map_err(|_| RetCode::Nomem)?);
+        if let Some(place) = self.volumes.get_mut(free) {
+            *place = Some(Volume::new(number, minor, conn));
+        }
+        if self.link.is_running() {
+            self.send_volume_parameters(id);
+        }
+        Ok(id)
+    }
+
+    /// Removes a diskless Secondary volume.
+    ///
+    /// # Errors
+    /// 160 when it has a disk or is Primary, 127 when there is none.
+    // spec: netlink 6 DEL_MINOR
+    pub fn remove_volume(&mut self, id: VolumeId, now_ms: u64) -> Result<(), RetCode> {
+        self.now_ms = now_ms;
+        let volume = self.volume(id).ok_or(RetCode::MinorInvalid)?;
+        let busy = volume.disk.is_some() || volume.upper_pending > 0 || volume.unacked > 0 || volume.lower_pending > 0;
+        if volume.state.disk != Disk::Diskless || volume.state.role != Role::Secondary || busy {
+            return Err(RetCode::MinorConfigured);
+        }
+        self.control.retain(|packet| packet.volume() != Some(id));
+        let removed = self.control.len();
+        let mut seen = 0usize;
+        // The places of its control packets in the order of the socket go with them.
+        self.data_out.retain(|entry| {
+            if matches!(entry, DataOut::Control) {
+                seen += 1;
+                seen <= removed
+            } else {
+                true
+            }
+        });
+        if let Some(place) = self.volumes.get_mut(usize::from(id.0)) {
+            *place = None;
+        }
+        Ok(())
+    }
+
+    /// The volume with this number.
+    pub fn volume_by_number(&self, number: u16) -> Option<VolumeId> {
+        self.volumes_with(|volume| volume.number == number).next()
+    }
+
+    /// The volume with this minor.
+    pub fn volume_by_minor(&self, minor: u32) -> Option<VolumeId> {
+        self.volumes_with(|volume| volume.minor == minor).next()
+    }
+
+    /// All volumes in the order of their table.
+    pub fn volumes(&self) -> impl Iterator<Item = VolumeId> + '_ {
+        self.volumes_with(|_| true)
+    }
+
+    fn volumes_with<'a>(
+        &'a self,
+        mut wanted: impl FnMut(&Volume<S>) -> bool + 'a,
+    ) -> impl Iterator<Item = VolumeId> + 'a {
+        self.volumes.iter().enumerate().filter_map(move |(index, place)| {
+            place.as_ref().filter(|volume| wanted(volume)).map(|_| VolumeId(index as u8))
+        })
+    }
+
+    /// Every possible identifier, for loops that change volumes on the way.
+    fn volume_ids(&self) -> impl Iterator<Item = VolumeId> {
+        (0..self.volumes.len() as u8).map(VolumeId)
+    }
+
+    fn volume(&self, id: VolumeId) -> Option<&Volume<S>> {
+        self.volumes.get(usize::from(id.0)).and_then(Option::as_ref)
+    }
+
+    fn volume_mut(&mut self, id: VolumeId) -> Option<&mut Volume<S>> {
+        self.volumes.get_mut(usize::from(id.0)).and_then(Option::as_mut)
+    }
+
+    /// Opens the device of a volume.
+    ///
+    /// # Errors
+    /// [`OpenError`] while the volume is not Primary.
+    // spec: proc-and-sysfs 3
+    pub fn open(&mut self, id: VolumeId, write: bool) -> Result<(), OpenError> {
+        let Some(volume) = self.volume_mut(id) else { return Err(OpenError::NotPrimary) };
+        match (volume.state.role == Role::Primary, write) {
+            (false, true) => Err(OpenError::ReadOnly),
+            (false, false) => Err(OpenError::NotPrimary),
+            (true, true) => {
+                volume.writers += 1;
+                Ok(())
+            }
+            (true, false) => {
+                volume.readers += 1;
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes an [`Engine::open`] back.
+    pub fn release(&mut self, id: VolumeId, write: bool) {
+        if let Some(volume) = self.volume_mut(id) {
+            let opens = if write { &mut volume.writers } else { &mut volume.readers };
+            *opens = opens.saturating_sub(1);
+        }
+    }
+
+    /// Something that cannot happen has happened. The connection is given up: what the peer thinks and what we think
+    /// may have parted, and a new handshake puts that right. Nothing else is touched; nobody panics.
+    fn internal_error(&mut self, what: &'static str) {
+        self.log(LogLine::InternalError { what });
+        self.link_fault(Conn::ProtocolError);
+    }
 }

@@ -59,17 +59,8 @@ pub struct Figures {
 impl Progress {
     /// A run with so much to do begins.
     pub fn new(total_bits: u64, now_ms: u64) -> Progress {
-        let mark = Mark {
-            left_bits: total_bits,
-            time_ms: now_ms,
-        };
-        Progress {
-            total_bits,
-            start_ms: now_ms,
-            paused_ms: 0,
-            marks: [mark; MARKS],
-            last_mark: 0,
-        }
+        let mark = Mark { left_bits: total_bits, time_ms: now_ms };
+        Progress { total_bits, start_ms: now_ms, paused_ms: 0, marks: [mark; MARKS], last_mark: 0 }
     }
 
     /// Bits to do when the run started.
@@ -80,10 +71,7 @@ impl Progress {
     /// The run was paused for so long. Averages leave that out; the samples begin anew.
     pub fn add_pause(&mut self, left_bits: u64, paused_ms: u64, now_ms: u64) {
         self.paused_ms = self.paused_ms.saturating_add(paused_ms);
-        self.marks = [Mark {
-            left_bits,
-            time_ms: now_ms,
-        }; MARKS];
+        self.marks = [Mark { left_bits, time_ms: now_ms }; MARKS];
     }
 
     /// Takes a sample if it is time for one. To be called whenever something was done; not while paused.
@@ -94,10 +82,7 @@ impl Progress {
         }
         self.last_mark = (self.last_mark + 1) % MARKS;
         if let Some(mark) = self.marks.get_mut(self.last_mark) {
-            *mark = Mark {
-                left_bits,
-                time_ms: now_ms,
-            };
+            *mark = Mark { left_bits, time_ms: now_ms };
         }
     }
 
@@ -135,17 +120,11 @@ impl Progress {
     /// Bits done, and seconds gone, since the sample `steps` after the last one in the ring.
     fn since(&self, steps: usize, left_bits: u64, now_ms: u64) -> (u64, u64) {
         let mark = self.mark((self.last_mark + steps) % MARKS);
-        (
-            mark.left_bits.saturating_sub(left_bits),
-            now_ms.saturating_sub(mark.time_ms) / 1000,
-        )
+        (mark.left_bits.saturating_sub(left_bits), now_ms.saturating_sub(mark.time_ms) / 1000)
     }
 
     fn mark(&self, index: usize) -> Mark {
-        self.marks.get(index).copied().unwrap_or(Mark {
-            left_bits: 0,
-            time_ms: 0,
-        })
+        self.marks.get(index).copied().unwrap_or(Mark { left_bits: 0, time_ms: 0 })
     }
 }
 
@@ -168,10 +147,7 @@ mod tests {
     fn a_run_that_just_started() {
         let figures = Progress::new(2_097_152, 5000).figures(2_097_152, 5000);
         // 2048 * 1000 / 2049 = 999
-        assert_eq!(
-            (figures.permille, figures.speed_kib, figures.average_speed_kib),
-            (1, 0, 0)
-        );
+        assert_eq!((figures.permille, figures.speed_kib, figures.average_speed_kib), (1, 0, 0));
         assert_eq!(figures.finish_s, 20971);
         assert!(!figures.is_stalled);
     }
@@ -188,11 +164,7 @@ mod tests {
             (1 << 33, 1 << 34, 501),
             (u64::MAX, u64::MAX, 1),
         ] {
-            assert_eq!(
-                Progress::new(total, 0).figures(left, 0).permille,
-                expected,
-                "{left}/{total}"
-            );
+            assert_eq!(Progress::new(total, 0).figures(left, 0).permille, expected, "{left}/{total}");
         }
         assert_eq!(Progress::new(10, 0).figures(11, 0).left_bits, 10);
     }
@@ -209,10 +181,7 @@ mod tests {
     #[test]
     fn a_steady_run_shows_its_speed() {
         let figures = steady(50).figures(50_000, 50_000);
-        assert_eq!(
-            (figures.speed_kib, figures.short_speed_kib, figures.average_speed_kib),
-            (4000, 4000, 4000)
-        );
+        assert_eq!((figures.speed_kib, figures.short_speed_kib, figures.average_speed_kib), (4000, 4000, 4000));
         // The last sample is 2 s old, the sample two further in the ring 18 s more: 20 * (50000 / 201) / 100.
         assert_eq!(figures.finish_s, 49);
         assert_eq!(steady(50).throttle_rate_kib(50_000, 50_000), 4000);

@@ -129,14 +129,10 @@ impl Controller {
         } else {
             in_sectors.saturating_mul(i64::from(self.config.c_delay_target))
         };
-        let correction = want
-            .saturating_sub(self.inflight_sectors)
-            .saturating_sub(self.plan_total);
+        let correction = want.saturating_sub(self.inflight_sectors).saturating_sub(self.plan_total);
         self.plan_correction(correction / steps);
         let this_turn = self.take_next();
-        in_sectors
-            .saturating_add(this_turn)
-            .clamp(0, sectors_per_turn(self.config.c_max_rate_kib))
+        in_sectors.saturating_add(this_turn).clamp(0, sectors_per_turn(self.config.c_max_rate_kib))
     }
 
     /// Adds a correction to every turn of the plan.
@@ -209,10 +205,7 @@ mod tests {
 
     #[test]
     fn fixed_rate() {
-        let mut controller = Controller::new(RateConfig {
-            c_plan_ahead: 0,
-            ..RateConfig::default()
-        });
+        let mut controller = Controller::new(RateConfig { c_plan_ahead: 0, ..RateConfig::default() });
         assert_eq!(controller.turn(0), 6);
         controller.requested(6);
         assert_eq!(controller.inflight_sectors(), 48);
@@ -257,9 +250,7 @@ mod tests {
             let due = self.plan.remove(0);
             self.plan.push(0);
             let request = (input + due).max(0).min(i64::from(config.c_max_rate_kib) * 2 / 10);
-            (request / 8)
-                .min(i64::from(config.max_buffers / 2) - self.inflight / 8)
-                .max(0)
+            (request / 8).min(i64::from(config.max_buffers / 2) - self.inflight / 8).max(0)
         }
     }
 
@@ -282,18 +273,11 @@ mod tests {
                 max_buffers: 32 + below(100_000) as u32,
             };
             let mut controller = Controller::new(config);
-            let mut model = Model {
-                plan: vec![0; config.c_plan_ahead as usize],
-                inflight: 0,
-            };
+            let mut model = Model { plan: vec![0; config.c_plan_ahead as usize], inflight: 0 };
             for turn in 0..500 {
                 let input = below(model.inflight.max(0) as u64 + 1);
                 let blocks = controller.turn(input);
-                assert_eq!(
-                    i64::from(blocks),
-                    model.turn(&config, input as i64),
-                    "run {run} turn {turn}"
-                );
+                assert_eq!(i64::from(blocks), model.turn(&config, input as i64), "run {run} turn {turn}");
                 let requested = below(u64::from(blocks) + 1) as u32;
                 controller.requested(requested);
                 model.inflight += i64::from(requested) * 8;
@@ -304,12 +288,8 @@ mod tests {
 
     #[test]
     fn buffers_limit_what_is_on_its_way() {
-        let config = RateConfig {
-            c_plan_ahead: 0,
-            resync_rate_kib: 4_194_304,
-            max_buffers: 32,
-            ..RateConfig::default()
-        };
+        let config =
+            RateConfig { c_plan_ahead: 0, resync_rate_kib: 4_194_304, max_buffers: 32, ..RateConfig::default() };
         let mut controller = Controller::new(config);
         assert_eq!(controller.turn(0), 16);
         controller.requested(16);
@@ -321,12 +301,8 @@ mod tests {
 
     #[test]
     fn the_maximum_rate_holds() {
-        let config = RateConfig {
-            c_max_rate_kib: 250,
-            resync_rate_kib: 4_194_304,
-            c_plan_ahead: 300,
-            ..RateConfig::default()
-        };
+        let config =
+            RateConfig { c_max_rate_kib: 250, resync_rate_kib: 4_194_304, c_plan_ahead: 300, ..RateConfig::default() };
         let mut controller = Controller::new(config);
         for _ in 0..10 {
             assert!(controller.turn(0) <= 6);
@@ -358,15 +334,9 @@ mod tests {
         let mut controller = Controller::new(RateConfig::default());
         controller.turn(0);
         assert_eq!(controller.plan_total, 950);
-        controller.configure(RateConfig {
-            c_max_rate_kib: 300,
-            ..RateConfig::default()
-        });
+        controller.configure(RateConfig { c_max_rate_kib: 300, ..RateConfig::default() });
         assert_eq!(controller.plan_total, 950);
-        controller.configure(RateConfig {
-            c_plan_ahead: 10,
-            ..RateConfig::default()
-        });
+        controller.configure(RateConfig { c_plan_ahead: 10, ..RateConfig::default() });
         assert_eq!(controller.plan_total, 0);
         assert_eq!(controller.turn(0), 6);
     }

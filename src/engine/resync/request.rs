@@ -31,9 +31,7 @@ pub fn merge_request<S: Storage>(bitmap: &Bitmap<S>, start_bit: u64, limits: &Me
     let mut blocks = 1;
     let may_grow = |size_bytes: u32, blocks: u32| {
         let next_bit = start_bit + u64::from(blocks);
-        let fits = size_bytes
-            .checked_add(BM_BLOCK_BYTES)
-            .is_some_and(|size| size <= limits.max_size_bytes);
+        let fits = size_bytes.checked_add(BM_BLOCK_BYTES).is_some_and(|size| size <= limits.max_size_bytes);
         // The next size up would have to be aligned to the power of two that holds it.
         let is_aligned = start_bit % u64::from(blocks + 1).next_power_of_two() == 0;
         fits && is_aligned
@@ -47,9 +45,7 @@ pub fn merge_request<S: Storage>(bitmap: &Bitmap<S>, start_bit: u64, limits: &Me
         blocks += 1;
     }
     let sectors_left = bitmap.capacity_sectors().saturating_sub(start_bit * BM_BLOCK_SECTORS);
-    u32::try_from(sectors_left.saturating_mul(512))
-        .unwrap_or(u32::MAX)
-        .min(size_bytes)
+    u32::try_from(sectors_left.saturating_mul(512)).unwrap_or(u32::MAX).min(size_bytes)
 }
 
 #[cfg(test)]
@@ -59,11 +55,8 @@ mod tests {
 
     const KIB: u32 = 1024;
     const MIB: u32 = 1024 * KIB;
-    const WIDE: MergeLimits = MergeLimits {
-        max_size_bytes: MIB,
-        discard_granularity_bytes: 0,
-        budget_blocks: u32::MAX,
-    };
+    const WIDE: MergeLimits =
+        MergeLimits { max_size_bytes: MIB, discard_granularity_bytes: 0, budget_blocks: u32::MAX };
 
     fn all_dirty(capacity_sectors: u64) -> Bitmap<HeapStorage> {
         let mut bitmap = Bitmap::new(capacity_sectors).unwrap();
@@ -103,76 +96,16 @@ mod tests {
     fn every_limit_holds() {
         let bitmap = all_dirty(1 << 20);
         for (limits, size_bytes) in [
-            (
-                MergeLimits {
-                    max_size_bytes: 128 * KIB,
-                    ..WIDE
-                },
-                128 * KIB,
-            ),
-            (
-                MergeLimits {
-                    max_size_bytes: 130 * KIB,
-                    ..WIDE
-                },
-                128 * KIB,
-            ),
-            (
-                MergeLimits {
-                    max_size_bytes: 0,
-                    ..WIDE
-                },
-                4 * KIB,
-            ),
-            (
-                MergeLimits {
-                    max_size_bytes: u32::MAX,
-                    ..WIDE
-                },
-                16 * MIB,
-            ),
-            (
-                MergeLimits {
-                    budget_blocks: 3,
-                    ..WIDE
-                },
-                12 * KIB,
-            ),
-            (
-                MergeLimits {
-                    budget_blocks: 1,
-                    ..WIDE
-                },
-                4 * KIB,
-            ),
-            (
-                MergeLimits {
-                    budget_blocks: 0,
-                    ..WIDE
-                },
-                0,
-            ),
-            (
-                MergeLimits {
-                    discard_granularity_bytes: 64 * KIB,
-                    ..WIDE
-                },
-                64 * KIB,
-            ),
-            (
-                MergeLimits {
-                    discard_granularity_bytes: 2 * MIB,
-                    ..WIDE
-                },
-                MIB,
-            ),
-            (
-                MergeLimits {
-                    discard_granularity_bytes: 4096,
-                    ..WIDE
-                },
-                4 * KIB,
-            ),
+            (MergeLimits { max_size_bytes: 128 * KIB, ..WIDE }, 128 * KIB),
+            (MergeLimits { max_size_bytes: 130 * KIB, ..WIDE }, 128 * KIB),
+            (MergeLimits { max_size_bytes: 0, ..WIDE }, 4 * KIB),
+            (MergeLimits { max_size_bytes: u32::MAX, ..WIDE }, 16 * MIB),
+            (MergeLimits { budget_blocks: 3, ..WIDE }, 12 * KIB),
+            (MergeLimits { budget_blocks: 1, ..WIDE }, 4 * KIB),
+            (MergeLimits { budget_blocks: 0, ..WIDE }, 0),
+            (MergeLimits { discard_granularity_bytes: 64 * KIB, ..WIDE }, 64 * KIB),
+            (MergeLimits { discard_granularity_bytes: 2 * MIB, ..WIDE }, MIB),
+            (MergeLimits { discard_granularity_bytes: 4096, ..WIDE }, 4 * KIB),
         ] {
             assert_eq!(merge_request(&bitmap, 0, &limits), size_bytes, "{limits:?}");
         }
@@ -181,10 +114,7 @@ mod tests {
     #[test]
     fn no_request_leaves_its_extent() {
         let bitmap = all_dirty(1 << 20);
-        let unlimited = MergeLimits {
-            max_size_bytes: u32::MAX,
-            ..WIDE
-        };
+        let unlimited = MergeLimits { max_size_bytes: u32::MAX, ..WIDE };
         assert_eq!(merge_request(&bitmap, 4096, &unlimited), 16 * MIB);
         assert_eq!(merge_request(&bitmap, 4094, &unlimited), 8 * KIB);
     }

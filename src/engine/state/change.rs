@@ -106,10 +106,7 @@ impl Change {
     pub fn to(state: State) -> Self {
         let susp = Field::SUSP.mask() | Field::SUSP_NOD.mask() | Field::SUSP_FEN.mask();
         let all = FIELDS.iter().fold(0, |mask, field| mask | field.mask());
-        Self {
-            mask: all & !susp,
-            val: state.word(Susp::default()),
-        }
+        Self { mask: all & !susp, val: state.word(Susp::default()) }
     }
 
     /// A request as it came from the peer, still from the peer's point of view (see [`Change::mirror`]).
@@ -119,17 +116,11 @@ impl Change {
     /// state to StandAlone (spec: state-machine 23, row 11); here such a request is refused as a whole.
     // spec: wire-protocol 9.2
     pub fn from_request(mask: u32, val: u32) -> Result<Self, BadChange> {
-        if FIELDS
-            .iter()
-            .any(|field| mask & field.mask() != 0 && mask & field.mask() != field.mask())
-        {
+        if FIELDS.iter().any(|field| mask & field.mask() != 0 && mask & field.mask() != field.mask()) {
             return Err(BadChange::PartialMask { mask });
         }
         let known = FIELDS.iter().fold(0, |known, field| known | field.mask());
-        let change = Self {
-            mask: mask & known,
-            val: val & mask & known,
-        };
+        let change = Self { mask: mask & known, val: val & mask & known };
         State::from_word(change.val).map_err(BadChange::Value)?;
         match change.wanted_conn() {
             Some(conn) if mirrored_conn(conn).is_none() => Err(BadChange::Conn(conn)),
@@ -232,17 +223,11 @@ impl Change {
     }
 
     fn with(self, field: Field, value: u32) -> Self {
-        Self {
-            mask: self.mask | field.mask(),
-            val: (self.val & !field.mask()) | field.put(value),
-        }
+        Self { mask: self.mask | field.mask(), val: (self.val & !field.mask()) | field.put(value) }
     }
 
     fn without(self, field: Field) -> Self {
-        Self {
-            mask: self.mask & !field.mask(),
-            val: self.val & !field.mask(),
-        }
+        Self { mask: self.mask & !field.mask(), val: self.val & !field.mask() }
     }
 
     fn wanted<T>(self, field: Field, named: fn(u32) -> Option<T>) -> Option<T> {
@@ -307,27 +292,15 @@ mod tests {
     fn requests_of_the_specification() {
         let requests = [
             (Change::role(Role::Primary), 0x0000_0003, 0x0000_0001),
-            (
-                Change::role(Role::Primary).disk(Disk::UpToDate),
-                0x0000_1e03,
-                0x0000_1001,
-            ),
+            (Change::role(Role::Primary).disk(Disk::UpToDate), 0x0000_1e03, 0x0000_1001),
             (Change::disk(Disk::Failed), 0x0000_1e00, 0x0000_0400),
             (Change::conn(Conn::StartingSyncT), 0x0000_01f0, 0x0000_00c0),
             (Change::conn(Conn::StartingSyncS), 0x0000_01f0, 0x0000_00b0),
             (Change::conn(Conn::VerifyS), 0x0000_01f0, 0x0000_0120),
             (Change::conn(Conn::WFReportParams), 0x0000_01f0, 0x0000_0090),
             (Change::conn(Conn::Disconnecting), 0x0000_01f0, 0x0000_0010),
-            (
-                Change::conn(Conn::Disconnecting).disk(Disk::Outdated),
-                0x0000_1ff0,
-                0x0000_0a10,
-            ),
-            (
-                Change::conn(Conn::Disconnecting).pdsk(Disk::Outdated),
-                0x0001_e1f0,
-                0x0000_a010,
-            ),
+            (Change::conn(Conn::Disconnecting).disk(Disk::Outdated), 0x0000_1ff0, 0x0000_0a10),
+            (Change::conn(Conn::Disconnecting).pdsk(Disk::Outdated), 0x0001_e1f0, 0x0000_a010),
         ];
         for (change, mask, val) in requests {
             assert_eq!(change.request(), (mask, val), "{change}");
@@ -359,10 +332,7 @@ mod tests {
         ];
         for conn in Conn::ALL.iter().copied() {
             let expected = pairs.iter().find(|(asked, _)| *asked == conn).map(|(_, seen)| *seen);
-            assert_eq!(
-                Change::conn(conn).mirror(),
-                Change::conn(expected.unwrap_or(Conn::StandAlone))
-            );
+            assert_eq!(Change::conn(conn).mirror(), Change::conn(expected.unwrap_or(Conn::StandAlone)));
             let request = Change::from_request(0x1f0, conn.bits() << 4);
             assert_eq!(request.is_ok(), expected.is_some(), "{conn}");
         }
@@ -374,10 +344,7 @@ mod tests {
         assert_eq!(Change::user_isp(true).aftr_isp(false).mirror(), Change::peer_isp(true));
         assert_eq!(Change::user_isp(false).mirror(), Change::peer_isp(false));
         assert_eq!(Change::peer_isp(true).mirror(), Change::default());
-        assert_eq!(
-            Change::susp(true).susp_nod(true).susp_fen(true).mirror(),
-            Change::default()
-        );
+        assert_eq!(Change::susp(true).susp_nod(true).susp_fen(true).mirror(), Change::default());
     }
 
     #[test]
@@ -386,55 +353,31 @@ mod tests {
         assert!(matches!(Change::from_request(0x3, 0x3), Err(BadChange::Value(_))));
         assert!(matches!(Change::from_request(0x1f0, 0x1f0), Err(BadChange::Value(_))));
         // Values outside the mask, and bits without meaning, do nothing.
-        assert_eq!(
-            Change::from_request(0xff80_0003, 0xffff_fffd),
-            Ok(Change::role(Role::Primary))
-        );
+        assert_eq!(Change::from_request(0xff80_0003, 0xffff_fffd), Ok(Change::role(Role::Primary)));
     }
 
     #[test]
     fn apply_changes_only_what_is_meant() {
-        let old = State {
-            role: Role::Primary,
-            disk: Disk::UpToDate,
-            ..State::initial(Conn::Connected)
-        };
+        let old = State { role: Role::Primary, disk: Disk::UpToDate, ..State::initial(Conn::Connected) };
         let new = Change::pdsk(Disk::Outdated).user_isp(true).susp(true).apply(old);
-        assert_eq!(
-            new,
-            State {
-                pdsk: Disk::Outdated,
-                user_isp: true,
-                ..old
-            }
-        );
+        assert_eq!(new, State { pdsk: Disk::Outdated, user_isp: true, ..old });
         assert_eq!(Change::default().apply(old), old);
         assert_eq!(Change::to(old).apply(State::initial(Conn::StandAlone)), old);
     }
 
     #[test]
     fn apply_susp_changes_only_what_is_meant() {
-        let old = Susp {
-            user: false,
-            no_data: true,
-            fencing: true,
-        };
+        let old = Susp { user: false, no_data: true, fencing: true };
         assert_eq!(
             Change::susp(true).susp_fen(false).apply_susp(old),
-            Susp {
-                user: true,
-                no_data: true,
-                fencing: false
-            }
+            Susp { user: true, no_data: true, fencing: false }
         );
         assert_eq!(Change::to(State::initial(Conn::StandAlone)).apply_susp(old), old);
     }
 
     #[test]
     fn parts_can_be_taken_back() {
-        let change = Change::conn(Conn::Disconnecting)
-            .pdsk(Disk::Outdated)
-            .disk(Disk::Outdated);
+        let change = Change::conn(Conn::Disconnecting).pdsk(Disk::Outdated).disk(Disk::Outdated);
         assert_eq!(change.without_pdsk().without_disk(), Change::conn(Conn::Disconnecting));
         assert_eq!(change.to_string(), "conn=Disconnecting disk=Outdated pdsk=Outdated");
         assert_eq!(Change::user_isp(true).susp(false).to_string(), "user_isp=1 susp=0");

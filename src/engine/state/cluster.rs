@@ -86,14 +86,8 @@ mod tests {
 
     #[test]
     fn changes_that_need_consent() {
-        let primary = State {
-            role: Role::Primary,
-            ..CONNECTED
-        };
-        let failed = State {
-            disk: Disk::Failed,
-            ..CONNECTED
-        };
+        let primary = State { role: Role::Primary, ..CONNECTED };
+        let failed = State { disk: Disk::Failed, ..CONNECTED };
         for (old, new) in [
             (CONNECTED, primary),
             (CONNECTED, at(Conn::StartingSyncT)),
@@ -110,50 +104,20 @@ mod tests {
 
     #[test]
     fn changes_that_do_not() {
-        let primary = State {
-            role: Role::Primary,
-            ..CONNECTED
-        };
-        let alone = State {
-            conn: Conn::WFConnection,
-            ..CONNECTED
-        };
+        let primary = State { role: Role::Primary, ..CONNECTED };
+        let alone = State { conn: Conn::WFConnection, ..CONNECTED };
         for (old, new) in [
             (primary, CONNECTED),
             (CONNECTED, CONNECTED),
-            (
-                alone,
-                State {
-                    role: Role::Primary,
-                    ..alone
-                },
-            ),
+            (alone, State { role: Role::Primary, ..alone }),
             (alone, at(Conn::Disconnecting)),
-            (
-                CONNECTED,
-                State {
-                    disk: Disk::Outdated,
-                    ..CONNECTED
-                },
-            ),
-            (
-                CONNECTED,
-                State {
-                    user_isp: true,
-                    ..CONNECTED
-                },
-            ),
+            (CONNECTED, State { disk: Disk::Outdated, ..CONNECTED }),
+            (CONNECTED, State { user_isp: true, ..CONNECTED }),
             (CONNECTED, at(Conn::VerifyT)),
             (CONNECTED, at(Conn::NetworkFailure)),
             (at(Conn::SyncSource), at(Conn::VerifyS)),
             (at(Conn::SyncSource), at(Conn::WFReportParams)),
-            (
-                CONNECTED,
-                State {
-                    role: Role::Primary,
-                    ..at(Conn::NetworkFailure)
-                },
-            ),
+            (CONNECTED, State { role: Role::Primary, ..at(Conn::NetworkFailure) }),
         ] {
             assert!(!cluster_wide(old, new), "{old} -> {new}");
         }
@@ -163,30 +127,16 @@ mod tests {
     fn aggregates_of_nothing_and_of_volumes() {
         let none = Aggregates::of([]);
         assert_eq!((none.highest_role, none.highest_peer), (Role::Secondary, Role::Unknown));
-        assert_eq!(
-            (none.highest_disk, none.lowest_disk, none.lowest_conn),
-            (Disk::Diskless, None, None)
-        );
+        assert_eq!((none.highest_disk, none.lowest_disk, none.lowest_conn), (Disk::Diskless, None, None));
         assert!(none.all_at_least(Conn::Behind));
         let volumes = [
-            State {
-                role: Role::Primary,
-                disk: Disk::Inconsistent,
-                ..at(Conn::SyncTarget)
-            },
-            State {
-                peer: Role::Unknown,
-                pdsk: Disk::Diskless,
-                ..CONNECTED
-            },
+            State { role: Role::Primary, disk: Disk::Inconsistent, ..at(Conn::SyncTarget) },
+            State { peer: Role::Unknown, pdsk: Disk::Diskless, ..CONNECTED },
         ];
         let all = Aggregates::of(volumes);
         assert_eq!((all.highest_role, all.highest_peer), (Role::Primary, Role::Secondary));
         assert_eq!((all.highest_disk, all.highest_pdsk), (Disk::UpToDate, Disk::UpToDate));
-        assert_eq!(
-            (all.lowest_disk, all.lowest_conn),
-            (Some(Disk::Inconsistent), Some(Conn::Connected))
-        );
+        assert_eq!((all.lowest_disk, all.lowest_conn), (Some(Disk::Inconsistent), Some(Conn::Connected)));
         assert!(all.all_at_least(Conn::Connected) && !all.all_at_least(Conn::SyncSource));
     }
 }

@@ -132,25 +132,14 @@ mod tests {
 
     #[test]
     fn successes_are_positive() {
-        let outcomes = [
-            Outcome::Success,
-            Outcome::NothingToDo,
-            Outcome::CwSuccess,
-            Outcome::CwNoNeed,
-        ];
+        let outcomes = [Outcome::Success, Outcome::NothingToDo, Outcome::CwSuccess, Outcome::CwNoNeed];
         assert_eq!(outcomes.map(Outcome::code), [1, 2, 3, 4]);
     }
 
     #[test]
     fn a_refusal_tells_reason_number_and_rule() {
-        let refusal = Refusal {
-            error: StateError::IsDiskless,
-            rule: "disk without attach",
-        };
-        assert_eq!(
-            refusal.to_string(),
-            "there is no local disk (-11; rule: disk without attach)"
-        );
+        let refusal = Refusal { error: StateError::IsDiskless, rule: "disk without attach" };
+        assert_eq!(refusal.to_string(), "there is no local disk (-11; rule: disk without attach)");
         assert_eq!(StateError::from(refusal), StateError::IsDiskless);
     }
 }

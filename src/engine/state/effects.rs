@@ -282,18 +282,11 @@ const fn row(
     condition: fn(State, State, &EffectContext) -> bool,
     effects: &'static [Effect],
 ) -> Row {
-    Row {
-        number,
-        condition,
-        effects,
-    }
+    Row { number, condition, effects }
 }
 
 fn syncing(state: State) -> bool {
-    matches!(
-        state.conn,
-        Conn::SyncSource | Conn::SyncTarget | Conn::PausedSyncS | Conn::PausedSyncT
-    )
+    matches!(state.conn, Conn::SyncSource | Conn::SyncTarget | Conn::PausedSyncS | Conn::PausedSyncT)
 }
 
 fn running(state: State) -> bool {
@@ -378,17 +371,9 @@ const IMMEDIATE: &[Row] = &[
         |old, new, _| disk_becomes(old, new, Disk::Failed) || disk_becomes(old, new, Disk::Diskless),
         &[E::TakeLocalReference],
     ),
-    row(
-        "8.2",
-        |old, new, _| !syncing(old) && syncing(new),
-        &[E::ClearResyncDone],
-    ),
+    row("8.2", |old, new, _| !syncing(old) && syncing(new), &[E::ClearResyncDone]),
     row("8.4", |old, new, _| replicates(old) != replicates(new), &[E::NewEpoch]),
-    row(
-        "8.5",
-        |old, new, _| old.disk == Disk::Attaching && new.disk >= Disk::Negotiating,
-        &[E::LogUuids],
-    ),
+    row("8.5", |old, new, _| old.disk == Disk::Attaching && new.disk >= Disk::Negotiating, &[E::LogUuids]),
     row(
         "8.6",
         |old, new, ctx| {
@@ -397,38 +382,14 @@ const IMMEDIATE: &[Row] = &[
         &[E::ClearStateSent],
     ),
     row("8.7", |_, _, _| true, &[E::WakeWaiters]),
-    row(
-        "8.8",
-        |old, new, _| verifying(old) && new.conn <= Conn::Connected,
-        &[E::RememberVerifyPosition],
-    ),
+    row("8.8", |old, new, _| verifying(old) && new.conn <= Conn::Connected, &[E::RememberVerifyPosition]),
     row("8.9", |old, new, _| paused(old) && running(new), &[E::AccountPauseTime]),
-    row(
-        "8.9b",
-        |old, new, _| paused(old) && new.conn == Conn::SyncTarget,
-        &[E::RunResyncTimer],
-    ),
-    row(
-        "8.9c",
-        |old, new, _| running(old) && paused(new),
-        &[E::RememberPauseTime],
-    ),
-    row(
-        "8.10",
-        |old, new, _| old.conn == Conn::Connected && verifying(new),
-        &[E::InitVerifyCounters],
-    ),
-    row(
-        "8.10b",
-        |old, new, _| old.conn == Conn::Connected && new.conn == Conn::VerifyS,
-        &[E::RunResyncTimer],
-    ),
+    row("8.9b", |old, new, _| paused(old) && new.conn == Conn::SyncTarget, &[E::RunResyncTimer]),
+    row("8.9c", |old, new, _| running(old) && paused(new), &[E::RememberPauseTime]),
+    row("8.10", |old, new, _| old.conn == Conn::Connected && verifying(new), &[E::InitVerifyCounters]),
+    row("8.10b", |old, new, _| old.conn == Conn::Connected && new.conn == Conn::VerifyS, &[E::RunResyncTimer]),
     row("8.11", |_, new, _| usable(new), &[E::UpdateMetaFlags]),
-    row(
-        "8.11b",
-        |old, new, _| old.disk < Disk::Consistent && new.disk >= Disk::Consistent,
-        &[E::RememberExposedUuid],
-    ),
+    row("8.11b", |old, new, _| old.disk < Disk::Consistent && new.disk >= Disk::Consistent, &[E::RememberExposedUuid]),
     row(
         "8.12",
         |old, new, _| {
@@ -449,11 +410,7 @@ const IMMEDIATE: &[Row] = &[
         |old, new, _| old.conn > Conn::WFConnection && (Conn::Timeout..=Conn::TearDown).contains(&new.conn),
         &[E::RestartReceiver],
     ),
-    row(
-        "8.14",
-        |old, new, _| connects(old, new),
-        &[E::ResumeActivityLog, E::CountConnect],
-    ),
+    row("8.14", |old, new, _| connects(old, new), &[E::ResumeActivityLog, E::CountConnect]),
     row(
         "8.15",
         |old, new, _| matches!(old.disk, Disk::Attaching | Disk::Negotiating) && new.disk > Disk::Negotiating,
@@ -465,29 +422,13 @@ const IMMEDIATE: &[Row] = &[
 // spec: state-machine 9 (what the worker does); row 9.20 is spread out after 13.4
 const AFTER: &[Row] = &[
     row("9.1", |_, _, _| true, &[E::Notify]),
-    row(
-        "9.2",
-        |old, new, _| !both_up_to_date(old) && both_up_to_date(new),
-        &[E::ClearCrashedPrimary],
-    ),
+    row("9.2", |old, new, _| !both_up_to_date(old) && both_up_to_date(new), &[E::ClearCrashedPrimary]),
     row("9.3", |_, _, _| true, &[E::LegacyEvent]),
-    row(
-        "9.4",
-        |old, new, _| !without_data(old) && without_data(new),
-        &[E::HelperPriOnInconDegr],
-    ),
+    row("9.4", |old, new, _| !without_data(old) && without_data(new), &[E::HelperPriOnInconDegr]),
     row("9.5", |old, _, ctx| thaw_by_peer(old, ctx), &[E::ThawNoDataResend]),
-    row(
-        "9.5b",
-        |old, _, ctx| thaw_by_disk(old, ctx),
-        &[E::ThawNoDataRestartDisk],
-    ),
+    row("9.5b", |old, _, ctx| thaw_by_disk(old, ctx), &[E::ThawNoDataRestartDisk]),
     row("9.6", |_, _, ctx| thaw_fencing(ctx), &[E::ThawFencing]),
-    row(
-        "9.7",
-        |old, new, ctx| !source(old) && source(new) && ctx.apv >= 96 && usable(new),
-        &[E::SyncUuid],
-    ),
+    row("9.7", |old, new, ctx| !source(old) && source(new) && ctx.apv >= 96 && usable(new), &[E::SyncUuid]),
     row(
         "9.8",
         |old, new, _| old.pdsk == Disk::Diskless && new.pdsk > Disk::Diskless && new.pdsk != Disk::Unknown,
@@ -498,11 +439,7 @@ const AFTER: &[Row] = &[
         |old, new, ctx| becomes(old, new, Conn::WFBitMapS) && ctx.current_conn == Conn::WFBitMapS,
         &[E::QueueBitmapSend],
     ),
-    row(
-        "9.10",
-        |old, new, ctx| data_diverges(old, new, ctx) && still_suspended(old, ctx),
-        &[E::DeferNewCurrentUuid],
-    ),
+    row("9.10", |old, new, ctx| data_diverges(old, new, ctx) && still_suspended(old, ctx), &[E::DeferNewCurrentUuid]),
     row(
         "9.10b",
         |old, new, ctx| data_diverges(old, new, ctx) && !still_suspended(old, ctx),
@@ -546,16 +483,8 @@ const AFTER: &[Row] = &[
         |old, new, _| new.conn >= Conn::Connected && (old.aftr_isp != new.aftr_isp || old.user_isp != new.user_isp),
         &[E::SendState],
     ),
-    row(
-        "9.16",
-        |old, new, _| !old.paused() && new.paused(),
-        &[E::PauseDependents],
-    ),
-    row(
-        "9.17",
-        |old, new, _| old.conn == Conn::WFReportParams && new.conn >= Conn::Connected,
-        &[E::SendState],
-    ),
+    row("9.16", |old, new, _| !old.paused() && new.paused(), &[E::PauseDependents]),
+    row("9.17", |old, new, _| old.conn == Conn::WFReportParams && new.conn >= Conn::Connected, &[E::SendState]),
     row("9.18", |old, new, _| becomes(old, new, Conn::Ahead), &[E::SendState]),
     row(
         "9.19",
@@ -567,31 +496,11 @@ const AFTER: &[Row] = &[
         |old, new, _| disk_becomes(old, new, Disk::Failed),
         &[E::CancelResync, E::WriteMetadata, E::DropLocalReference],
     ),
-    row(
-        "9.20b",
-        |old, new, ctx| disk_becomes(old, new, Disk::Failed) && ctx.io_error_helper,
-        &[E::HelperLocalIoError],
-    ),
-    row(
-        "9.20c",
-        |old, new, ctx| disk_becomes(old, new, Disk::Failed) && ctx.force_detach,
-        &[E::AbortDiskIo],
-    ),
-    row(
-        "9.20d",
-        |old, new, _| disk_becomes(old, new, Disk::Failed) && new.conn >= Conn::Connected,
-        &[E::SendState],
-    ),
-    row(
-        "9.21",
-        |old, new, _| disk_becomes(old, new, Disk::Diskless),
-        &[E::DropLocalReference],
-    ),
-    row(
-        "9.21b",
-        |old, new, _| disk_becomes(old, new, Disk::Diskless) && new.conn >= Conn::Connected,
-        &[E::SendState],
-    ),
+    row("9.20b", |old, new, ctx| disk_becomes(old, new, Disk::Failed) && ctx.io_error_helper, &[E::HelperLocalIoError]),
+    row("9.20c", |old, new, ctx| disk_becomes(old, new, Disk::Failed) && ctx.force_detach, &[E::AbortDiskIo]),
+    row("9.20d", |old, new, _| disk_becomes(old, new, Disk::Failed) && new.conn >= Conn::Connected, &[E::SendState]),
+    row("9.21", |old, new, _| disk_becomes(old, new, Disk::Diskless), &[E::DropLocalReference]),
+    row("9.21b", |old, new, _| disk_becomes(old, new, Disk::Diskless) && new.conn >= Conn::Connected, &[E::SendState]),
     row(
         "9.22",
         |old, new, _| old.disk == Disk::UpToDate && new.disk == Disk::Inconsistent && new.conn >= Conn::Connected,
@@ -657,9 +566,7 @@ const AFTER: &[Row] = &[
 /// What the change from `old` to `new` brings about. To be asked when the state changed, or only the suspension.
 // spec: state-machine 8, 9
 pub fn effects(old: State, new: State, ctx: &EffectContext) -> EffectSet {
-    firing(old, new, ctx)
-        .flat_map(|row| row.effects.iter().copied())
-        .collect()
+    firing(old, new, ctx).flat_map(|row| row.effects.iter().copied()).collect()
 }
 
 /// The numbers of the specification's rows that apply to the change, to explain [`effects`].
@@ -668,10 +575,7 @@ pub fn effect_rows(old: State, new: State, ctx: &EffectContext) -> impl Iterator
 }
 
 fn firing(old: State, new: State, ctx: &EffectContext) -> impl Iterator<Item = &'static Row> + '_ {
-    IMMEDIATE
-        .iter()
-        .chain(AFTER)
-        .filter(move |row| (row.condition)(old, new, ctx))
+    IMMEDIATE.iter().chain(AFTER).filter(move |row| (row.condition)(old, new, ctx))
 }
 
 /// Whether writes are sent to the peer.
@@ -729,27 +633,18 @@ pub fn meta_flags(old: u32, state: State, crashed_primary: bool) -> u32 {
         (PRIMARY_IND, state.role == Role::Primary || diskless_peer_writes),
         (CONNECTED_IND, state.conn > Conn::WFReportParams),
         (WAS_UP_TO_DATE, state.disk > Disk::Outdated),
-        (
-            PEER_OUT_DATED,
-            state.pdsk >= Disk::Inconsistent && state.pdsk <= Disk::Outdated,
-        ),
+        (PEER_OUT_DATED, state.pdsk >= Disk::Inconsistent && state.pdsk <= Disk::Outdated),
         (CRASHED_PRIMARY, crashed_primary),
         (AL_CLEAN, false),
     ];
-    determined
-        .iter()
-        .fold(old, |flags, (bit, set)| if *set { flags | bit } else { flags & !bit })
+    determined.iter().fold(old, |flags, (bit, set)| if *set { flags | bit } else { flags & !bit })
 }
 
 /// Own and peer's disk after the meta data was read: from its flags, what is known of the peer's disk, and the
 /// volume's configured fencing policy.
 // spec: state-machine 13.2
 pub fn initial_disks(flags: u32, pdsk: Disk, fencing: FencingPolicy) -> (Disk, Disk) {
-    let pdsk = if flags & PEER_OUT_DATED == 0 {
-        pdsk
-    } else {
-        Disk::Outdated
-    };
+    let pdsk = if flags & PEER_OUT_DATED == 0 { pdsk } else { Disk::Outdated };
     let disk = if flags & CONSISTENT == 0 {
         Disk::Inconsistent
     } else if flags & WAS_UP_TO_DATE == 0 {
@@ -800,10 +695,7 @@ mod tests {
         let row = IMMEDIATE.iter().chain(AFTER).find(|row| row.number == number).unwrap();
         assert!((row.condition)(old, new, ctx), "{number}: {old} -> {new}");
         let all = effects(old, new, ctx);
-        assert!(
-            row.effects.iter().all(|effect| all.contains(*effect)),
-            "{number}: {all:?}"
-        );
+        assert!(row.effects.iter().all(|effect| all.contains(*effect)), "{number}: {all:?}");
     }
 
     #[track_caller]
@@ -853,34 +745,16 @@ mod tests {
         no("8.1b", disk(Disk::Failed), disk(Disk::Failed));
         yes("8.2", at(Conn::WFSyncUUID), at(Conn::SyncTarget));
         no("8.2", at(Conn::SyncTarget), at(Conn::PausedSyncT));
-        yes(
-            "8.4",
-            GOOD,
-            State {
-                conn: Conn::WFConnection,
-                pdsk: Disk::Unknown,
-                ..GOOD
-            },
-        );
+        yes("8.4", GOOD, State { conn: Conn::WFConnection, pdsk: Disk::Unknown, ..GOOD });
         no("8.4", GOOD, at(Conn::VerifyS));
         yes("8.5", disk(Disk::Attaching), disk(Disk::Negotiating));
         yes("8.5", disk(Disk::Attaching), GOOD);
         no("8.5", disk(Disk::Attaching), disk(Disk::Failed));
         yes("8.6", at(Conn::WFReportParams), GOOD);
         yes("8.6", at(Conn::WFReportParams), at(Conn::NetworkFailure));
-        let other = EffectContext {
-            other_volume_reporting: true,
-            ..ctx(GOOD)
-        };
+        let other = EffectContext { other_volume_reporting: true, ..ctx(GOOD) };
         silent("8.6", at(Conn::WFReportParams), GOOD, &other);
-        no(
-            "8.6",
-            at(Conn::WFReportParams),
-            State {
-                user_isp: true,
-                ..at(Conn::WFReportParams)
-            },
-        );
+        no("8.6", at(Conn::WFReportParams), State { user_isp: true, ..at(Conn::WFReportParams) });
     }
 
     #[test]
@@ -888,10 +762,7 @@ mod tests {
         yes("8.8", at(Conn::VerifyS), GOOD);
         yes("8.8", at(Conn::VerifyT), at(Conn::BrokenPipe));
         no("8.8", at(Conn::SyncSource), GOOD);
-        for (paused, running) in [
-            (Conn::PausedSyncS, Conn::SyncSource),
-            (Conn::PausedSyncT, Conn::SyncTarget),
-        ] {
+        for (paused, running) in [(Conn::PausedSyncS, Conn::SyncSource), (Conn::PausedSyncT, Conn::SyncTarget)] {
             yes("8.9", at(paused), at(running));
             no("8.9", at(running), at(paused));
             yes("8.9c", at(running), at(paused));
@@ -911,41 +782,14 @@ mod tests {
         no("8.11", GOOD, disk(Disk::Failed));
         yes("8.11b", disk(Disk::Inconsistent), GOOD);
         no("8.11b", disk(Disk::Consistent), GOOD);
-        let both = State {
-            disk: Disk::Inconsistent,
-            pdsk: Disk::Inconsistent,
-            ..GOOD
-        };
-        yes(
-            "8.12",
-            both,
-            State {
-                peer: Role::Primary,
-                ..both
-            },
-        );
+        let both = State { disk: Disk::Inconsistent, pdsk: Disk::Inconsistent, ..GOOD };
+        yes("8.12", both, State { peer: Role::Primary, ..both });
         no("8.12", GOOD, peer(Role::Primary));
-        no(
-            "8.12",
-            State {
-                peer: Role::Unknown,
-                ..both
-            },
-            State {
-                peer: Role::Primary,
-                ..both
-            },
-        );
+        no("8.12", State { peer: Role::Unknown, ..both }, State { peer: Role::Primary, ..both });
         yes("8.13", GOOD, at(Conn::Disconnecting));
         yes("8.13", at(Conn::Disconnecting), at(Conn::StandAlone));
         no("8.13", at(Conn::StandAlone), at(Conn::StandAlone));
-        for lost in [
-            Conn::Timeout,
-            Conn::BrokenPipe,
-            Conn::NetworkFailure,
-            Conn::ProtocolError,
-            Conn::TearDown,
-        ] {
+        for lost in [Conn::Timeout, Conn::BrokenPipe, Conn::NetworkFailure, Conn::ProtocolError, Conn::TearDown] {
             yes("8.13b", at(Conn::WFReportParams), at(lost));
             no("8.13b", at(Conn::WFConnection), at(lost));
         }
@@ -962,151 +806,45 @@ mod tests {
         yes("9.2", disk(Disk::Inconsistent), GOOD);
         no("9.2", GOOD, GOOD);
         no("9.2", disk(Disk::Inconsistent), disk(Disk::Consistent));
-        let nothing = State {
-            disk: Disk::Failed,
-            pdsk: Disk::Inconsistent,
-            ..GOOD
-        };
+        let nothing = State { disk: Disk::Failed, pdsk: Disk::Inconsistent, ..GOOD };
         yes("9.4", pdsk(Disk::Inconsistent), nothing);
-        no(
-            "9.4",
-            nothing,
-            State {
-                disk: Disk::Diskless,
-                ..nothing
-            },
-        );
-        no(
-            "9.4",
-            GOOD,
-            State {
-                role: Role::Secondary,
-                ..nothing
-            },
-        );
+        no("9.4", nothing, State { disk: Disk::Diskless, ..nothing });
+        no("9.4", GOOD, State { role: Role::Secondary, ..nothing });
     }
 
     #[test]
     fn rows_9_5_and_9_6_thaw() {
-        let frozen = Susp {
-            no_data: true,
-            ..Susp::default()
-        };
-        let both = EffectContext {
-            susp_then: frozen,
-            susp_now: frozen,
-            ..ctx(GOOD)
-        };
-        let back = State {
-            conn: Conn::WFReportParams,
-            disk: Disk::Diskless,
-            ..GOOD
-        };
+        let frozen = Susp { no_data: true, ..Susp::default() };
+        let both = EffectContext { susp_then: frozen, susp_now: frozen, ..ctx(GOOD) };
+        let back = State { conn: Conn::WFReportParams, disk: Disk::Diskless, ..GOOD };
         fires("9.5", back, disk(Disk::Diskless), &both);
         silent("9.5", GOOD, GOOD, &both);
-        silent(
-            "9.5",
-            back,
-            GOOD,
-            &EffectContext {
-                all_volumes_connected: false,
-                ..both
-            },
-        );
-        silent(
-            "9.5",
-            back,
-            GOOD,
-            &EffectContext {
-                susp_now: Susp::default(),
-                ..both
-            },
-        );
-        silent(
-            "9.5",
-            back,
-            GOOD,
-            &EffectContext {
-                susp_then: Susp::default(),
-                ..both
-            },
-        );
+        silent("9.5", back, GOOD, &EffectContext { all_volumes_connected: false, ..both });
+        silent("9.5", back, GOOD, &EffectContext { susp_now: Susp::default(), ..both });
+        silent("9.5", back, GOOD, &EffectContext { susp_then: Susp::default(), ..both });
         for before in [Disk::Attaching, Disk::Negotiating] {
             fires("9.5b", disk(before), GOOD, &both);
-            silent(
-                "9.5b",
-                disk(before),
-                GOOD,
-                &EffectContext {
-                    all_disks_up_to_date: false,
-                    ..both
-                },
-            );
+            silent("9.5b", disk(before), GOOD, &EffectContext { all_disks_up_to_date: false, ..both });
         }
         silent("9.5b", disk(Disk::Inconsistent), GOOD, &both);
         // If both are back the disk decides.
-        let attaching = State {
-            conn: Conn::WFReportParams,
-            ..disk(Disk::Attaching)
-        };
+        let attaching = State { conn: Conn::WFReportParams, ..disk(Disk::Attaching) };
         fires("9.5b", attaching, GOOD, &both);
         silent("9.5", attaching, GOOD, &both);
 
-        let fencing = Susp {
-            fencing: true,
-            ..Susp::default()
-        };
-        let both = EffectContext {
-            susp_then: fencing,
-            susp_now: fencing,
-            ..ctx(GOOD)
-        };
+        let fencing = Susp { fencing: true, ..Susp::default() };
+        let both = EffectContext { susp_then: fencing, susp_now: fencing, ..ctx(GOOD) };
         fires("9.6", at(Conn::WFReportParams), GOOD, &both);
-        silent(
-            "9.6",
-            GOOD,
-            GOOD,
-            &EffectContext {
-                all_volumes_connected: false,
-                ..both
-            },
-        );
-        silent(
-            "9.6",
-            GOOD,
-            GOOD,
-            &EffectContext {
-                susp_now: Susp::default(),
-                ..both
-            },
-        );
-        silent(
-            "9.6",
-            GOOD,
-            GOOD,
-            &EffectContext {
-                susp_then: Susp::default(),
-                ..both
-            },
-        );
+        silent("9.6", GOOD, GOOD, &EffectContext { all_volumes_connected: false, ..both });
+        silent("9.6", GOOD, GOOD, &EffectContext { susp_now: Susp::default(), ..both });
+        silent("9.6", GOOD, GOOD, &EffectContext { susp_then: Susp::default(), ..both });
     }
 
     #[test]
     fn rows_9_7_to_9_9() {
-        let source = State {
-            conn: Conn::SyncSource,
-            pdsk: Disk::Inconsistent,
-            ..GOOD
-        };
+        let source = State { conn: Conn::SyncSource, pdsk: Disk::Inconsistent, ..GOOD };
         yes("9.7", at(Conn::WFBitMapS), source);
-        yes(
-            "9.7",
-            at(Conn::Ahead),
-            State {
-                conn: Conn::PausedSyncS,
-                ..source
-            },
-        );
+        yes("9.7", at(Conn::Ahead), State { conn: Conn::PausedSyncS, ..source });
         no("9.7", at(Conn::PausedSyncS), source);
         silent("9.7", at(Conn::WFBitMapS), source, &EffectContext::of(source, 95));
         yes("9.8", pdsk(Disk::Diskless), pdsk(Disk::Inconsistent));
@@ -1115,124 +853,44 @@ mod tests {
         no("9.8", pdsk(Disk::Failed), GOOD);
         yes("9.9", GOOD, at(Conn::WFBitMapS));
         no("9.9", at(Conn::WFBitMapS), at(Conn::WFBitMapS));
-        let gone = EffectContext {
-            current_conn: Conn::NetworkFailure,
-            ..ctx(GOOD)
-        };
+        let gone = EffectContext { current_conn: Conn::NetworkFailure, ..ctx(GOOD) };
         silent("9.9", GOOD, at(Conn::WFBitMapS), &gone);
     }
 
     #[test]
     fn rows_9_10_and_9_11_new_generations() {
-        let zero = EffectContext {
-            bitmap_uuid_zero: true,
-            ..ctx(GOOD)
-        };
-        let alone = State {
-            conn: Conn::NetworkFailure,
-            peer: Role::Unknown,
-            pdsk: Disk::Unknown,
-            ..GOOD
-        };
+        let zero = EffectContext { bitmap_uuid_zero: true, ..ctx(GOOD) };
+        let alone = State { conn: Conn::NetworkFailure, peer: Role::Unknown, pdsk: Disk::Unknown, ..GOOD };
         fires("9.10b", GOOD, alone, &zero);
         silent("9.10", GOOD, alone, &zero);
-        let frozen = EffectContext {
-            susp_now: Susp {
-                user: true,
-                ..Susp::default()
-            },
-            ..zero
-        };
+        let frozen = EffectContext { susp_now: Susp { user: true, ..Susp::default() }, ..zero };
         fires("9.10", GOOD, alone, &frozen);
         silent("9.10b", GOOD, alone, &frozen);
         for other in ["9.10", "9.10b"] {
             silent(other, GOOD, alone, &ctx(alone));
-            silent(
-                other,
-                GOOD,
-                State {
-                    role: Role::Secondary,
-                    ..alone
-                },
-                &zero,
-            );
-            silent(
-                other,
-                GOOD,
-                State {
-                    disk: Disk::Consistent,
-                    ..alone
-                },
-                &zero,
-            );
+            silent(other, GOOD, State { role: Role::Secondary, ..alone }, &zero);
+            silent(other, GOOD, State { disk: Disk::Consistent, ..alone }, &zero);
             silent(other, pdsk(Disk::Outdated), alone, &zero);
         }
-        let secondary = State {
-            role: Role::Secondary,
-            peer: Role::Primary,
-            ..GOOD
-        };
-        fires(
-            "9.10b",
-            secondary,
-            State {
-                pdsk: Disk::Failed,
-                ..secondary
-            },
-            &zero,
-        );
+        let secondary = State { role: Role::Secondary, peer: Role::Primary, ..GOOD };
+        fires("9.10b", secondary, State { pdsk: Disk::Failed, ..secondary }, &zero);
 
-        let diskless = State {
-            pdsk: Disk::Diskless,
-            role: Role::Secondary,
-            ..GOOD
-        };
-        let promoted = State {
-            peer: Role::Primary,
-            ..diskless
-        };
+        let diskless = State { pdsk: Disk::Diskless, role: Role::Secondary, ..GOOD };
+        let promoted = State { peer: Role::Primary, ..diskless };
         fires("9.11", diskless, promoted, &zero);
         silent("9.11", diskless, promoted, &ctx(promoted));
         silent("9.11", promoted, promoted, &zero);
-        silent(
-            "9.11",
-            diskless,
-            State {
-                pdsk: Disk::Inconsistent,
-                ..promoted
-            },
-            &zero,
-        );
-        silent(
-            "9.11",
-            diskless,
-            State {
-                disk: Disk::Consistent,
-                ..promoted
-            },
-            &zero,
-        );
+        silent("9.11", diskless, State { pdsk: Disk::Inconsistent, ..promoted }, &zero);
+        silent("9.11", diskless, State { disk: Disk::Consistent, ..promoted }, &zero);
     }
 
     // The diskless peer comes back while the Primary is frozen: the freeze ends, so the generation must not wait.
     #[test]
     fn a_thaw_counts_before_the_new_generation() {
-        let fencing = Susp {
-            fencing: true,
-            ..Susp::default()
-        };
-        let before = State {
-            conn: Conn::WFReportParams,
-            pdsk: Disk::Unknown,
-            ..GOOD
-        };
+        let fencing = Susp { fencing: true, ..Susp::default() };
+        let before = State { conn: Conn::WFReportParams, pdsk: Disk::Unknown, ..GOOD };
         let after = pdsk(Disk::Diskless);
-        let ctx = EffectContext {
-            susp_then: fencing,
-            susp_now: fencing,
-            bitmap_uuid_zero: true,
-            ..ctx(after)
-        };
+        let ctx = EffectContext { susp_then: fencing, susp_now: fencing, bitmap_uuid_zero: true, ..ctx(after) };
         let all = effects(before, after, &ctx);
         assert!(all.contains(E::ThawFencing) && all.contains(E::NewCurrentUuid));
         assert!(!all.contains(E::DeferNewCurrentUuid));
@@ -1240,70 +898,24 @@ mod tests {
 
     #[test]
     fn rows_9_12_to_9_18() {
-        let writing = State {
-            pdsk: Disk::Diskless,
-            peer: Role::Primary,
-            ..GOOD
-        };
-        yes(
-            "9.12",
-            writing,
-            State {
-                peer: Role::Secondary,
-                ..writing
-            },
-        );
-        no(
-            "9.12",
-            writing,
-            State {
-                peer: Role::Unknown,
-                ..writing
-            },
-        );
+        let writing = State { pdsk: Disk::Diskless, peer: Role::Primary, ..GOOD };
+        yes("9.12", writing, State { peer: Role::Secondary, ..writing });
+        no("9.12", writing, State { peer: Role::Unknown, ..writing });
         no("9.12", peer(Role::Primary), GOOD);
-        let demoted = State {
-            role: Role::Secondary,
-            ..GOOD
-        };
+        let demoted = State { role: Role::Secondary, ..GOOD };
         yes("9.13", GOOD, demoted);
         no("9.13", demoted, GOOD);
-        let syncing = EffectContext {
-            current_conn: Conn::SyncSource,
-            ..ctx(demoted)
-        };
+        let syncing = EffectContext { current_conn: Conn::SyncSource, ..ctx(demoted) };
         silent("9.13", GOOD, demoted, &syncing);
         yes("9.14", disk(Disk::Attaching), disk(Disk::Negotiating));
         no("9.14", disk(Disk::Attaching), GOOD);
-        no(
-            "9.14",
-            disk(Disk::Attaching),
-            State {
-                conn: Conn::WFConnection,
-                ..disk(Disk::Negotiating)
-            },
-        );
+        no("9.14", disk(Disk::Attaching), State { conn: Conn::WFConnection, ..disk(Disk::Negotiating) });
         yes("9.15", GOOD, State { user_isp: true, ..GOOD });
         yes("9.15", State { aftr_isp: true, ..GOOD }, GOOD);
         no("9.15", GOOD, State { peer_isp: true, ..GOOD });
-        no(
-            "9.15",
-            GOOD,
-            State {
-                user_isp: true,
-                ..at(Conn::WFConnection)
-            },
-        );
+        no("9.15", GOOD, State { user_isp: true, ..at(Conn::WFConnection) });
         yes("9.16", GOOD, State { peer_isp: true, ..GOOD });
-        no(
-            "9.16",
-            State { peer_isp: true, ..GOOD },
-            State {
-                peer_isp: true,
-                user_isp: true,
-                ..GOOD
-            },
-        );
+        no("9.16", State { peer_isp: true, ..GOOD }, State { peer_isp: true, user_isp: true, ..GOOD });
         yes("9.17", at(Conn::WFReportParams), at(Conn::WFBitMapT));
         no("9.17", at(Conn::WFReportParams), at(Conn::NetworkFailure));
         yes("9.18", GOOD, at(Conn::Ahead));
@@ -1318,63 +930,23 @@ mod tests {
         let failed = disk(Disk::Failed);
         yes("9.20", GOOD, failed);
         no("9.20", failed, failed);
-        fires(
-            "9.20b",
-            GOOD,
-            failed,
-            &EffectContext {
-                io_error_helper: true,
-                ..ctx(failed)
-            },
-        );
+        fires("9.20b", GOOD, failed, &EffectContext { io_error_helper: true, ..ctx(failed) });
         no("9.20b", GOOD, failed);
-        fires(
-            "9.20c",
-            GOOD,
-            failed,
-            &EffectContext {
-                force_detach: true,
-                ..ctx(failed)
-            },
-        );
+        fires("9.20c", GOOD, failed, &EffectContext { force_detach: true, ..ctx(failed) });
         no("9.20c", GOOD, failed);
         yes("9.20d", GOOD, failed);
-        no(
-            "9.20d",
-            GOOD,
-            State {
-                conn: Conn::WFConnection,
-                ..failed
-            },
-        );
+        no("9.20d", GOOD, State { conn: Conn::WFConnection, ..failed });
         yes("9.21", failed, disk(Disk::Diskless));
         yes("9.21b", failed, disk(Disk::Diskless));
-        no(
-            "9.21b",
-            failed,
-            State {
-                conn: Conn::StandAlone,
-                ..disk(Disk::Diskless)
-            },
-        );
+        no("9.21b", failed, State { conn: Conn::StandAlone, ..disk(Disk::Diskless) });
         yes("9.22", GOOD, disk(Disk::Inconsistent));
         no("9.22", disk(Disk::Consistent), disk(Disk::Inconsistent));
-        no(
-            "9.22",
-            GOOD,
-            State {
-                conn: Conn::WFConnection,
-                ..disk(Disk::Inconsistent)
-            },
-        );
+        no("9.22", GOOD, State { conn: Conn::WFConnection, ..disk(Disk::Inconsistent) });
     }
 
     #[test]
     fn rows_9_23_to_9_28() {
-        let grew = EffectContext {
-            resync_after_negotiation: true,
-            ..ctx(GOOD)
-        };
+        let grew = EffectContext { resync_after_negotiation: true, ..ctx(GOOD) };
         fires("9.23", GOOD, at(Conn::WFBitMapS), &grew);
         silent("9.23", GOOD, pdsk(Disk::Negotiating), &grew);
         no("9.23", GOOD, GOOD);
@@ -1384,14 +956,7 @@ mod tests {
         yes("9.24", State { user_isp: true, ..GOOD }, GOOD);
         yes("9.24", State { peer_isp: true, ..GOOD }, GOOD);
         no("9.24", State { aftr_isp: true, ..GOOD }, GOOD);
-        yes(
-            "9.25",
-            State {
-                disk: Disk::Inconsistent,
-                ..at(Conn::SyncTarget)
-            },
-            GOOD,
-        );
+        yes("9.25", State { disk: Disk::Inconsistent, ..at(Conn::SyncTarget) }, GOOD);
         no("9.25", at(Conn::SyncSource), GOOD);
         no("9.25", disk(Disk::Inconsistent), GOOD);
         for (apv, speaks) in [(96, false), (97, true), (99, true), (100, false), (101, true)] {
@@ -1410,14 +975,7 @@ mod tests {
         let idle = State::initial(Conn::StandAlone);
         yes("9.28", State { aftr_isp: true, ..idle }, idle);
         no("9.28", idle, idle);
-        no(
-            "9.28",
-            State { aftr_isp: true, ..idle },
-            State {
-                role: Role::Primary,
-                ..idle
-            },
-        );
+        no("9.28", State { aftr_isp: true, ..idle }, State { role: Role::Primary, ..idle });
     }
 
     #[test]
@@ -1433,10 +991,7 @@ mod tests {
         before(E::WriteMetadata, E::DropLocalReference);
         before(E::ThawFencing, E::NewCurrentUuid);
         let set: EffectSet = [E::SendState, E::SyncUuid, E::LogChange].into_iter().collect();
-        assert_eq!(
-            set.iter().collect::<Vec<_>>(),
-            [E::LogChange, E::SyncUuid, E::SendState]
-        );
+        assert_eq!(set.iter().collect::<Vec<_>>(), [E::LogChange, E::SyncUuid, E::SendState]);
         assert_eq!(set.immediate().iter().collect::<Vec<_>>(), [E::LogChange]);
         assert_eq!(set.after().iter().collect::<Vec<_>>(), [E::SyncUuid, E::SendState]);
         assert!(set.without(E::LogChange).immediate().is_empty());
@@ -1465,22 +1020,9 @@ mod tests {
         for conn in Conn::ALL.iter().copied() {
             assert!(replicates(at(conn)), "an UpToDate peer gets everything");
             let resyncing = conn >= Conn::WFBitMapT && conn < Conn::Ahead;
-            assert_eq!(
-                replicates(State {
-                    pdsk: Disk::Inconsistent,
-                    ..at(conn)
-                }),
-                resyncing,
-                "{conn}"
-            );
-            assert!(!replicates(State {
-                pdsk: Disk::Negotiating,
-                ..at(conn)
-            }));
-            assert_eq!(
-                sends_out_of_sync(at(conn)),
-                matches!(conn, Conn::Ahead | Conn::WFBitMapS)
-            );
+            assert_eq!(replicates(State { pdsk: Disk::Inconsistent, ..at(conn) }), resyncing, "{conn}");
+            assert!(!replicates(State { pdsk: Disk::Negotiating, ..at(conn) }));
+            assert_eq!(sends_out_of_sync(at(conn)), matches!(conn, Conn::Ahead | Conn::WFBitMapS));
         }
     }
 
@@ -1511,58 +1053,15 @@ mod tests {
     fn flags_of_the_meta_data() {
         assert_eq!(meta_flags(0, GOOD, false), 0x017);
         assert_eq!(meta_flags(0, GOOD, true), 0x057);
-        let alone = State {
-            conn: Conn::WFConnection,
-            pdsk: Disk::Outdated,
-            role: Role::Secondary,
-            ..GOOD
-        };
+        let alone = State { conn: Conn::WFConnection, pdsk: Disk::Outdated, role: Role::Secondary, ..GOOD };
         assert_eq!(meta_flags(0, alone, false), 0x031);
-        assert_eq!(
-            meta_flags(
-                0,
-                State {
-                    conn: Conn::WFReportParams,
-                    ..alone
-                },
-                false
-            ),
-            0x031
-        );
-        assert_eq!(
-            meta_flags(
-                0,
-                State {
-                    disk: Disk::Outdated,
-                    ..alone
-                },
-                false
-            ),
-            0x021
-        );
-        let bad = State {
-            disk: Disk::Inconsistent,
-            pdsk: Disk::Diskless,
-            peer: Role::Primary,
-            ..alone
-        };
+        assert_eq!(meta_flags(0, State { conn: Conn::WFReportParams, ..alone }, false), 0x031);
+        assert_eq!(meta_flags(0, State { disk: Disk::Outdated, ..alone }, false), 0x021);
+        let bad = State { disk: Disk::Inconsistent, pdsk: Disk::Diskless, peer: Role::Primary, ..alone };
         assert_eq!(meta_flags(0, bad, false), 0x002);
-        assert_eq!(
-            meta_flags(
-                0,
-                State {
-                    pdsk: Disk::Inconsistent,
-                    ..bad
-                },
-                false
-            ),
-            0x020
-        );
+        assert_eq!(meta_flags(0, State { pdsk: Disk::Inconsistent, ..bad }, false), 0x020);
         // FULL_SYNC, AL_DISABLED and unknown bits stay, AL_CLEAN goes, the rest follows the state.
-        assert_eq!(
-            meta_flags(u32::MAX, bad, false),
-            !(0x001 | 0x004 | 0x010 | 0x020 | 0x040 | 0x080)
-        );
+        assert_eq!(meta_flags(u32::MAX, bad, false), !(0x001 | 0x004 | 0x010 | 0x020 | 0x040 | 0x080));
     }
 
     #[test]
@@ -1580,9 +1079,6 @@ mod tests {
         for (flags, fencing, disks) in rows {
             assert_eq!(initial_disks(flags, Disk::Unknown, fencing), disks, "{flags:#x}");
         }
-        assert_eq!(
-            initial_disks(0x011, Disk::UpToDate, ResourceOnly),
-            (Disk::Consistent, Disk::UpToDate)
-        );
+        assert_eq!(initial_disks(0x011, Disk::UpToDate, ResourceOnly), (Disk::Consistent, Disk::UpToDate));
     }
 }

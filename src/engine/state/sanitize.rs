@@ -68,34 +68,17 @@ const fn range(conn: Conn) -> Range {
         | Conn::ProtocolError
         | Conn::TearDown
         | Conn::WFConnection
-        | Conn::WFReportParams => Range {
-            disk: (Diskless, UpToDate),
-            pdsk: (Inconsistent, Unknown),
-        },
-        Conn::Connected => Range {
-            disk: (Diskless, UpToDate),
-            pdsk: (Diskless, UpToDate),
-        },
-        Conn::WFBitMapT | Conn::PausedSyncT | Conn::StartingSyncT | Conn::WFSyncUUID | Conn::Behind => Range {
-            disk: (Inconsistent, Outdated),
-            pdsk: (UpToDate, UpToDate),
-        },
-        Conn::SyncTarget => Range {
-            disk: (Inconsistent, Inconsistent),
-            pdsk: (UpToDate, UpToDate),
-        },
-        Conn::WFBitMapS | Conn::PausedSyncS | Conn::StartingSyncS | Conn::Ahead => Range {
-            disk: (UpToDate, UpToDate),
-            pdsk: (Inconsistent, Consistent),
-        },
-        Conn::SyncSource => Range {
-            disk: (UpToDate, UpToDate),
-            pdsk: (Inconsistent, Inconsistent),
-        },
-        Conn::VerifyS | Conn::VerifyT => Range {
-            disk: (UpToDate, UpToDate),
-            pdsk: (UpToDate, UpToDate),
-        },
+        | Conn::WFReportParams => Range { disk: (Diskless, UpToDate), pdsk: (Inconsistent, Unknown) },
+        Conn::Connected => Range { disk: (Diskless, UpToDate), pdsk: (Diskless, UpToDate) },
+        Conn::WFBitMapT | Conn::PausedSyncT | Conn::StartingSyncT | Conn::WFSyncUUID | Conn::Behind => {
+            Range { disk: (Inconsistent, Outdated), pdsk: (UpToDate, UpToDate) }
+        }
+        Conn::SyncTarget => Range { disk: (Inconsistent, Inconsistent), pdsk: (UpToDate, UpToDate) },
+        Conn::WFBitMapS | Conn::PausedSyncS | Conn::StartingSyncS | Conn::Ahead => {
+            Range { disk: (UpToDate, UpToDate), pdsk: (Inconsistent, Consistent) }
+        }
+        Conn::SyncSource => Range { disk: (UpToDate, UpToDate), pdsk: (Inconsistent, Inconsistent) },
+        Conn::VerifyS | Conn::VerifyT => Range { disk: (UpToDate, UpToDate), pdsk: (UpToDate, UpToDate) },
     }
 }
 
@@ -112,12 +95,7 @@ pub fn sanitize(old: State, wanted: State, rules: &Rules) -> Sanitized {
     let susp_fencing_raised = rules.fencing == FencingPolicy::ResourceAndStonith && unfenced(new) && !unfenced(old);
     let susp_no_data_raised = rules.on_no_data_suspend && without_data(new) && !without_data(old);
     pause_or_resume(&mut new);
-    Sanitized {
-        state: new,
-        susp_no_data_raised,
-        susp_fencing_raised,
-        warning,
-    }
+    Sanitized { state: new, susp_no_data_raised, susp_fencing_raised, warning }
 }
 
 /// Rules 1 and 2: without a connection nothing is known of the peer, except that its disk is bad.
@@ -141,11 +119,7 @@ fn end_sync_without_disks(new: &mut State) -> Option<Warning> {
     }
     let verify = matches!(new.conn, Conn::VerifyS | Conn::VerifyT);
     new.conn = Conn::Connected;
-    Some(if verify {
-        Warning::VerifyAborted
-    } else {
-        Warning::ResyncAborted
-    })
+    Some(if verify { Warning::VerifyAborted } else { Warning::ResyncAborted })
 }
 
 /// Rule 4: a disk cannot negotiate with nobody.
@@ -243,43 +217,22 @@ mod tests {
             (Disk::Negotiating, Disk::Unknown),
             (Disk::Diskless, Disk::Unknown),
         ] {
-            let wanted = State {
-                conn: Conn::NetworkFailure,
-                peer: Role::Primary,
-                pdsk,
-                peer_isp: true,
-                ..CONNECTED
-            };
+            let wanted = State { conn: Conn::NetworkFailure, peer: Role::Primary, pdsk, peer_isp: true, ..CONNECTED };
             let new = sanitized(CONNECTED, wanted).state;
             assert_eq!((new.peer, new.pdsk, new.peer_isp), (Role::Unknown, known, false));
         }
-        let wanted = State {
-            peer_isp: true,
-            ..CONNECTED
-        };
+        let wanted = State { peer_isp: true, ..CONNECTED };
         assert_eq!(sanitized(CONNECTED, wanted).state, wanted);
     }
 
     #[test]
     fn rule_2_an_idle_volume_waits_for_nobody() {
-        let wanted = State {
-            aftr_isp: true,
-            ..State::initial(Conn::StandAlone)
-        };
+        let wanted = State { aftr_isp: true, ..State::initial(Conn::StandAlone) };
         assert!(!sanitized(wanted, wanted).state.aftr_isp);
         for other in [
-            State {
-                role: Role::Primary,
-                ..wanted
-            },
-            State {
-                disk: Disk::UpToDate,
-                ..wanted
-            },
-            State {
-                conn: Conn::Unconnected,
-                ..wanted
-            },
+            State { role: Role::Primary, ..wanted },
+            State { disk: Disk::UpToDate, ..wanted },
+            State { conn: Conn::Unconnected, ..wanted },
         ] {
             assert!(sanitized(other, other).state.aftr_isp);
         }
@@ -288,106 +241,41 @@ mod tests {
     #[test]
     fn rule_3_sync_and_verify_end_with_a_disk() {
         for disk in [Disk::Diskless, Disk::Attaching, Disk::Failed] {
-            let own = sanitized(
-                CONNECTED,
-                State {
-                    conn: Conn::SyncSource,
-                    disk,
-                    ..CONNECTED
-                },
-            );
-            assert_eq!(
-                (own.state.conn, own.warning),
-                (Conn::Connected, Some(Warning::ResyncAborted))
-            );
-            let peer = sanitized(
-                CONNECTED,
-                State {
-                    conn: Conn::VerifyT,
-                    pdsk: disk,
-                    ..CONNECTED
-                },
-            );
-            assert_eq!(
-                (peer.state.conn, peer.warning),
-                (Conn::Connected, Some(Warning::VerifyAborted))
-            );
+            let own = sanitized(CONNECTED, State { conn: Conn::SyncSource, disk, ..CONNECTED });
+            assert_eq!((own.state.conn, own.warning), (Conn::Connected, Some(Warning::ResyncAborted)));
+            let peer = sanitized(CONNECTED, State { conn: Conn::VerifyT, pdsk: disk, ..CONNECTED });
+            assert_eq!((peer.state.conn, peer.warning), (Conn::Connected, Some(Warning::VerifyAborted)));
         }
     }
 
     #[test]
     fn rule_4_negotiation_ends_with_the_connection() {
-        let old = State {
-            disk: Disk::Negotiating,
-            ..CONNECTED
-        };
-        let wanted = State {
-            conn: Conn::BrokenPipe,
-            ..old
-        };
+        let old = State { disk: Disk::Negotiating, ..CONNECTED };
+        let wanted = State { conn: Conn::BrokenPipe, ..old };
         let remembered = Some((Disk::UpToDate, Disk::Outdated));
-        let rules = Rules {
-            negotiated: remembered,
-            ed_uuid_matches: true,
-            ..Rules::default()
-        };
+        let rules = Rules { negotiated: remembered, ed_uuid_matches: true, ..Rules::default() };
         let kept = sanitize(old, wanted, &rules);
-        assert_eq!(
-            (kept.state.disk, kept.state.pdsk, kept.warning),
-            (Disk::UpToDate, Disk::Outdated, None)
-        );
-        for rules in [
-            Rules {
-                ed_uuid_matches: false,
-                ..rules
-            },
-            Rules {
-                negotiated: None,
-                ..rules
-            },
-        ] {
+        assert_eq!((kept.state.disk, kept.state.pdsk, kept.warning), (Disk::UpToDate, Disk::Outdated, None));
+        for rules in [Rules { ed_uuid_matches: false, ..rules }, Rules { negotiated: None, ..rules }] {
             let lost = sanitize(old, wanted, &rules);
             assert_eq!((lost.state.disk, lost.state.pdsk), (Disk::Diskless, Disk::Unknown));
             assert_eq!(lost.warning, Some(Warning::ConnectionLostNegotiating));
         }
-        let attaching = State {
-            disk: Disk::Attaching,
-            ..CONNECTED
-        };
+        let attaching = State { disk: Disk::Attaching, ..CONNECTED };
         assert_eq!(sanitize(attaching, wanted, &rules).state.disk, Disk::Negotiating);
     }
 
     #[test]
     fn rule_5_connected_disks_are_up_to_date() {
         for disk in [Disk::Consistent, Disk::Outdated] {
-            let new = sanitized(
-                CONNECTED,
-                State {
-                    disk,
-                    pdsk: disk,
-                    ..CONNECTED
-                },
-            );
+            let new = sanitized(CONNECTED, State { disk, pdsk: disk, ..CONNECTED });
             assert_eq!((new.state, new.warning), (CONNECTED, None));
         }
-        let behind = State {
-            conn: Conn::Behind,
-            disk: Disk::Outdated,
-            ..CONNECTED
-        };
+        let behind = State { conn: Conn::Behind, disk: Disk::Outdated, ..CONNECTED };
         assert_eq!(sanitized(behind, behind).state.disk, Disk::Outdated);
-        let ahead = State {
-            conn: Conn::Ahead,
-            pdsk: Disk::Consistent,
-            ..CONNECTED
-        };
+        let ahead = State { conn: Conn::Ahead, pdsk: Disk::Consistent, ..CONNECTED };
         assert_eq!(sanitized(ahead, ahead).state.pdsk, Disk::Consistent);
-        let alone = State {
-            conn: Conn::WFConnection,
-            disk: Disk::Consistent,
-            pdsk: Disk::Unknown,
-            ..CONNECTED
-        };
+        let alone = State { conn: Conn::WFConnection, disk: Disk::Consistent, pdsk: Disk::Unknown, ..CONNECTED };
         assert_eq!(sanitized(alone, alone).state.disk, Disk::Consistent);
     }
 
@@ -397,13 +285,7 @@ mod tests {
         use Disk::{Consistent, Diskless, Inconsistent, Outdated, Unknown, UpToDate};
         let rows: [(&[Conn], [Disk; 4]); 7] = [
             (
-                &[
-                    Conn::WFBitMapT,
-                    Conn::PausedSyncT,
-                    Conn::StartingSyncT,
-                    Conn::WFSyncUUID,
-                    Conn::Behind,
-                ],
+                &[Conn::WFBitMapT, Conn::PausedSyncT, Conn::StartingSyncT, Conn::WFSyncUUID, Conn::Behind],
                 [Inconsistent, Outdated, UpToDate, UpToDate],
             ),
             (&[Conn::VerifyS, Conn::VerifyT], [UpToDate; 4]),
@@ -443,137 +325,46 @@ mod tests {
 
     #[test]
     fn rule_6_raising_warns_and_lowering_does_not() {
-        let own = State {
-            conn: Conn::VerifyS,
-            disk: Disk::Inconsistent,
-            ..CONNECTED
-        };
+        let own = State { conn: Conn::VerifyS, disk: Disk::Inconsistent, ..CONNECTED };
         let raised = sanitized(CONNECTED, own);
-        assert_eq!(
-            (raised.state.disk, raised.warning),
-            (Disk::UpToDate, Some(Warning::DiskUpgraded))
-        );
-        let peer = State {
-            conn: Conn::VerifyS,
-            pdsk: Disk::Inconsistent,
-            ..CONNECTED
-        };
+        assert_eq!((raised.state.disk, raised.warning), (Disk::UpToDate, Some(Warning::DiskUpgraded)));
+        let peer = State { conn: Conn::VerifyS, pdsk: Disk::Inconsistent, ..CONNECTED };
         let raised = sanitized(CONNECTED, peer);
-        assert_eq!(
-            (raised.state.pdsk, raised.warning),
-            (Disk::UpToDate, Some(Warning::PeerDiskUpgraded))
-        );
-        let lowered = sanitized(
-            CONNECTED,
-            State {
-                conn: Conn::SyncTarget,
-                ..CONNECTED
-            },
-        );
+        assert_eq!((raised.state.pdsk, raised.warning), (Disk::UpToDate, Some(Warning::PeerDiskUpgraded)));
+        let lowered = sanitized(CONNECTED, State { conn: Conn::SyncTarget, ..CONNECTED });
         assert_eq!((lowered.state.disk, lowered.warning), (Disk::Inconsistent, None));
     }
 
     #[test]
     fn rule_7_a_lost_peer_freezes_a_fencing_primary() {
-        let old = State {
-            role: Role::Primary,
-            ..CONNECTED
-        };
-        let wanted = State {
-            conn: Conn::NetworkFailure,
-            ..old
-        };
-        let rules = Rules {
-            fencing: FencingPolicy::ResourceAndStonith,
-            ..Rules::default()
-        };
+        let old = State { role: Role::Primary, ..CONNECTED };
+        let wanted = State { conn: Conn::NetworkFailure, ..old };
+        let rules = Rules { fencing: FencingPolicy::ResourceAndStonith, ..Rules::default() };
         let frozen = sanitize(old, wanted, &rules);
         assert!(frozen.susp_fencing_raised && !frozen.susp_no_data_raised);
-        assert!(
-            !sanitize(frozen.state, frozen.state, &rules).susp_fencing_raised,
-            "only when it becomes true"
-        );
-        assert!(
-            !sanitize(
-                old,
-                State {
-                    pdsk: Disk::Outdated,
-                    ..wanted
-                },
-                &rules
-            )
-            .susp_fencing_raised
-        );
-        assert!(
-            !sanitize(
-                old,
-                State {
-                    role: Role::Secondary,
-                    ..wanted
-                },
-                &rules
-            )
-            .susp_fencing_raised
-        );
+        assert!(!sanitize(frozen.state, frozen.state, &rules).susp_fencing_raised, "only when it becomes true");
+        assert!(!sanitize(old, State { pdsk: Disk::Outdated, ..wanted }, &rules).susp_fencing_raised);
+        assert!(!sanitize(old, State { role: Role::Secondary, ..wanted }, &rules).susp_fencing_raised);
         assert!(!sanitize(old, old, &rules).susp_fencing_raised);
-        let weaker = Rules {
-            fencing: FencingPolicy::ResourceOnly,
-            ..rules
-        };
+        let weaker = Rules { fencing: FencingPolicy::ResourceOnly, ..rules };
         assert!(!sanitize(old, wanted, &weaker).susp_fencing_raised);
     }
 
     #[test]
     fn rule_8_lost_data_freezes_a_primary() {
-        let old = State {
-            role: Role::Primary,
-            pdsk: Disk::Inconsistent,
-            ..CONNECTED
-        };
-        let wanted = State {
-            disk: Disk::Failed,
-            ..old
-        };
-        let rules = Rules {
-            on_no_data_suspend: true,
-            ..Rules::default()
-        };
+        let old = State { role: Role::Primary, pdsk: Disk::Inconsistent, ..CONNECTED };
+        let wanted = State { disk: Disk::Failed, ..old };
+        let rules = Rules { on_no_data_suspend: true, ..Rules::default() };
         assert!(sanitize(old, wanted, &rules).susp_no_data_raised);
-        assert!(
-            !sanitize(wanted, wanted, &rules).susp_no_data_raised,
-            "only when it becomes true"
-        );
-        assert!(
-            !sanitize(
-                old,
-                State {
-                    pdsk: Disk::UpToDate,
-                    ..wanted
-                },
-                &rules
-            )
-            .susp_no_data_raised
-        );
-        assert!(
-            !sanitize(
-                old,
-                State {
-                    role: Role::Secondary,
-                    ..wanted
-                },
-                &rules
-            )
-            .susp_no_data_raised
-        );
+        assert!(!sanitize(wanted, wanted, &rules).susp_no_data_raised, "only when it becomes true");
+        assert!(!sanitize(old, State { pdsk: Disk::UpToDate, ..wanted }, &rules).susp_no_data_raised);
+        assert!(!sanitize(old, State { role: Role::Secondary, ..wanted }, &rules).susp_no_data_raised);
         assert!(!sanitized(old, wanted).susp_no_data_raised);
     }
 
     #[test]
     fn rules_9_and_10_pause_flags_decide() {
-        for (running, paused) in [
-            (Conn::SyncSource, Conn::PausedSyncS),
-            (Conn::SyncTarget, Conn::PausedSyncT),
-        ] {
+        for (running, paused) in [(Conn::SyncSource, Conn::PausedSyncS), (Conn::SyncTarget, Conn::PausedSyncT)] {
             for conn in [running, paused] {
                 let base = State { conn, ..CONNECTED };
                 assert_eq!(sanitized(base, base).state.conn, running);

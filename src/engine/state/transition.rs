@@ -35,80 +35,52 @@ fn handshake_step(old: State, new: State) -> bool {
 
 // spec: state-machine 6; the last match wins.
 const SOFT_RULES: [SoftRule; 13] = [
-    soft(
-        "full resync while one runs",
-        StateError::ResyncRunning,
-        |old, new, _| starting_sync(new) && old.conn > Conn::Connected,
-    ),
-    soft(
-        "disconnect of StandAlone",
-        StateError::AlreadyStandalone,
-        |old, new, _| new.conn == Conn::Disconnecting && old.conn == Conn::StandAlone,
-    ),
+    soft("full resync while one runs", StateError::ResyncRunning, |old, new, _| {
+        starting_sync(new) && old.conn > Conn::Connected
+    }),
+    soft("disconnect of StandAlone", StateError::AlreadyStandalone, |old, new, _| {
+        new.conn == Conn::Disconnecting && old.conn == Conn::StandAlone
+    }),
     soft("disk without attach", StateError::IsDiskless, |old, new, _| {
         new.disk > Disk::Attaching && old.disk == Disk::Diskless
     }),
-    soft(
-        "waiting for connection without network configuration",
-        StateError::NoNetConfig,
-        |old, new, _| new.conn == Conn::WFConnection && old.conn < Conn::Unconnected,
-    ),
-    soft(
-        "outdating a disk that is worth less",
-        StateError::LowerThanOutdated,
-        |old, new, _| new.disk == Disk::Outdated && old.disk < Disk::Outdated && old.disk != Disk::Attaching,
-    ),
-    soft(
-        "disconnect of Unconnected",
-        StateError::InTransientState,
-        |old, new, _| new.conn == Conn::Disconnecting && old.conn == Conn::Unconnected,
-    ),
-    soft(
-        "handshake in progress",
-        StateError::InTransientState,
-        |old, new, rules| rules.state_sent && !handshake_step(old, new),
-    ),
-    soft(
-        "promotion while a resync to the good data is due",
-        StateError::InTransientState,
-        |old, new, _| {
-            old.role != Role::Primary
-                && new.role == Role::Primary
-                && new.pdsk == Disk::UpToDate
-                && !matches!(new.disk, Disk::UpToDate | Disk::Diskless)
-                && (new.conn <= Conn::WFSyncUUID || new.conn != old.conn)
-        },
-    ),
-    soft(
-        "verify without connection",
-        StateError::NeedConnection,
-        |old, new, _| verifying(new) && old.conn < Conn::Connected,
-    ),
-    soft(
-        "verify while a resync runs",
-        StateError::ResyncRunning,
-        |old, new, _| verifying(new) && new.conn != old.conn && old.conn > Conn::Connected,
-    ),
-    soft(
-        "full resync without connection",
-        StateError::NeedConnection,
-        |old, new, _| starting_sync(new) && old.conn < Conn::Connected,
-    ),
-    soft(
-        "resync without connection",
-        StateError::NeedConnection,
-        |old, new, _| matches!(new.conn, Conn::SyncTarget | Conn::SyncSource) && old.conn < Conn::WFReportParams,
-    ),
-    soft(
-        "outdating the peer at disconnect without connection",
-        StateError::OutdateWoConn,
-        |old, new, _| {
-            new.conn == Conn::Disconnecting
-                && new.pdsk == Disk::Outdated
-                && old.conn < Conn::Connected
-                && old.pdsk > Disk::Outdated
-        },
-    ),
+    soft("waiting for connection without network configuration", StateError::NoNetConfig, |old, new, _| {
+        new.conn == Conn::WFConnection && old.conn < Conn::Unconnected
+    }),
+    soft("outdating a disk that is worth less", StateError::LowerThanOutdated, |old, new, _| {
+        new.disk == Disk::Outdated && old.disk < Disk::Outdated && old.disk != Disk::Attaching
+    }),
+    soft("disconnect of Unconnected", StateError::InTransientState, |old, new, _| {
+        new.conn == Conn::Disconnecting && old.conn == Conn::Unconnected
+    }),
+    soft("handshake in progress", StateError::InTransientState, |old, new, rules| {
+        rules.state_sent && !handshake_step(old, new)
+    }),
+    soft("promotion while a resync to the good data is due", StateError::InTransientState, |old, new, _| {
+        old.role != Role::Primary
+            && new.role == Role::Primary
+            && new.pdsk == Disk::UpToDate
+            && !matches!(new.disk, Disk::UpToDate | Disk::Diskless)
+            && (new.conn <= Conn::WFSyncUUID || new.conn != old.conn)
+    }),
+    soft("verify without connection", StateError::NeedConnection, |old, new, _| {
+        verifying(new) && old.conn < Conn::Connected
+    }),
+    soft("verify while a resync runs", StateError::ResyncRunning, |old, new, _| {
+        verifying(new) && new.conn != old.conn && old.conn > Conn::Connected
+    }),
+    soft("full resync without connection", StateError::NeedConnection, |old, new, _| {
+        starting_sync(new) && old.conn < Conn::Connected
+    }),
+    soft("resync without connection", StateError::NeedConnection, |old, new, _| {
+        matches!(new.conn, Conn::SyncTarget | Conn::SyncSource) && old.conn < Conn::WFReportParams
+    }),
+    soft("outdating the peer at disconnect without connection", StateError::OutdateWoConn, |old, new, _| {
+        new.conn == Conn::Disconnecting
+            && new.pdsk == Disk::Outdated
+            && old.conn < Conn::Connected
+            && old.pdsk > Disk::Outdated
+    }),
 ];
 
 /// One row of the table for connection states.
@@ -127,44 +99,29 @@ const CONN_RULES: [ConnRule; 5] = [
     conn_rule("disconnect of StandAlone", StateError::AlreadyStandalone, |old, new| {
         old == Conn::StandAlone && new == Conn::Disconnecting
     }),
-    conn_rule(
-        "StandAlone is left only to Unconnected",
-        StateError::NeedConnection,
-        |old, new| old == Conn::StandAlone && new != Conn::Unconnected,
-    ),
-    conn_rule(
-        "connected only after the handshake",
-        StateError::NeedConnection,
-        |old, new| old < Conn::WFReportParams && new >= Conn::Connected,
-    ),
-    conn_rule(
-        "a lost connection is only cleaned up",
-        StateError::InTransientState,
-        |old, new| {
-            (Conn::Timeout..=Conn::TearDown).contains(&old) && !matches!(new, Conn::Unconnected | Conn::Disconnecting)
-        },
-    ),
-    conn_rule(
-        "Disconnecting is left only to StandAlone",
-        StateError::InTransientState,
-        |old, new| old == Conn::Disconnecting && new != Conn::StandAlone,
-    ),
+    conn_rule("StandAlone is left only to Unconnected", StateError::NeedConnection, |old, new| {
+        old == Conn::StandAlone && new != Conn::Unconnected
+    }),
+    conn_rule("connected only after the handshake", StateError::NeedConnection, |old, new| {
+        old < Conn::WFReportParams && new >= Conn::Connected
+    }),
+    conn_rule("a lost connection is only cleaned up", StateError::InTransientState, |old, new| {
+        (Conn::Timeout..=Conn::TearDown).contains(&old) && !matches!(new, Conn::Unconnected | Conn::Disconnecting)
+    }),
+    conn_rule("Disconnecting is left only to StandAlone", StateError::InTransientState, |old, new| {
+        old == Conn::Disconnecting && new != Conn::StandAlone
+    }),
 ];
 
-const FAILED_WITHOUT_DISK: Refusal = Refusal {
-    error: StateError::IsDiskless,
-    rule: "failing a disk that is not there",
-};
+const FAILED_WITHOUT_DISK: Refusal =
+    Refusal { error: StateError::IsDiskless, rule: "failing a disk that is not there" };
 
 fn conn_refusal(old: Conn, new: Conn) -> Option<Refusal> {
     if old == new {
         return None;
     }
     let broken = CONN_RULES.iter().find(|rule| (rule.broken)(old, new));
-    broken.map(|rule| Refusal {
-        error: rule.error,
-        rule: rule.name,
-    })
+    broken.map(|rule| Refusal { error: rule.error, rule: rule.name })
 }
 
 fn refusal(old: State, new: State) -> Option<Refusal> {
@@ -176,10 +133,7 @@ fn refusal(old: State, new: State) -> Option<Refusal> {
 
 fn soft_refusal(old: State, new: State, rules: &Rules) -> Option<Refusal> {
     let broken = SOFT_RULES.iter().rev().find(|rule| (rule.broken)(old, new, rules));
-    broken.map(|rule| Refusal {
-        error: rule.error,
-        rule: rule.name,
-    })
+    broken.map(|rule| Refusal { error: rule.error, rule: rule.name })
 }
 
 fn outcome(old: Conn, new: Conn, refusal: Option<Refusal>) -> Result<Outcome, Refusal> {
@@ -289,74 +243,24 @@ mod tests {
     #[test]
     fn every_soft_row() {
         let rules = Rules::default();
-        let sent = Rules {
-            state_sent: true,
-            ..rules
-        };
-        let diskless = State {
-            disk: Disk::Diskless,
-            ..CONNECTED
-        };
-        let failed = State {
-            disk: Disk::Failed,
-            ..CONNECTED
-        };
-        let attaching = State {
-            disk: Disk::Attaching,
-            ..CONNECTED
-        };
-        let outdated = State {
-            disk: Disk::Outdated,
-            ..CONNECTED
-        };
-        let syncing = State {
-            conn: Conn::SyncTarget,
-            disk: Disk::Inconsistent,
-            ..CONNECTED
-        };
-        let waiting = State {
-            conn: Conn::WFBitMapT,
-            disk: Disk::Inconsistent,
-            ..CONNECTED
-        };
-        let promoted = |state: State| State {
-            role: Role::Primary,
-            ..state
-        };
-        let goodbye = State {
-            conn: Conn::Disconnecting,
-            pdsk: Disk::Outdated,
-            ..CONNECTED
-        };
-        let lost = State {
-            conn: Conn::WFConnection,
-            pdsk: Disk::Unknown,
-            ..CONNECTED
-        };
+        let sent = Rules { state_sent: true, ..rules };
+        let diskless = State { disk: Disk::Diskless, ..CONNECTED };
+        let failed = State { disk: Disk::Failed, ..CONNECTED };
+        let attaching = State { disk: Disk::Attaching, ..CONNECTED };
+        let outdated = State { disk: Disk::Outdated, ..CONNECTED };
+        let syncing = State { conn: Conn::SyncTarget, disk: Disk::Inconsistent, ..CONNECTED };
+        let waiting = State { conn: Conn::WFBitMapT, disk: Disk::Inconsistent, ..CONNECTED };
+        let promoted = |state: State| State { role: Role::Primary, ..state };
+        let goodbye = State { conn: Conn::Disconnecting, pdsk: Disk::Outdated, ..CONNECTED };
+        let lost = State { conn: Conn::WFConnection, pdsk: Disk::Unknown, ..CONNECTED };
         type Pair = (State, State);
         let rows: [(Rules, Pair, Pair); 13] = [
-            (
-                rules,
-                (syncing, at(Conn::StartingSyncT)),
-                (CONNECTED, at(Conn::StartingSyncS)),
-            ),
-            (
-                rules,
-                (at(Conn::StandAlone), at(Conn::Disconnecting)),
-                (CONNECTED, at(Conn::Disconnecting)),
-            ),
+            (rules, (syncing, at(Conn::StartingSyncT)), (CONNECTED, at(Conn::StartingSyncS))),
+            (rules, (at(Conn::StandAlone), at(Conn::Disconnecting)), (CONNECTED, at(Conn::Disconnecting))),
             (rules, (diskless, CONNECTED), (diskless, attaching)),
-            (
-                rules,
-                (at(Conn::Disconnecting), at(Conn::WFConnection)),
-                (at(Conn::Unconnected), at(Conn::WFConnection)),
-            ),
+            (rules, (at(Conn::Disconnecting), at(Conn::WFConnection)), (at(Conn::Unconnected), at(Conn::WFConnection))),
             (rules, (failed, outdated), (attaching, outdated)),
-            (
-                rules,
-                (at(Conn::Unconnected), at(Conn::Disconnecting)),
-                (lost, at(Conn::Disconnecting)),
-            ),
+            (rules, (at(Conn::Unconnected), at(Conn::Disconnecting)), (lost, at(Conn::Disconnecting))),
             (
                 sent,
                 (at(Conn::WFReportParams), promoted(at(Conn::WFReportParams))),
@@ -364,73 +268,34 @@ mod tests {
             ),
             (rules, (waiting, promoted(waiting)), (syncing, promoted(syncing))),
             (rules, (lost, at(Conn::VerifyS)), (CONNECTED, at(Conn::VerifyS))),
-            (
-                rules,
-                (at(Conn::SyncSource), at(Conn::VerifyT)),
-                (at(Conn::VerifyT), at(Conn::VerifyT)),
-            ),
-            (
-                rules,
-                (lost, at(Conn::StartingSyncS)),
-                (CONNECTED, at(Conn::StartingSyncS)),
-            ),
+            (rules, (at(Conn::SyncSource), at(Conn::VerifyT)), (at(Conn::VerifyT), at(Conn::VerifyT))),
+            (rules, (lost, at(Conn::StartingSyncS)), (CONNECTED, at(Conn::StartingSyncS))),
             (rules, (lost, syncing), (at(Conn::WFReportParams), syncing)),
             (rules, (lost, goodbye), (CONNECTED, goodbye)),
         ];
         for ((rules, (old, new), (good_old, good_new)), row) in rows.into_iter().zip(&SOFT_RULES) {
-            let expected = Refusal {
-                error: row.error,
-                rule: row.name,
-            };
+            let expected = Refusal { error: row.error, rule: row.name };
             assert_eq!(soft_refusal(old, new, &rules), Some(expected), "{old} -> {new}");
             assert_eq!(soft_transition(old, new, &rules), Err(row.error));
-            assert_eq!(
-                soft_transition(good_old, good_new, &rules),
-                Ok(()),
-                "{}: {good_old} -> {good_new}",
-                row.name
-            );
+            assert_eq!(soft_transition(good_old, good_new, &rules), Ok(()), "{}: {good_old} -> {good_new}", row.name);
         }
     }
 
     #[test]
     fn of_the_soft_rules_the_last_wins() {
-        let rules = Rules {
-            state_sent: true,
-            ..Rules::default()
-        };
-        let old = State {
-            conn: Conn::StandAlone,
-            pdsk: Disk::Unknown,
-            ..CONNECTED
-        };
-        let both = State {
-            conn: Conn::Disconnecting,
-            pdsk: Disk::Unknown,
-            ..CONNECTED
-        };
+        let rules = Rules { state_sent: true, ..Rules::default() };
+        let old = State { conn: Conn::StandAlone, pdsk: Disk::Unknown, ..CONNECTED };
+        let both = State { conn: Conn::Disconnecting, pdsk: Disk::Unknown, ..CONNECTED };
         assert_eq!(soft_transition(old, both, &rules), Err(StateError::InTransientState));
-        let three = State {
-            pdsk: Disk::Outdated,
-            ..both
-        };
+        let three = State { pdsk: Disk::Outdated, ..both };
         assert_eq!(soft_transition(old, three, &rules), Err(StateError::OutdateWoConn));
     }
 
     #[test]
     fn handshake_steps_pass_while_parameters_are_exchanged() {
-        let rules = Rules {
-            state_sent: true,
-            ..Rules::default()
-        };
-        assert_eq!(
-            soft_transition(at(Conn::WFConnection), at(Conn::WFReportParams), &rules),
-            Ok(())
-        );
-        assert_eq!(
-            soft_transition(at(Conn::WFReportParams), at(Conn::WFBitMapS), &rules),
-            Ok(())
-        );
+        let rules = Rules { state_sent: true, ..Rules::default() };
+        assert_eq!(soft_transition(at(Conn::WFConnection), at(Conn::WFReportParams), &rules), Ok(()));
+        assert_eq!(soft_transition(at(Conn::WFReportParams), at(Conn::WFBitMapS), &rules), Ok(()));
         let back = soft_transition(at(Conn::WFReportParams), at(Conn::Disconnecting), &rules);
         assert_eq!(back, Err(StateError::InTransientState));
     }
@@ -458,50 +323,27 @@ mod tests {
 
     #[test]
     fn a_missing_disk_cannot_fail() {
-        let diskless = State {
-            disk: Disk::Diskless,
-            ..CONNECTED
-        };
-        let failed = State {
-            disk: Disk::Failed,
-            ..CONNECTED
-        };
+        let diskless = State { disk: Disk::Diskless, ..CONNECTED };
+        let failed = State { disk: Disk::Failed, ..CONNECTED };
         assert_eq!(transition(diskless, failed), Err(StateError::IsDiskless));
         assert_eq!(transition(CONNECTED, failed), Ok(Outcome::NothingToDo));
         // It overrides the rules about the connection.
-        let alone = State {
-            conn: Conn::StandAlone,
-            ..diskless
-        };
+        let alone = State { conn: Conn::StandAlone, ..diskless };
         assert_eq!(transition(alone, failed), Err(StateError::IsDiskless));
     }
 
     #[test]
     fn an_invalid_state_may_stay_invalid_for_the_same_reason() {
-        let rules = Rules {
-            net_configured: true,
-            ..Rules::default()
-        };
-        let old = State {
-            role: Role::Primary,
-            disk: Disk::Inconsistent,
-            pdsk: Disk::Inconsistent,
-            ..CONNECTED
-        };
+        let rules = Rules { net_configured: true, ..Rules::default() };
+        let old = State { role: Role::Primary, disk: Disk::Inconsistent, pdsk: Disk::Inconsistent, ..CONNECTED };
         let new = State { user_isp: true, ..old };
         assert_eq!(check_soft(old, new, &rules), Ok(Outcome::Success));
         let refused = check_cluster_wide(old, new, &rules).map_err(StateError::from);
         assert_eq!(refused, Err(StateError::NoUpToDateDisk));
-        let worse = State {
-            peer: Role::Primary,
-            ..old
-        };
+        let worse = State { peer: Role::Primary, ..old };
         assert_eq!(check_soft(old, worse, &rules), Err(StateError::TwoPrimaries));
         // The transition rules still apply.
-        let two = Rules {
-            state_sent: true,
-            ..rules
-        };
+        let two = Rules { state_sent: true, ..rules };
         assert_eq!(check_soft(old, new, &two), Err(StateError::InTransientState));
     }
 
@@ -510,41 +352,15 @@ mod tests {
         let rules = Rules::default();
         assert_eq!(check_soft(CONNECTED, CONNECTED, &rules), Ok(Outcome::NothingToDo));
         // Transition before validity: StandAlone Primary with bad disks asked to verify.
-        let old = State {
-            conn: Conn::StandAlone,
-            pdsk: Disk::Unknown,
-            ..CONNECTED
-        };
-        let new = State {
-            role: Role::Primary,
-            conn: Conn::VerifyS,
-            disk: Disk::Inconsistent,
-            ..CONNECTED
-        };
+        let old = State { conn: Conn::StandAlone, pdsk: Disk::Unknown, ..CONNECTED };
+        let new = State { role: Role::Primary, conn: Conn::VerifyS, disk: Disk::Inconsistent, ..CONNECTED };
         let refusal = explain_soft(old, new, &rules).unwrap_err();
         assert_eq!(refusal.rule, "StandAlone is left only to Unconnected");
         // Validity before the soft rules.
-        let old = State {
-            role: Role::Secondary,
-            disk: Disk::Failed,
-            ..CONNECTED
-        };
-        let new = State {
-            disk: Disk::Outdated,
-            ..CONNECTED
-        };
+        let old = State { role: Role::Secondary, disk: Disk::Failed, ..CONNECTED };
+        let new = State { disk: Disk::Outdated, ..CONNECTED };
         assert_eq!(check_soft(old, new, &rules), Err(StateError::ConnectedOutdates));
-        assert_eq!(
-            check_soft(
-                CONNECTED,
-                State {
-                    role: Role::Primary,
-                    ..CONNECTED
-                },
-                &rules
-            ),
-            Ok(Outcome::Success)
-        );
+        assert_eq!(check_soft(CONNECTED, State { role: Role::Primary, ..CONNECTED }, &rules), Ok(Outcome::Success));
     }
 
     #[test]

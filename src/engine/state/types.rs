@@ -302,11 +302,7 @@ impl Susp {
     }
 
     const fn from_word(word: u32) -> Self {
-        Self {
-            user: Field::SUSP.flag(word),
-            no_data: Field::SUSP_NOD.flag(word),
-            fencing: Field::SUSP_FEN.flag(word),
-        }
+        Self { user: Field::SUSP.flag(word), no_data: Field::SUSP_NOD.flag(word), fencing: Field::SUSP_FEN.flag(word) }
     }
 }
 
@@ -366,16 +362,8 @@ impl State {
 
 impl fmt::Display for State {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            out,
-            "{} {}/{} {}/{}",
-            self.conn, self.role, self.peer, self.disk, self.pdsk
-        )?;
-        for (set, name) in [
-            (self.aftr_isp, "aftr_isp"),
-            (self.peer_isp, "peer_isp"),
-            (self.user_isp, "user_isp"),
-        ] {
+        write!(out, "{} {}/{} {}/{}", self.conn, self.role, self.peer, self.disk, self.pdsk)?;
+        for (set, name) in [(self.aftr_isp, "aftr_isp"), (self.peer_isp, "peer_isp"), (self.user_isp, "user_isp")] {
             if set {
                 write!(out, " {name}")?;
             }
@@ -435,13 +423,7 @@ mod tests {
     use super::*;
 
     fn state(role: Role, peer: Role, conn: Conn, disk: Disk, pdsk: Disk) -> State {
-        State {
-            role,
-            peer,
-            disk,
-            pdsk,
-            ..State::initial(conn)
-        }
+        State { role, peer, disk, pdsk, ..State::initial(conn) }
     }
 
     // The example words of wire-protocol 9.1.
@@ -450,34 +432,13 @@ mod tests {
         use Disk::{Inconsistent, Unknown, UpToDate};
         use Role::{Primary, Secondary};
         let examples = [
-            (
-                0x0000_c882,
-                state(Secondary, Role::Unknown, Conn::WFConnection, Inconsistent, Unknown),
-            ),
-            (
-                0x0000_88aa,
-                state(Secondary, Secondary, Conn::Connected, Inconsistent, Inconsistent),
-            ),
-            (
-                0x0001_10a9,
-                state(Primary, Secondary, Conn::Connected, UpToDate, UpToDate),
-            ),
-            (
-                0x0001_10a6,
-                state(Secondary, Primary, Conn::Connected, UpToDate, UpToDate),
-            ),
-            (
-                0x0000_90d9,
-                state(Primary, Secondary, Conn::WFBitMapS, UpToDate, Inconsistent),
-            ),
-            (
-                0x0001_08e6,
-                state(Secondary, Primary, Conn::WFBitMapT, Inconsistent, UpToDate),
-            ),
-            (
-                0x0001_0916,
-                state(Secondary, Primary, Conn::SyncTarget, Inconsistent, UpToDate),
-            ),
+            (0x0000_c882, state(Secondary, Role::Unknown, Conn::WFConnection, Inconsistent, Unknown)),
+            (0x0000_88aa, state(Secondary, Secondary, Conn::Connected, Inconsistent, Inconsistent)),
+            (0x0001_10a9, state(Primary, Secondary, Conn::Connected, UpToDate, UpToDate)),
+            (0x0001_10a6, state(Secondary, Primary, Conn::Connected, UpToDate, UpToDate)),
+            (0x0000_90d9, state(Primary, Secondary, Conn::WFBitMapS, UpToDate, Inconsistent)),
+            (0x0001_08e6, state(Secondary, Primary, Conn::WFBitMapT, Inconsistent, UpToDate)),
+            (0x0001_0916, state(Secondary, Primary, Conn::SyncTarget, Inconsistent, UpToDate)),
         ];
         for (word, state) in examples {
             assert_eq!(state.word(Susp::default()), word, "{state}");
@@ -487,46 +448,18 @@ mod tests {
 
     #[test]
     fn every_flag_has_its_bit() {
-        let zero = State {
-            role: Role::Unknown,
-            pdsk: Disk::Diskless,
-            ..State::initial(Conn::StandAlone)
-        };
-        assert_eq!(
-            zero.word(Susp {
-                user: true,
-                ..Susp::default()
-            }),
-            1 << 17
-        );
+        let zero = State { role: Role::Unknown, pdsk: Disk::Diskless, ..State::initial(Conn::StandAlone) };
+        assert_eq!(zero.word(Susp { user: true, ..Susp::default() }), 1 << 17);
         assert_eq!(State { aftr_isp: true, ..zero }.word(Susp::default()), 1 << 18);
         assert_eq!(State { peer_isp: true, ..zero }.word(Susp::default()), 1 << 19);
         assert_eq!(State { user_isp: true, ..zero }.word(Susp::default()), 1 << 20);
-        assert_eq!(
-            zero.word(Susp {
-                no_data: true,
-                ..Susp::default()
-            }),
-            1 << 21
-        );
-        assert_eq!(
-            zero.word(Susp {
-                fencing: true,
-                ..Susp::default()
-            }),
-            1 << 22
-        );
+        assert_eq!(zero.word(Susp { no_data: true, ..Susp::default() }), 1 << 21);
+        assert_eq!(zero.word(Susp { fencing: true, ..Susp::default() }), 1 << 22);
     }
 
     #[test]
     fn undefined_values_are_refused_and_spare_bits_ignored() {
-        for (word, field) in [
-            (0x3, "role"),
-            (0xc, "peer"),
-            (24 << 4, "conn"),
-            (9 << 9, "disk"),
-            (15 << 13, "pdsk"),
-        ] {
+        for (word, field) in [(0x3, "role"), (0xc, "peer"), (24 << 4, "conn"), (9 << 9, "disk"), (15 << 13, "pdsk")] {
             assert_eq!(State::from_word(word), Err(BadState { word, field }));
         }
         assert_eq!(State::from_word(0xff80_88aa), State::from_word(0x0000_88aa));
@@ -550,10 +483,7 @@ mod tests {
             assert_eq!((conn.bits(), Conn::from_bits(number)), (number, Some(*conn)));
         }
         assert_eq!(Conn::from_bits(31), None);
-        assert_eq!(
-            format!("{} {} {}", Conn::WFBitMapS, Disk::Unknown, Role::Primary),
-            "WFBitMapS DUnknown Primary"
-        );
+        assert_eq!(format!("{} {} {}", Conn::WFBitMapS, Disk::Unknown, Role::Primary), "WFBitMapS DUnknown Primary");
     }
 
     #[test]

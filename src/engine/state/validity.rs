@@ -28,34 +28,24 @@ const RULES: [ValidityRule; 15] = [
     rule("both nodes Primary", StateError::TwoPrimaries, |new, rules| {
         rules.net_configured && !rules.two_primaries && primary(new) && new.peer == Role::Primary
     }),
-    rule(
-        "peer Primary on another volume",
-        StateError::OVolPeerPri,
-        |new, rules| rules.net_configured && !rules.two_primaries && primary(new) && rules.peer_primary_on_other_volume,
-    ),
+    rule("peer Primary on another volume", StateError::OVolPeerPri, |new, rules| {
+        rules.net_configured && !rules.two_primaries && primary(new) && rules.peer_primary_on_other_volume
+    }),
     rule("Secondary while held open", StateError::DeviceInUse, |new, rules| {
         new.role == Role::Secondary && rules.open_count > 0
     }),
-    rule(
-        "Primary alone without UpToDate disk",
-        StateError::NoUpToDateDisk,
-        |new, _| primary(new) && new.conn < Conn::Connected && new.disk < Disk::UpToDate,
-    ),
-    rule(
-        "fencing Primary alone, peer not outdated",
-        StateError::PrimaryNop,
-        |new, rules| {
-            rules.fencing >= FencingPolicy::ResourceOnly
-                && primary(new)
-                && new.conn < Conn::Connected
-                && new.pdsk >= Disk::Unknown
-        },
-    ),
-    rule(
-        "Primary with both disks Inconsistent or worse",
-        StateError::NoUpToDateDisk,
-        |new, _| primary(new) && new.disk <= Disk::Inconsistent && new.pdsk <= Disk::Inconsistent,
-    ),
+    rule("Primary alone without UpToDate disk", StateError::NoUpToDateDisk, |new, _| {
+        primary(new) && new.conn < Conn::Connected && new.disk < Disk::UpToDate
+    }),
+    rule("fencing Primary alone, peer not outdated", StateError::PrimaryNop, |new, rules| {
+        rules.fencing >= FencingPolicy::ResourceOnly
+            && primary(new)
+            && new.conn < Conn::Connected
+            && new.pdsk >= Disk::Unknown
+    }),
+    rule("Primary with both disks Inconsistent or worse", StateError::NoUpToDateDisk, |new, _| {
+        primary(new) && new.disk <= Disk::Inconsistent && new.pdsk <= Disk::Inconsistent
+    }),
     rule("resync without local disk", StateError::NoLocalDisk, |new, _| {
         new.conn > Conn::Connected && new.disk < Disk::Inconsistent
     }),
@@ -65,37 +55,23 @@ const RULES: [ValidityRule; 15] = [
     rule("resync without UpToDate disk", StateError::NoUpToDateDisk, |new, _| {
         new.conn > Conn::Connected && new.disk < Disk::UpToDate && new.pdsk < Disk::UpToDate
     }),
-    rule(
-        "own disk Outdated while connected or source",
-        StateError::ConnectedOutdates,
-        |new, _| {
-            matches!(
-                new.conn,
-                Conn::Connected | Conn::WFBitMapS | Conn::SyncSource | Conn::PausedSyncS
-            ) && new.disk == Disk::Outdated
-        },
-    ),
+    rule("own disk Outdated while connected or source", StateError::ConnectedOutdates, |new, _| {
+        matches!(new.conn, Conn::Connected | Conn::WFBitMapS | Conn::SyncSource | Conn::PausedSyncS)
+            && new.disk == Disk::Outdated
+    }),
     rule("verify without verify-alg", StateError::NoVerifyAlg, |new, rules| {
         rules.net_configured && verifying(new) && !rules.has_verify_alg
     }),
-    rule("verify below protocol 88", StateError::NotSupported, |new, rules| {
-        verifying(new) && rules.apv < 88
+    rule("verify below protocol 88", StateError::NotSupported, |new, rules| verifying(new) && rules.apv < 88),
+    rule("Primary without UpToDate disk in reach", StateError::NoUpToDateDisk, |new, _| {
+        primary(new) && new.disk < Disk::UpToDate && new.pdsk < Disk::UpToDate
     }),
-    rule(
-        "Primary without UpToDate disk in reach",
-        StateError::NoUpToDateDisk,
-        |new, _| primary(new) && new.disk < Disk::UpToDate && new.pdsk < Disk::UpToDate,
-    ),
-    rule(
-        "full resync with unknown peer disk",
-        StateError::NeedConnection,
-        |new, _| matches!(new.conn, Conn::StartingSyncS | Conn::StartingSyncT) && new.pdsk == Disk::Unknown,
-    ),
-    rule(
-        "connected with unknown peer disk",
-        StateError::ConnectedOutdates,
-        |new, _| new.conn >= Conn::Connected && new.pdsk == Disk::Unknown,
-    ),
+    rule("full resync with unknown peer disk", StateError::NeedConnection, |new, _| {
+        matches!(new.conn, Conn::StartingSyncS | Conn::StartingSyncT) && new.pdsk == Disk::Unknown
+    }),
+    rule("connected with unknown peer disk", StateError::ConnectedOutdates, |new, _| {
+        new.conn >= Conn::Connected && new.pdsk == Disk::Unknown
+    }),
 ];
 
 /// Whether a volume may be in `new` by request.
@@ -111,10 +87,7 @@ pub fn validity(new: State, rules: &Rules) -> Result<(), StateError> {
 
 /// The first rule that does not allow `new`, if any.
 pub(super) fn refusal(new: State, rules: &Rules) -> Option<Refusal> {
-    RULES.iter().find(|rule| (rule.broken)(new, rules)).map(|rule| Refusal {
-        error: rule.error,
-        rule: rule.name,
-    })
+    RULES.iter().find(|rule| (rule.broken)(new, rules)).map(|rule| Refusal { error: rule.error, rule: rule.name })
 }
 
 #[cfg(test)]
@@ -134,237 +107,66 @@ mod tests {
     };
 
     fn rules() -> Rules {
-        Rules {
-            net_configured: true,
-            has_verify_alg: true,
-            ..Rules::default()
-        }
+        Rules { net_configured: true, has_verify_alg: true, ..Rules::default() }
     }
 
     // One state for each row, found by exactly that row.
     #[test]
     fn every_row() {
-        let secondary = State {
-            role: Role::Secondary,
-            ..GOOD
-        };
-        let alone = State {
-            conn: Conn::WFConnection,
-            pdsk: Disk::Unknown,
-            ..GOOD
-        };
-        let fencing = Rules {
-            fencing: FencingPolicy::ResourceOnly,
-            ..rules()
-        };
-        let other_volume = Rules {
-            peer_primary_on_other_volume: true,
-            ..rules()
-        };
-        let open = Rules {
-            open_count: 1,
-            ..rules()
-        };
-        let no_alg = Rules {
-            has_verify_alg: false,
-            ..rules()
-        };
+        let secondary = State { role: Role::Secondary, ..GOOD };
+        let alone = State { conn: Conn::WFConnection, pdsk: Disk::Unknown, ..GOOD };
+        let fencing = Rules { fencing: FencingPolicy::ResourceOnly, ..rules() };
+        let other_volume = Rules { peer_primary_on_other_volume: true, ..rules() };
+        let open = Rules { open_count: 1, ..rules() };
+        let no_alg = Rules { has_verify_alg: false, ..rules() };
         let old_peer = Rules { apv: 87, ..rules() };
-        let source = State {
-            conn: Conn::SyncSource,
-            ..secondary
-        };
-        let verify = State {
-            conn: Conn::VerifyT,
-            ..secondary
-        };
+        let source = State { conn: Conn::SyncSource, ..secondary };
+        let verify = State { conn: Conn::VerifyT, ..secondary };
         let rows = [
-            (
-                State {
-                    peer: Role::Primary,
-                    ..GOOD
-                },
-                rules(),
-                StateError::TwoPrimaries,
-            ),
+            (State { peer: Role::Primary, ..GOOD }, rules(), StateError::TwoPrimaries),
             (GOOD, other_volume, StateError::OVolPeerPri),
             (secondary, open, StateError::DeviceInUse),
-            (
-                State {
-                    disk: Disk::Consistent,
-                    ..alone
-                },
-                rules(),
-                StateError::NoUpToDateDisk,
-            ),
+            (State { disk: Disk::Consistent, ..alone }, rules(), StateError::NoUpToDateDisk),
             (alone, fencing, StateError::PrimaryNop),
-            (
-                State {
-                    disk: Disk::Inconsistent,
-                    pdsk: Disk::Inconsistent,
-                    ..GOOD
-                },
-                rules(),
-                StateError::NoUpToDateDisk,
-            ),
-            (
-                State {
-                    disk: Disk::Negotiating,
-                    ..source
-                },
-                rules(),
-                StateError::NoLocalDisk,
-            ),
-            (
-                State {
-                    pdsk: Disk::Failed,
-                    ..source
-                },
-                rules(),
-                StateError::NoRemoteDisk,
-            ),
-            (
-                State {
-                    disk: Disk::Consistent,
-                    pdsk: Disk::Consistent,
-                    ..source
-                },
-                rules(),
-                StateError::NoUpToDateDisk,
-            ),
-            (
-                State {
-                    disk: Disk::Outdated,
-                    ..secondary
-                },
-                rules(),
-                StateError::ConnectedOutdates,
-            ),
+            (State { disk: Disk::Inconsistent, pdsk: Disk::Inconsistent, ..GOOD }, rules(), StateError::NoUpToDateDisk),
+            (State { disk: Disk::Negotiating, ..source }, rules(), StateError::NoLocalDisk),
+            (State { pdsk: Disk::Failed, ..source }, rules(), StateError::NoRemoteDisk),
+            (State { disk: Disk::Consistent, pdsk: Disk::Consistent, ..source }, rules(), StateError::NoUpToDateDisk),
+            (State { disk: Disk::Outdated, ..secondary }, rules(), StateError::ConnectedOutdates),
             (verify, no_alg, StateError::NoVerifyAlg),
             (verify, old_peer, StateError::NotSupported),
+            (State { disk: Disk::Consistent, pdsk: Disk::Consistent, ..GOOD }, rules(), StateError::NoUpToDateDisk),
             (
-                State {
-                    disk: Disk::Consistent,
-                    pdsk: Disk::Consistent,
-                    ..GOOD
-                },
-                rules(),
-                StateError::NoUpToDateDisk,
-            ),
-            (
-                State {
-                    conn: Conn::StartingSyncS,
-                    pdsk: Disk::Unknown,
-                    ..secondary
-                },
+                State { conn: Conn::StartingSyncS, pdsk: Disk::Unknown, ..secondary },
                 rules(),
                 StateError::NeedConnection,
             ),
-            (
-                State {
-                    pdsk: Disk::Unknown,
-                    ..secondary
-                },
-                rules(),
-                StateError::ConnectedOutdates,
-            ),
+            (State { pdsk: Disk::Unknown, ..secondary }, rules(), StateError::ConnectedOutdates),
         ];
         for ((state, rules, error), row) in rows.into_iter().zip(&RULES) {
-            assert_eq!(
-                refusal(state, &rules),
-                Some(Refusal { error, rule: row.name }),
-                "{state}"
-            );
+            assert_eq!(refusal(state, &rules), Some(Refusal { error, rule: row.name }), "{state}");
             assert_eq!(validity(state, &rules), Err(error));
         }
     }
 
     #[test]
     fn what_is_allowed() {
-        let two = Rules {
-            two_primaries: true,
-            peer_primary_on_other_volume: true,
-            ..rules()
-        };
-        assert_eq!(
-            validity(
-                State {
-                    peer: Role::Primary,
-                    ..GOOD
-                },
-                &two
-            ),
-            Ok(())
-        );
-        let alone = State {
-            conn: Conn::WFConnection,
-            pdsk: Disk::Outdated,
-            peer: Role::Unknown,
-            ..GOOD
-        };
-        let fencing = Rules {
-            fencing: FencingPolicy::ResourceAndStonith,
-            ..rules()
-        };
+        let two = Rules { two_primaries: true, peer_primary_on_other_volume: true, ..rules() };
+        assert_eq!(validity(State { peer: Role::Primary, ..GOOD }, &two), Ok(()));
+        let alone = State { conn: Conn::WFConnection, pdsk: Disk::Outdated, peer: Role::Unknown, ..GOOD };
+        let fencing = Rules { fencing: FencingPolicy::ResourceAndStonith, ..rules() };
         assert_eq!(validity(alone, &fencing), Ok(()), "the peer is outdated");
-        assert_eq!(
-            validity(
-                State {
-                    pdsk: Disk::Unknown,
-                    ..alone
-                },
-                &rules()
-            ),
-            Ok(()),
-            "nobody asked for fencing"
-        );
-        let offline = Rules {
-            net_configured: false,
-            has_verify_alg: false,
-            ..rules()
-        };
-        assert_eq!(
-            validity(
-                State {
-                    peer: Role::Primary,
-                    ..GOOD
-                },
-                &offline
-            ),
-            Ok(())
-        );
+        assert_eq!(validity(State { pdsk: Disk::Unknown, ..alone }, &rules()), Ok(()), "nobody asked for fencing");
+        let offline = Rules { net_configured: false, has_verify_alg: false, ..rules() };
+        assert_eq!(validity(State { peer: Role::Primary, ..GOOD }, &offline), Ok(()));
         assert_eq!(validity(State::initial(Conn::StandAlone), &Rules::default()), Ok(()));
-        assert_eq!(
-            validity(
-                State {
-                    disk: Disk::Diskless,
-                    ..GOOD
-                },
-                &rules()
-            ),
-            Ok(()),
-            "diskless Primary"
-        );
-        assert_eq!(
-            validity(
-                State {
-                    conn: Conn::VerifyS,
-                    ..GOOD
-                },
-                &Rules { apv: 88, ..rules() }
-            ),
-            Ok(())
-        );
+        assert_eq!(validity(State { disk: Disk::Diskless, ..GOOD }, &rules()), Ok(()), "diskless Primary");
+        assert_eq!(validity(State { conn: Conn::VerifyS, ..GOOD }, &Rules { apv: 88, ..rules() }), Ok(()));
     }
 
     #[test]
     fn the_first_rule_wins() {
-        let state = State {
-            peer: Role::Primary,
-            disk: Disk::Diskless,
-            pdsk: Disk::Diskless,
-            ..GOOD
-        };
+        let state = State { peer: Role::Primary, disk: Disk::Diskless, pdsk: Disk::Diskless, ..GOOD };
         assert_eq!(validity(state, &rules()), Err(StateError::TwoPrimaries));
     }
 
@@ -374,9 +176,7 @@ mod tests {
         for _ in 0..200_000 {
             let (state, rules) = (random.state(), random.rules());
             if let Err(error) = validity(state, &rules) {
-                assert!(RULES
-                    .iter()
-                    .any(|rule| rule.error == error && (rule.broken)(state, &rules)));
+                assert!(RULES.iter().any(|rule| rule.error == error && (rule.broken)(state, &rules)));
             } else {
                 assert!(RULES.iter().all(|rule| !(rule.broken)(state, &rules)));
             }

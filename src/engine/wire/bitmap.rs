@@ -9,6 +9,8 @@
 //! * `BitmapSender::next_packet` comes to an end: every packet but the last advances `word_offset` or `bit_offset`.
 // spec: wire-protocol 8.3
 
+use core::fmt;
+
 use super::header::header_size;
 use super::{BufferTooSmall, Command, SOCKET_BUFFER_BYTES};
 
@@ -61,11 +63,7 @@ struct Position {
 
 impl Position {
     fn start(bit_count: u64) -> Self {
-        Self {
-            bit_count,
-            bit: 0,
-            word: 0,
-        }
+        Self { bit_count, bit: 0, word: 0 }
     }
 
     fn word_count(&self) -> u64 {
@@ -100,16 +98,19 @@ impl BitmapSender {
     /// A transfer of a bitmap with this many bits.
     #[must_use]
     pub fn new(bit_count: u64) -> Self {
-        Self {
-            position: Position::start(bit_count),
-            done: false,
-        }
+        Self { position: Position::start(bit_count), done: false }
     }
 
     /// The first bit not yet sent; for progress reports.
     #[must_use]
     pub fn bit_offset(&self) -> u64 {
         self.position.bit
+    }
+
+    /// The last packet was written.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.done
     }
 
     /// The first word the next plain packet would carry.
@@ -153,9 +154,7 @@ impl BitmapSender {
 }
 
 fn copy_words(bits: &impl Bits, first: u64, words: usize, buffer: &mut [u8]) -> Result<(), BufferTooSmall> {
-    let target = buffer
-        .get_mut(..words.saturating_mul(WORD_BYTES))
-        .ok_or(BufferTooSmall)?;
+    let target = buffer.get_mut(..words.saturating_mul(WORD_BYTES)).ok_or(BufferTooSmall)?;
     for (index, to) in (first..).zip(target.chunks_exact_mut(WORD_BYTES)) {
         let valid = valid_bits(bits.bit_count(), index);
         to.copy_from_slice(&(bits.word(index) & valid).to_le_bytes());
@@ -207,12 +206,7 @@ struct Level {
 
 impl Level {
     const fn new(prefix_bits: u32, prefix: u64, data_bits: u32, smallest: u64) -> Self {
-        Self {
-            prefix_bits,
-            prefix,
-            data_bits,
-            smallest,
-        }
+        Self { prefix_bits, prefix, data_bits, smallest }
     }
 
     fn bits(&self) -> usize {
@@ -239,20 +233,13 @@ const LEVELS: [Level; 10] = [
 
 /// The code word of a run and its length in bits; `None` for a run no code word stands for.
 fn code_word(run: u64) -> Option<(u64, usize)> {
-    let level = LEVELS
-        .iter()
-        .find(|level| (level.smallest..=level.largest()).contains(&run))?;
-    Some((
-        run.checked_sub(level.smallest)? << level.prefix_bits | level.prefix,
-        level.bits(),
-    ))
+    let level = LEVELS.iter().find(|level| (level.smallest..=level.largest()).contains(&run))?;
+    Some((run.checked_sub(level.smallest)? << level.prefix_bits | level.prefix, level.bits()))
 }
 
 /// The run the look-ahead starts with and the length of its code word in bits.
 fn run_of(look_ahead: u64) -> Option<(u64, usize)> {
-    let level = LEVELS
-        .iter()
-        .find(|level| low_bits(look_ahead, level.prefix_bits) == level.prefix)?;
+    let level = LEVELS.iter().find(|level| low_bits(look_ahead, level.prefix_bits) == level.prefix)?;
     let data = low_bits(look_ahead >> level.prefix_bits, level.data_bits);
     Some((data.checked_add(level.smallest)?, level.bits()))
 }
@@ -369,6 +356,21 @@ pub enum BitmapError {
     },
 }
 
+impl fmt::Display for BitmapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Command(command) => write!(f, "{} is no bitmap packet", command.name()),
+            Self::PlainSize { expected, found } => write!(f, "plain packet of {found} bytes, expected {expected}"),
+            Self::CompressedSize { found } => write!(f, "compressed packet of {found} bytes"),
+            Self::Encoding { found } => write!(f, "unknown encoding {found}"),
+            Self::CodeWord { bit_offset } => write!(f, "incomplete code word at bit {bit_offset}"),
+            Self::Run { bit_offset, len, bit_count } => {
+                write!(f, "run of {len} bits at bit {bit_offset} leaves the bitmap of {bit_count} bits")
+            }
+        }
+    }
+}
+
 /// The receiving side of a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BitmapReceiver {
@@ -380,10 +382,7 @@ impl BitmapReceiver {
     /// A transfer of a bitmap with this many bits at this version.
     #[must_use]
     pub fn new(bit_count: u64, apv: u32) -> Self {
-        Self {
-            position: Position::start(bit_count),
-            apv,
-        }
+        Self { position: Position::start(bit_count), apv }
     }
 
     /// The first bit not yet received; for progress reports.
@@ -413,10 +412,7 @@ impl BitmapReceiver {
         let words = self.position.plain_words(self.apv);
         let expected = words.saturating_mul(WORD_BYTES);
         if payload.len() != expected {
-            return Err(BitmapError::PlainSize {
-                expected,
-                found: payload.len(),
-            });
+            return Err(BitmapError::PlainSize { expected, found: payload.len() });
         }
         for (index, bytes) in (self.position.word..).zip(payload.chunks_exact(WORD_BYTES)) {
             let word = bytes.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
@@ -439,21 +435,13 @@ impl BitmapReceiver {
             return Err(BitmapError::Encoding { found: head & 0x0f });
         }
         let unused = usize::from(head >> 4 & 7);
-        let mut stream = CodeReader {
-            bytes: code,
-            position: 0,
-            end: code.len().saturating_mul(8) - unused,
-        };
+        let mut stream = CodeReader { bytes: code, position: 0, end: code.len().saturating_mul(8) - unused };
         let bit_count = self.position.bit_count;
         let mut bit = self.position.bit;
         let mut set = head & FIRST_RUN_SET != 0;
         while stream.left() > 0 {
             let len = stream.next_run().ok_or(BitmapError::CodeWord { bit_offset: bit })?;
-            let outside = BitmapError::Run {
-                bit_offset: bit,
-                len,
-                bit_count,
-            };
+            let outside = BitmapError::Run { bit_offset: bit, len, bit_count };
             let end = bit.checked_add(len).filter(|&end| end <= bit_count).ok_or(outside)?;
             if set {
                 sink.set_range(bit, len);
@@ -462,11 +450,7 @@ impl BitmapReceiver {
             set = !set;
         }
         self.position.advance_compressed(bit);
-        Ok(if bit == bit_count {
-            Progress::Done
-        } else {
-            Progress::More
-        })
+        Ok(if bit == bit_count { Progress::Done } else { Progress::More })
     }
 }
 
@@ -480,11 +464,7 @@ mod tests {
 
     impl Plain {
         fn of_runs(runs: &[(usize, bool)]) -> Self {
-            Self(
-                runs.iter()
-                    .flat_map(|&(len, set)| std::iter::repeat_n(set, len))
-                    .collect(),
-            )
+            Self(runs.iter().flat_map(|&(len, set)| std::iter::repeat_n(set, len)).collect())
         }
     }
 
@@ -494,19 +474,12 @@ mod tests {
         }
 
         fn run_length(&self, start_bit: u64, set: bool) -> u64 {
-            self.0[start_bit as usize..]
-                .iter()
-                .take_while(|&&bit| bit == set)
-                .count() as u64
+            self.0[start_bit as usize..].iter().take_while(|&&bit| bit == set).count() as u64
         }
 
         fn word(&self, index: u64) -> u64 {
             let bits = &self.0[index as usize * 64..];
-            let inside = bits
-                .iter()
-                .take(64)
-                .rev()
-                .fold(0, |word, &bit| word << 1 | u64::from(bit));
+            let inside = bits.iter().take(64).rev().fold(0, |word, &bit| word << 1 | u64::from(bit));
             // What lies beyond the end must not reach the wire.
             inside | !valid_bits(self.bit_count(), index)
         }
@@ -542,9 +515,7 @@ mod tests {
 
     fn in_transmission_order(run: u64) -> String {
         let (code, len) = code_word(run).unwrap();
-        (0..len)
-            .map(|bit| if code >> bit & 1 != 0 { '1' } else { '0' })
-            .collect()
+        (0..len).map(|bit| if code >> bit & 1 != 0 { '1' } else { '0' }).collect()
     }
 
     #[test]
@@ -597,9 +568,7 @@ mod tests {
     #[test]
     fn every_pattern_is_a_code_word_of_one_level() {
         for pattern in 0..=0xffu64 {
-            let matching = LEVELS
-                .iter()
-                .filter(|level| low_bits(pattern, level.prefix_bits) == level.prefix);
+            let matching = LEVELS.iter().filter(|level| low_bits(pattern, level.prefix_bits) == level.prefix);
             assert_eq!(matching.count(), 1, "{pattern:#x}");
         }
     }
@@ -640,10 +609,7 @@ mod tests {
             payload_of(&[(1000, false), (24, true), (261_120, false)]),
             [0x42, 0x3f, 0xb7, 0xe2, 0x9d, 0xbf, 0x67, 0xed, 0x01]
         );
-        assert_eq!(
-            payload_of(&[(8, true), (262_136, false)]),
-            [0xe2, 0xfb, 0xef, 0xd8, 0x7b, 0x00]
-        );
+        assert_eq!(payload_of(&[(8, true), (262_136, false)]), [0xe2, 0xfb, 0xef, 0xd8, 0x7b, 0x00]);
     }
 
     #[test]
@@ -683,10 +649,7 @@ mod tests {
         bits.0.extend((0..80_000).map(|_| random.below(2) == 0));
         bits.0.extend([true; 200_000]);
         let mut into = Plain(vec![false; bits.0.len()]);
-        let kinds: Vec<_> = transfer(&bits, &mut into, 101, true)
-            .iter()
-            .map(|(command, _)| *command)
-            .collect();
+        let kinds: Vec<_> = transfer(&bits, &mut into, 101, true).iter().map(|(command, _)| *command).collect();
         assert_eq!(into, bits);
         assert!(kinds.contains(&Command::Bitmap) && kinds.contains(&Command::CompressedBitmap));
         assert_eq!(kinds.last(), Some(&Command::CompressedBitmap), "no end marker after it");
@@ -714,8 +677,7 @@ mod tests {
             while bits.0.len() < bit_count {
                 let len = (1 + random.below(longest)) as usize;
                 let set = random.below(2) == 0;
-                bits.0
-                    .extend(std::iter::repeat_n(set, len.min(bit_count - bits.0.len())));
+                bits.0.extend(std::iter::repeat_n(set, len.min(bit_count - bits.0.len())));
             }
             for apv in [89, 95, 101] {
                 for use_rle in [true, false] {
@@ -737,10 +699,7 @@ mod tests {
     fn a_buffer_that_is_too_small_changes_nothing() {
         let bits = Plain::of_runs(&[(100, true)]);
         let mut sender = BitmapSender::new(100);
-        assert_eq!(
-            sender.next_packet(&bits, 101, true, &mut [0; 4079]),
-            Err(BufferTooSmall)
-        );
+        assert_eq!(sender.next_packet(&bits, 101, true, &mut [0; 4079]), Err(BufferTooSmall));
         assert_eq!(sender, BitmapSender::new(100));
     }
 
@@ -752,35 +711,21 @@ mod tests {
     #[test]
     fn bad_packets_are_refused() {
         let compressed = |payload: &[u8]| received(100, Command::CompressedBitmap, payload);
-        assert_eq!(
-            received(100, Command::State, &[]),
-            Err(BitmapError::Command(Command::State))
-        );
+        assert_eq!(received(100, Command::State, &[]), Err(BitmapError::Command(Command::State)));
         for found in [0, 8, 15, 17] {
             let error = BitmapError::PlainSize { expected: 16, found };
             assert_eq!(received(100, Command::Bitmap, &vec![0; found]), Err(error));
         }
         assert_eq!(compressed(&[]), Err(BitmapError::CompressedSize { found: 0 }));
         assert_eq!(compressed(&[0x02]), Err(BitmapError::CompressedSize { found: 1 }));
-        assert_eq!(
-            compressed(&[0x02; 4081]),
-            Err(BitmapError::CompressedSize { found: 4081 })
-        );
+        assert_eq!(compressed(&[0x02; 4081]), Err(BitmapError::CompressedSize { found: 4081 }));
         assert_eq!(compressed(&[0x03, 0]), Err(BitmapError::Encoding { found: 3 }));
         assert_eq!(compressed(&[0x02, 0xff]), Err(BitmapError::CodeWord { bit_offset: 0 }));
-        assert_eq!(
-            compressed(&[0x72, 0x01]),
-            Err(BitmapError::CodeWord { bit_offset: 0 }),
-            "one bit is no code word"
-        );
+        assert_eq!(compressed(&[0x72, 0x01]), Err(BitmapError::CodeWord { bit_offset: 0 }), "one bit is no code word");
         // A run of 101 bits, set or clear: level 6, 52 more than its smallest.
         let code = (52u16 << 6 | 0x1f).to_le_bytes();
         for first in [0xa2, 0x22] {
-            let error = BitmapError::Run {
-                bit_offset: 0,
-                len: 101,
-                bit_count: 100,
-            };
+            let error = BitmapError::Run { bit_offset: 0, len: 101, bit_count: 100 };
             assert_eq!(compressed(&[first, code[0], code[1]]), Err(error));
         }
         // One of 100 bits is the whole bitmap.

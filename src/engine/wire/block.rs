@@ -145,10 +145,7 @@ mod tests {
             assert_eq!(buffer[$name::LEN], 0xaa);
             assert_eq!($name::decode(&bytes[..]), Ok(packet));
             for found in 0..$name::LEN {
-                let error = DecodeError::TooShort {
-                    needed: $name::LEN,
-                    found,
-                };
+                let error = DecodeError::TooShort { needed: $name::LEN, found };
                 assert_eq!($name::decode(&bytes[..found]), Err(error));
                 assert_eq!(packet.encode(&mut vec![0; found]), Err(BufferTooSmall));
             }
@@ -158,47 +155,19 @@ mod tests {
     #[test]
     fn layouts_are_those_of_the_specification() {
         check_layout!(DATA, Data, DATA_BYTES);
-        let trim = Trim {
-            data: DATA,
-            size_bytes: 0x4142_4344,
-        };
+        let trim = Trim { data: DATA, size_bytes: 0x4142_4344 };
         check_layout!(trim, Trim, [&DATA_BYTES[..], b"ABCD"].concat());
-        let ack = BlockAck {
-            sector: 1,
-            block_id: ID_OUT_OF_SYNC,
-            size_bytes: 4096,
-            seq: 5,
-        };
-        let bytes = [
-            0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0x12, 0x68, 0, 0, 0x10, 0, 0, 0, 0, 5,
-        ];
+        let ack = BlockAck { sector: 1, block_id: ID_OUT_OF_SYNC, size_bytes: 4096, seq: 5 };
+        let bytes = [0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0x12, 0x68, 0, 0, 0x10, 0, 0, 0, 0, 5];
         check_layout!(ack, BlockAck, bytes);
-        let request = BlockRequest {
-            sector: 8,
-            block_id: ID_SYNCER,
-            size_bytes: 512,
-        };
+        let request = BlockRequest { sector: 8, block_id: ID_SYNCER, size_bytes: 512 };
         let bytes = [&[0, 0, 0, 0, 0, 0, 0, 8][..], &[0xff; 8], &[0, 0, 2, 0, 0, 0, 0, 0]].concat();
         check_layout!(request, BlockRequest, bytes);
-        let range = BlockDesc {
-            sector: 8,
-            size_bytes: 512,
-        };
+        let range = BlockDesc { sector: 8, size_bytes: 512 };
         check_layout!(range, BlockDesc, [0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 2, 0, 0, 0, 0, 0]);
         check_layout!(Barrier { number: 0x0102_0304 }, Barrier, [1, 2, 3, 4, 0, 0, 0, 0]);
-        check_layout!(
-            BarrierAck {
-                number: 0x0102_0304,
-                set_size: 2
-            },
-            BarrierAck,
-            [1, 2, 3, 4, 0, 0, 0, 2]
-        );
-        check_layout!(
-            DelayProbe { seq: 1, offset_us: 2 },
-            DelayProbe,
-            [0, 0, 0, 1, 0, 0, 0, 2]
-        );
+        check_layout!(BarrierAck { number: 0x0102_0304, set_size: 2 }, BarrierAck, [1, 2, 3, 4, 0, 0, 0, 2]);
+        check_layout!(DelayProbe { seq: 1, offset_us: 2 }, DelayProbe, [0, 0, 0, 1, 0, 0, 0, 2]);
     }
 
     #[test]
@@ -206,14 +175,8 @@ mod tests {
         let long = [0; 64];
         assert!(Data::decode(&long).is_ok());
         assert!(BlockRequest::decode(&long).is_ok());
-        assert_eq!(
-            Trim::decode(&long[..29]),
-            Err(DecodeError::TooLong { max: 28, found: 29 })
-        );
-        assert_eq!(
-            BlockAck::decode(&long[..25]),
-            Err(DecodeError::TooLong { max: 24, found: 25 })
-        );
+        assert_eq!(Trim::decode(&long[..29]), Err(DecodeError::TooLong { max: 28, found: 29 }));
+        assert_eq!(BlockAck::decode(&long[..25]), Err(DecodeError::TooLong { max: 24, found: 25 }));
         assert!(BlockDesc::decode(&long[..17]).is_err());
         assert!(Barrier::decode(&long[..9]).is_err());
         assert!(BarrierAck::decode(&long[..9]).is_err());
@@ -224,14 +187,7 @@ mod tests {
     fn padding_is_not_read() {
         let mut bytes = [0; 24];
         bytes[20..].fill(0xee);
-        assert_eq!(
-            BlockRequest::decode(&bytes),
-            Ok(BlockRequest {
-                sector: 0,
-                block_id: 0,
-                size_bytes: 0
-            })
-        );
+        assert_eq!(BlockRequest::decode(&bytes), Ok(BlockRequest { sector: 0, block_id: 0, size_bytes: 0 }));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Reading and writing the fields of a fixed layout, one after the other, and the macro that makes packet types.
 
+use core::fmt;
+
 use super::text::Text;
 use super::BufferTooSmall;
 
@@ -21,6 +23,15 @@ pub enum DecodeError {
         /// Bytes there.
         found: usize,
     },
+}
+
+impl fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::TooShort { needed, found } => write!(f, "{found} bytes, at least {needed} expected"),
+            Self::TooLong { max, found } => write!(f, "{found} bytes, at most {max} expected"),
+        }
+    }
 }
 
 impl DecodeError {
@@ -45,19 +56,13 @@ pub struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     pub(super) fn new(payload: &'a [u8]) -> Self {
-        Self {
-            rest: payload,
-            taken: 0,
-        }
+        Self { rest: payload, taken: 0 }
     }
 
     pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
         let found = self.taken.saturating_add(self.rest.len());
         let needed = self.taken.saturating_add(N);
-        let (head, rest) = self
-            .rest
-            .split_first_chunk::<N>()
-            .ok_or(DecodeError::TooShort { needed, found })?;
+        let (head, rest) = self.rest.split_first_chunk::<N>().ok_or(DecodeError::TooShort { needed, found })?;
         self.rest = rest;
         self.taken = needed;
         Ok(*head)
@@ -77,10 +82,7 @@ pub struct Room<'a> {
 
 impl<'a> Room<'a> {
     pub(super) fn new(buffer: &'a mut [u8]) -> Self {
-        Self {
-            rest: buffer,
-            written: 0,
-        }
+        Self { rest: buffer, written: 0 }
     }
 
     pub(super) fn bytes(&mut self, bytes: &[u8]) -> Result<(), BufferTooSmall> {

@@ -2,6 +2,8 @@
 //! The packet catalogue: number, name, socket and length of every packet.
 // spec: wire-protocol 3.1
 
+use core::fmt;
+
 use super::{FEATURE_WSAME, MAX_DATA_BYTES, MAX_DIGEST_BYTES};
 
 /// The connection a packet travels on.
@@ -179,6 +181,13 @@ pub struct LengthError {
     pub max: u32,
 }
 
+impl fmt::Display for LengthError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { command, length, min, max } = *self;
+        write!(f, "{} with {length} bytes, expected {min} to {max}", command.name())
+    }
+}
+
 /// Checks the length of a header against the catalogue.
 ///
 /// # Errors
@@ -188,12 +197,7 @@ pub fn check_length(command: Command, length: u32) -> Result<(), LengthError> {
     let PacketSpec { fixed_len, max_len, .. } = *command.spec();
     check_range(command, length, fixed_len, max_len)?;
     if command == Command::Sizes && length != fixed_len && length != max_len {
-        return Err(LengthError {
-            command,
-            length,
-            min: fixed_len,
-            max: max_len,
-        });
+        return Err(LengthError { command, length, min: fixed_len, max: max_len });
     }
     Ok(())
 }
@@ -207,11 +211,7 @@ pub fn check_agreed_length(command: Command, length: u32, features: u32) -> Resu
         return check_length(command, length);
     }
     let PacketSpec { fixed_len, max_len, .. } = *command.spec();
-    let len = if features & FEATURE_WSAME != 0 {
-        max_len
-    } else {
-        fixed_len
-    };
+    let len = if features & FEATURE_WSAME != 0 { max_len } else { fixed_len };
     check_range(command, length, len, len)
 }
 
@@ -219,12 +219,7 @@ fn check_range(command: Command, length: u32, min: u32, max: u32) -> Result<(), 
     if (min..=max).contains(&length) {
         Ok(())
     } else {
-        Err(LengthError {
-            command,
-            length,
-            min,
-            max,
-        })
+        Err(LengthError { command, length, min, max })
     }
 }
 
@@ -243,9 +238,7 @@ mod tests {
         }
         let numbers: Vec<_> = PACKETS.iter().map(|spec| spec.command.as_u16()).collect();
         assert!(numbers.is_sorted());
-        for reserved in [
-            0x25, 0x26, 0x2e, 0x2f, 0x30, 0x35, 0x37, 0x40, 0x48, 0x100, 0xfff3, 0xffff,
-        ] {
+        for reserved in [0x25, 0x26, 0x2e, 0x2f, 0x30, 0x35, 0x37, 0x40, 0x48, 0x100, 0xfff3, 0xffff] {
             assert_eq!(Command::from_u16(reserved), None, "{reserved:#x}");
         }
     }
@@ -263,17 +256,9 @@ mod tests {
             (0x36, "P_ZEROES", Socket::Data, 28),
         ] {
             let spec = Command::from_u16(number).unwrap().spec();
-            assert_eq!(
-                (spec.name, spec.socket, spec.fixed_len, spec.handled),
-                (name, socket, len, true)
-            );
+            assert_eq!((spec.name, spec.socket, spec.fixed_len, spec.handled), (name, socket, len, true));
         }
-        for unhandled in [
-            "P_BECOME_SYNC_TARGET",
-            "P_BECOME_SYNC_SOURCE",
-            "P_WSAME",
-            "P_AUTH_CHALLENGE",
-        ] {
+        for unhandled in ["P_BECOME_SYNC_TARGET", "P_BECOME_SYNC_SOURCE", "P_WSAME", "P_AUTH_CHALLENGE"] {
             assert!(!PACKETS.iter().find(|spec| spec.name == unhandled).unwrap().handled);
         }
         assert!(Command::DelayProbe.spec().socket.accepts(Socket::Meta));
@@ -283,24 +268,15 @@ mod tests {
     #[test]
     fn lengths() {
         assert_eq!(check_length(Command::Ping, 0), Ok(()));
-        let error = LengthError {
-            command: Command::Ping,
-            length: 1,
-            min: 0,
-            max: 0,
-        };
+        let error = LengthError { command: Command::Ping, length: 1, min: 0, max: 0 };
         assert_eq!(check_length(Command::Ping, 1), Err(error));
         assert!(check_length(Command::Data, 23).is_err());
         assert!(check_length(Command::Data, 24 + 64 + (1 << 20)).is_ok());
         assert!(check_length(Command::Data, u32::MAX).is_err());
         assert!(check_length(Command::Protocol, 88).is_ok());
         assert!(check_length(Command::Protocol, 89).is_err());
-        assert!([32, 56]
-            .iter()
-            .all(|&length| check_length(Command::Sizes, length).is_ok()));
-        assert!([31, 33, 55, 57]
-            .iter()
-            .all(|&length| check_length(Command::Sizes, length).is_err()));
+        assert!([32, 56].iter().all(|&length| check_length(Command::Sizes, length).is_ok()));
+        assert!([31, 33, 55, 57].iter().all(|&length| check_length(Command::Sizes, length).is_err()));
         assert!(check_agreed_length(Command::Sizes, 56, OWN_FEATURES).is_ok());
         assert!(check_agreed_length(Command::Sizes, 32, OWN_FEATURES).is_err());
         assert!(check_agreed_length(Command::Sizes, 32, 0).is_ok());

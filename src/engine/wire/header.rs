@@ -2,6 +2,8 @@
 //! Packet headers: three formats, told apart by their magic; which one is used depends on the agreed version.
 // spec: wire-protocol 2
 
+use core::fmt;
+
 use super::codec::{Fields, Room};
 use super::{BufferTooSmall, Command};
 
@@ -81,16 +83,23 @@ pub enum HeaderError {
     },
 }
 
+impl fmt::Display for HeaderError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::TooShort { needed, found } => write!(f, "{found} bytes, a header has {needed}"),
+            Self::Magic { found } => write!(f, "it starts with {found:#010x}, which is no magic of this version"),
+            Self::Pad { found } => write!(f, "padding is {found:#010x}, expected 0"),
+        }
+    }
+}
+
 impl Header {
     /// Reads the header at the start of `bytes`.
     ///
     /// # Errors
     /// [`HeaderError`]: the connection cannot go on.
     pub fn decode(apv: u32, bytes: &[u8]) -> Result<Self, HeaderError> {
-        let too_short = HeaderError::TooShort {
-            needed: header_size(apv),
-            found: bytes.len(),
-        };
+        let too_short = HeaderError::TooShort { needed: header_size(apv), found: bytes.len() };
         let bytes = bytes.get(..header_size(apv)).ok_or(too_short)?;
         let mut fields = Fields::new(bytes);
         // Cannot fail: the length was checked.
@@ -98,9 +107,7 @@ impl Header {
         let rest = &mut fields;
         if apv >= 100 {
             if magic != MAGIC_H100 {
-                return Err(HeaderError::Magic {
-                    found: u32::from_be_bytes(magic),
-                });
+                return Err(HeaderError::Magic { found: u32::from_be_bytes(magic) });
             }
             Self::decode_h100(rest).ok_or(too_short)?
         } else if magic == MAGIC_H80 {
@@ -108,26 +115,16 @@ impl Header {
         } else if magic.starts_with(&MAGIC_H95) {
             let [_, _, command_0, command_1] = magic;
             let length = rest.get().map_err(|_| too_short)?;
-            Ok(Self {
-                command: u16::from_be_bytes([command_0, command_1]),
-                volume: 0,
-                length,
-            })
+            Ok(Self { command: u16::from_be_bytes([command_0, command_1]), volume: 0, length })
         } else {
-            Err(HeaderError::Magic {
-                found: u32::from_be_bytes(magic),
-            })
+            Err(HeaderError::Magic { found: u32::from_be_bytes(magic) })
         }
     }
 
     fn decode_h80(rest: &mut Fields<'_>) -> Option<Self> {
         let command = rest.get().ok()?;
         let length = rest.get::<u16>().ok()?;
-        Some(Self {
-            command,
-            volume: 0,
-            length: length.into(),
-        })
+        Some(Self { command, volume: 0, length: length.into() })
     }
 
     fn decode_h100(rest: &mut Fields<'_>) -> Option<Result<Self, HeaderError>> {
@@ -135,16 +132,8 @@ impl Header {
         let command = rest.get().ok()?;
         let length = rest.get().ok()?;
         let found = rest.get::<u32>().ok()?;
-        let header = Self {
-            command,
-            volume,
-            length,
-        };
-        Some(if found == 0 {
-            Ok(header)
-        } else {
-            Err(HeaderError::Pad { found })
-        })
+        let header = Self { command, volume, length };
+        Some(if found == 0 { Ok(header) } else { Err(HeaderError::Pad { found }) })
     }
 
     /// Writes the header in the format a sender uses and returns its size in bytes.
@@ -195,11 +184,7 @@ pub fn encode_packet(
     let written = payload(rest)?;
     let fixed = u32::try_from(written).map_err(|_| BufferTooSmall)?;
     let length = fixed.checked_add(following).ok_or(BufferTooSmall)?;
-    let header = Header {
-        command: command.as_u16(),
-        volume,
-        length,
-    };
+    let header = Header { command: command.as_u16(), volume, length };
     header.encode(apv, head)?.checked_add(written).ok_or(BufferTooSmall)
 }
 
@@ -216,26 +201,10 @@ mod tests {
 
     #[test]
     fn the_bytes_of_the_specification() {
-        let first = |command| {
-            encoded(
-                80,
-                Header {
-                    command,
-                    volume: 0,
-                    length: 0,
-                },
-            )
-        };
+        let first = |command| encoded(80, Header { command, volume: 0, length: 0 });
         assert_eq!(first(0xfff2), [0x83, 0x74, 0x02, 0x67, 0xff, 0xf2, 0, 0]);
         assert_eq!(first(0xfff1), [0x83, 0x74, 0x02, 0x67, 0xff, 0xf1, 0, 0]);
-        let ping = encoded(
-            101,
-            Header {
-                command: 0x13,
-                volume: 0,
-                length: 0,
-            },
-        );
+        let ping = encoded(101, Header { command: 0x13, volume: 0, length: 0 });
         assert_eq!(ping, [0x86, 0x20, 0xec, 0x20, 0, 0, 0, 0x13, 0, 0, 0, 0, 0, 0, 0, 0]);
     }
 
@@ -246,11 +215,7 @@ mod tests {
         assert_eq!([95, 99].map(|apv| format(apv, 32768)), [HeaderFormat::H80; 2]);
         assert_eq!([95, 99].map(|apv| format(apv, 32769)), [HeaderFormat::H95; 2]);
         assert_eq!([100, 101].map(|apv| format(apv, 0)), [HeaderFormat::H100; 2]);
-        let long = Header {
-            command: 0,
-            volume: 0,
-            length: 65536,
-        };
+        let long = Header { command: 0, volume: 0, length: 65536 };
         assert_eq!(long.encode(94, &mut [0; 16]), Err(BufferTooSmall));
         assert_eq!(encoded(95, long), [0x83, 0x5a, 0, 0, 0, 1, 0, 0]);
     }
@@ -259,18 +224,11 @@ mod tests {
     fn round_trips_and_truncation() {
         for apv in [80, 86, 94, 95, 99, 100, 101] {
             for length in [0, 24, 32768, 32769, 65535] {
-                let header = Header {
-                    command: 0x2a,
-                    volume: if apv >= 100 { 7 } else { 0 },
-                    length,
-                };
+                let header = Header { command: 0x2a, volume: if apv >= 100 { 7 } else { 0 }, length };
                 let bytes = encoded(apv, header);
                 assert_eq!(Header::decode(apv, &bytes), Ok(header));
                 for found in 0..bytes.len() {
-                    let error = HeaderError::TooShort {
-                        needed: bytes.len(),
-                        found,
-                    };
+                    let error = HeaderError::TooShort { needed: bytes.len(), found };
                     assert_eq!(Header::decode(apv, &bytes[..found]), Err(error));
                     assert_eq!(header.encode(apv, &mut vec![0; found]), Err(BufferTooSmall));
                 }
@@ -281,44 +239,20 @@ mod tests {
     #[test]
     fn below_100_both_old_formats_are_taken_at_any_version() {
         let h95 = [0x83, 0x5a, 0, 0x0e, 0, 0, 0, 4];
-        let header = Header {
-            command: 0x0e,
-            volume: 0,
-            length: 4,
-        };
+        let header = Header { command: 0x0e, volume: 0, length: 4 };
         assert_eq!(Header::decode(86, &h95), Ok(header));
         assert_eq!(Header::decode(99, &h95), Ok(header));
     }
 
     #[test]
     fn errors_say_what_was_found() {
-        let mut h100 = encoded(
-            101,
-            Header {
-                command: 0x13,
-                volume: 0,
-                length: 0,
-            },
-        );
-        assert_eq!(
-            Header::decode(99, &h100),
-            Err(HeaderError::Magic { found: 0x8620_ec20 })
-        );
+        let mut h100 = encoded(101, Header { command: 0x13, volume: 0, length: 0 });
+        assert_eq!(Header::decode(99, &h100), Err(HeaderError::Magic { found: 0x8620_ec20 }));
         h100[15] = 1;
         assert_eq!(Header::decode(101, &h100), Err(HeaderError::Pad { found: 1 }));
-        let h80 = encoded(
-            80,
-            Header {
-                command: 0x13,
-                volume: 0,
-                length: 0,
-            },
-        );
+        let h80 = encoded(80, Header { command: 0x13, volume: 0, length: 0 });
         let padded = [h80.as_slice(), &[0; 8]].concat();
-        assert_eq!(
-            Header::decode(101, &padded),
-            Err(HeaderError::Magic { found: 0x8374_0267 })
-        );
+        assert_eq!(Header::decode(101, &padded), Err(HeaderError::Magic { found: 0x8374_0267 }));
     }
 
     #[test]
@@ -329,21 +263,8 @@ mod tests {
             Ok(24)
         });
         assert_eq!(len, Ok(40));
-        assert_eq!(
-            Header::decode(101, &buffer),
-            Ok(Header {
-                command: 0,
-                volume: 3,
-                length: 24 + 4096
-            })
-        );
-        assert_eq!(
-            encode_packet(101, 0, Command::Ping, 0, &mut [0; 15], |_| Ok(0)),
-            Err(BufferTooSmall)
-        );
-        assert_eq!(
-            encode_packet(101, 0, Command::Data, u32::MAX, &mut buffer, |_| Ok(1)),
-            Err(BufferTooSmall)
-        );
+        assert_eq!(Header::decode(101, &buffer), Ok(Header { command: 0, volume: 3, length: 24 + 4096 }));
+        assert_eq!(encode_packet(101, 0, Command::Ping, 0, &mut [0; 15], |_| Ok(0)), Err(BufferTooSmall));
+        assert_eq!(encode_packet(101, 0, Command::Data, u32::MAX, &mut buffer, |_| Ok(1)), Err(BufferTooSmall));
     }
 }

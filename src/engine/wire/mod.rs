@@ -126,9 +126,6 @@ mod tests {
         assert_eq!(max_data_bytes(93, 1 << 20), 32768);
         assert_eq!(max_data_bytes(94, 4096), 32768);
         assert_eq!(max_data_bytes(101, 4096), 1 << 20);
-        assert_eq!(
-            [0, FEATURE_WSAME, OWN_FEATURES].map(max_trim_bytes),
-            [4 << 20, 128 << 20, 128 << 20]
-        );
+        assert_eq!([0, FEATURE_WSAME, OWN_FEATURES].map(max_trim_bytes), [4 << 20, 128 << 20, 128 << 20]);
     }
 }

@@ -208,12 +208,7 @@ impl SyncParam {
         resync_rate: 250,
         verify_alg: Text::EMPTY,
         csums_alg: Text::EMPTY,
-        controller: Some(Controller {
-            c_plan_ahead: 20,
-            c_delay_target: 10,
-            c_fill_target: 100,
-            c_max_rate: 102_400,
-        }),
+        controller: Some(Controller { c_plan_ahead: 20, c_delay_target: 10, c_fill_target: 100, c_max_rate: 102_400 }),
     };
 
     /// Bytes of the longest packet.
@@ -264,12 +259,7 @@ impl SyncParam {
         } else {
             None
         };
-        Ok(Self {
-            resync_rate,
-            verify_alg,
-            csums_alg,
-            controller,
-        })
+        Ok(Self { resync_rate, verify_alg, csums_alg, controller })
     }
 
     /// Writes the payload of the version and returns its length. Without parameters of the controller, those of
@@ -391,19 +381,11 @@ mod tests {
 
     #[test]
     fn features_as_the_reference_sends_them() {
-        let features = Features {
-            min: PRO_VERSION_MIN,
-            max: PRO_VERSION_MAX,
-            flags: OWN_FEATURES,
-        };
+        let features = Features { min: PRO_VERSION_MIN, max: PRO_VERSION_MAX, flags: OWN_FEATURES };
         let bytes = encoded(|buffer| {
-            encode_packet(80, 0, Command::ConnectionFeatures, 0, buffer, |rest| {
-                features.encode(rest)
-            })
+            encode_packet(80, 0, Command::ConnectionFeatures, 0, buffer, |rest| features.encode(rest))
         });
-        let head = [
-            0x83, 0x74, 2, 0x67, 0xff, 0xfe, 0, 0x48, 0, 0, 0, 0x56, 0, 0, 0, 0x0f, 0, 0, 0, 0x65,
-        ];
+        let head = [0x83, 0x74, 2, 0x67, 0xff, 0xfe, 0, 0x48, 0, 0, 0, 0x56, 0, 0, 0, 0x0f, 0, 0, 0, 0x65];
         assert_eq!(bytes, [&head[..], &[0; 60]].concat());
         assert_eq!(Features::decode(&bytes[8..]), Ok(features));
         assert!(Features::decode(&bytes[9..]).is_err());
@@ -422,32 +404,16 @@ mod tests {
             integrity_alg: Text::try_from("sha1").unwrap(),
         };
         let bytes = encoded(|buffer| protocol.encode(101, buffer));
-        assert_eq!(
-            bytes[..24],
-            [0, 0, 0, 3, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 99, 0, 0, 0, 2, 0, 0, 0, 1]
-        );
+        assert_eq!(bytes[..24], [0, 0, 0, 3, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 99, 0, 0, 0, 2, 0, 0, 0, 1]);
         assert_eq!(&bytes[24..], b"sha1\0");
         assert_eq!(Protocol::decode(101, &bytes), Ok(protocol));
-        assert_eq!(
-            Protocol::decode(86, &bytes),
-            Err(DecodeError::TooLong { max: 24, found: 29 })
-        );
+        assert_eq!(Protocol::decode(86, &bytes), Err(DecodeError::TooLong { max: 24, found: 29 }));
         assert_eq!(encoded(|buffer| protocol.encode(86, buffer)).len(), 24);
 
-        let unnamed = Protocol {
-            integrity_alg: Text::EMPTY,
-            ..protocol
-        };
+        let unnamed = Protocol { integrity_alg: Text::EMPTY, ..protocol };
         assert_eq!(encoded(|buffer| unnamed.encode(87, buffer)).len(), 25, "a single NUL");
-        assert_eq!(
-            Protocol::decode(87, &bytes[..24]),
-            Ok(unnamed),
-            "no name at all is taken, too"
-        );
-        assert_eq!(
-            Protocol::decode(87, &bytes[..23]),
-            Err(DecodeError::TooShort { needed: 24, found: 23 })
-        );
+        assert_eq!(Protocol::decode(87, &bytes[..24]), Ok(unnamed), "no name at all is taken, too");
+        assert_eq!(Protocol::decode(87, &bytes[..23]), Err(DecodeError::TooShort { needed: 24, found: 23 }));
         let unterminated = [&bytes[..24], &[b'x'; 64]].concat();
         assert_eq!(Protocol::decode(101, &unterminated).unwrap().integrity_alg.len(), 63);
         assert!(Protocol::decode(101, &[unterminated, vec![0]].concat()).is_err());
@@ -461,18 +427,9 @@ mod tests {
             csums_alg: Text::try_from("md5").unwrap(),
             controller: SyncParam::WITHOUT_DISK.controller,
         };
-        let with_names = SyncParam {
-            controller: None,
-            ..full
-        };
-        let with_verify = SyncParam {
-            csums_alg: Text::EMPTY,
-            ..with_names
-        };
-        let plain = SyncParam {
-            verify_alg: Text::EMPTY,
-            ..with_verify
-        };
+        let with_names = SyncParam { controller: None, ..full };
+        let with_verify = SyncParam { csums_alg: Text::EMPTY, ..with_names };
+        let plain = SyncParam { verify_alg: Text::EMPTY, ..with_verify };
         for (apv, len, received) in [
             (86, 4, plain),
             (87, 4, plain),
@@ -493,10 +450,7 @@ mod tests {
         assert!(SyncParam::decode(88, &[0; 4]).is_err(), "no name");
         assert!(SyncParam::decode(88, &[0; 68]).is_ok());
         assert!(SyncParam::decode(88, &[0; 69]).is_err());
-        assert_eq!(
-            [88, 89].map(SyncParam::command),
-            [Command::SyncParam, Command::SyncParam89]
-        );
+        assert_eq!([88, 89].map(SyncParam::command), [Command::SyncParam, Command::SyncParam89]);
         let bytes = encoded(|buffer| full.encode(101, buffer));
         assert_eq!(bytes[132..], [0, 0, 0, 20, 0, 0, 0, 10, 0, 0, 0, 100, 0, 1, 0x90, 0]);
     }
@@ -550,9 +504,7 @@ mod tests {
         assert!(Uuids::decode(&bytes[..47]).is_err());
         assert!(Uuids::decode(&[&bytes[..], &[0]].concat()).is_err());
 
-        let uuid = SyncUuid {
-            uuid: 0x0102_0304_0506_0708,
-        };
+        let uuid = SyncUuid { uuid: 0x0102_0304_0506_0708 };
         let bytes = encoded(|buffer| uuid.encode(buffer));
         assert_eq!(SyncUuid::decode(&bytes), Ok(uuid));
         assert!(SyncUuid::decode(&bytes[..7]).is_err());

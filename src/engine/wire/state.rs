@@ -39,10 +39,7 @@ mod tests {
         assert_eq!(buffer[..4], [0, 0, 0xc8, 0x82]);
         assert_eq!(StateWord::decode(&buffer[..4]), Ok(word));
 
-        let request = StateRequest {
-            mask: 0x1e03,
-            val: 0x1001,
-        };
+        let request = StateRequest { mask: 0x1e03, val: 0x1001 };
         assert_eq!(request.encode(&mut buffer), Ok(8));
         assert_eq!(buffer, [0, 0, 0x1e, 3, 0, 0, 0x10, 1]);
         assert_eq!(StateRequest::decode(&buffer), Ok(request));
@@ -63,9 +60,6 @@ mod tests {
         for found in [0, 7, 9] {
             assert!(StateRequest::decode(&bytes[..found]).is_err());
         }
-        assert_eq!(
-            StateRequest { mask: 0, val: 0 }.encode(&mut [0; 7]),
-            Err(BufferTooSmall)
-        );
+        assert_eq!(StateRequest { mask: 0, val: 0 }.encode(&mut [0; 7]), Err(BufferTooSmall));
     }
 }

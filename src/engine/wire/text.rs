@@ -39,10 +39,7 @@ impl<const N: usize> Text<N> {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, TextTooLong> {
         let len = len_before_nul(bytes);
         if len > Self::MAX_LEN {
-            return Err(TextTooLong {
-                len,
-                max: Self::MAX_LEN,
-            });
+            return Err(TextTooLong { len, max: Self::MAX_LEN });
         }
         Ok(Self::truncated(bytes))
     }
@@ -177,10 +174,7 @@ mod tests {
 
     #[test]
     fn texts_of_different_room_compare_by_content() {
-        assert_eq!(
-            Text::<8>::try_from("sha1").unwrap(),
-            Text::<64>::try_from("sha1").unwrap()
-        );
+        assert_eq!(Text::<8>::try_from("sha1").unwrap(), Text::<64>::try_from("sha1").unwrap());
     }
 
     #[test]

@@ -34,15 +34,9 @@ fn internal_sizes_of_the_table() {
 
 #[test]
 fn internal_with_a_striped_log() {
-    let striping = Striping {
-        stripes: 7,
-        stripe_size_4k: 16,
-    };
+    let striping = Striping { stripes: 7, stripe_size_4k: 16 };
     let layout = Layout::compute(MetaIndex::FlexibleInternal, 1300 * MIB, 0, striping).unwrap();
-    assert_eq!(
-        (layout.bitmap_sectors, layout.md_size_sectors, layout.usable_sectors),
-        (88, 992, 2_661_408)
-    );
+    assert_eq!((layout.bitmap_sectors, layout.md_size_sectors, layout.usable_sectors), (88, 992, 2_661_408));
     assert_eq!(layout.al_offset, -(7 * 16 * 8));
 }
 
@@ -60,10 +54,7 @@ fn internal_leaves_up_to_seven_sectors_unused() {
 #[test]
 fn flexible_external_uses_the_whole_device() {
     let layout = Layout::compute(MetaIndex::FlexibleExternal, 2_097_152, 4096, Striping::DEFAULT).unwrap();
-    assert_eq!(
-        (layout.superblock_sector, layout.al_offset, layout.bm_offset),
-        (0, 8, 72)
-    );
+    assert_eq!((layout.superblock_sector, layout.al_offset, layout.bm_offset), (0, 8, 72));
     assert_eq!((layout.md_size_sectors, layout.bitmap_sectors), (4096, 4024));
     assert_eq!((layout.first_sector, layout.last_sector), (0, 4095));
     assert_eq!(layout.usable_sectors, 2_097_152);
@@ -77,19 +68,13 @@ fn fixed_slots() {
         let end = FIXED_AREA_SECTORS * (u64::from(slot) + 1);
         let layout = Layout::compute(MetaIndex::Fixed(slot), u64::MAX, end, Striping::DEFAULT).unwrap();
         assert_eq!(layout.superblock_sector, u64::from(slot) * 262_144);
-        assert_eq!(
-            (layout.md_size_sectors, layout.al_offset, layout.bm_offset),
-            (262_144, 8, 72)
-        );
+        assert_eq!((layout.md_size_sectors, layout.al_offset, layout.bm_offset), (262_144, 8, 72));
         assert_eq!((layout.bitmap_sectors, layout.usable_sectors), (262_072, 8_587_575_296));
         assert_eq!((layout.first_sector, layout.last_sector), (end - 262_144, end - 1));
         let error = Layout::compute(MetaIndex::Fixed(slot), u64::MAX, end - 1, Striping::DEFAULT).unwrap_err();
         assert_eq!(error.error_code(), 112);
     }
-    let striped = Striping {
-        stripes: 2,
-        stripe_size_4k: 8,
-    };
+    let striped = Striping { stripes: 2, stripe_size_4k: 8 };
     let error = Layout::compute(MetaIndex::Fixed(0), 1 << 20, 1 << 20, striped).unwrap_err();
     assert_eq!(error, LayoutError::BadStriping(striped));
 }
@@ -133,10 +118,7 @@ fn index_numbers() {
 
 #[test]
 fn ring_positions() {
-    let two_by_eight = Striping {
-        stripes: 2,
-        stripe_size_4k: 8,
-    };
+    let two_by_eight = Striping { stripes: 2, stripe_size_4k: 8 };
     let blocks: Vec<u64> = (0..16).map(|number| two_by_eight.ring_block(number)).collect();
     assert_eq!(blocks, [0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15]);
     assert_eq!(two_by_eight.ring_block(u32::MAX), 15);
@@ -175,10 +157,7 @@ fn superblock_of(layout: &Layout) -> Superblock {
 
 #[test]
 fn what_is_created_validates_to_the_same_layout() {
-    let striped = Striping {
-        stripes: 7,
-        stripe_size_4k: 16,
-    };
+    let striped = Striping { stripes: 7, stripe_size_4k: 16 };
     for (index, backing, meta, striping) in [
         (MetaIndex::Internal, 2_097_152, 2_097_152, Striping::DEFAULT),
         (MetaIndex::FlexibleInternal, 2_662_405, 0, striped),
@@ -201,22 +180,10 @@ fn broken_offsets_are_refused() {
         change(&mut superblock);
         Layout::validate(&superblock, MetaIndex::Internal, cap, cap)
     };
-    assert_eq!(
-        check(|s| s.al_offset = -56),
-        Err(LayoutError::BadActivityLogOffset { al_offset: -56 })
-    );
-    assert_eq!(
-        check(|s| s.al_offset = i32::MIN),
-        Err(LayoutError::BadBitmapOffset { bm_offset: -128 })
-    );
-    assert_eq!(
-        check(|s| s.al_offset = 8),
-        Err(LayoutError::BadActivityLogOffset { al_offset: 8 })
-    );
-    assert_eq!(
-        check(|s| s.bm_offset = -63),
-        Err(LayoutError::BadBitmapOffset { bm_offset: -63 })
-    );
+    assert_eq!(check(|s| s.al_offset = -56), Err(LayoutError::BadActivityLogOffset { al_offset: -56 }));
+    assert_eq!(check(|s| s.al_offset = i32::MIN), Err(LayoutError::BadBitmapOffset { bm_offset: -128 }));
+    assert_eq!(check(|s| s.al_offset = 8), Err(LayoutError::BadActivityLogOffset { al_offset: 8 }));
+    assert_eq!(check(|s| s.bm_offset = -63), Err(LayoutError::BadBitmapOffset { bm_offset: -63 }));
     assert_eq!(check(|s| s.bm_offset = -127), Err(LayoutError::AreaBeyondDevice));
     assert_eq!(
         check(|s| {
@@ -227,25 +194,16 @@ fn broken_offsets_are_refused() {
     );
     assert_eq!(check(|s| s.bm_offset = i32::MIN), Err(LayoutError::AreaBeyondDevice));
     assert_eq!(check(|s| s.md_size_sectors = 137), Err(LayoutError::AreaBeyondDevice));
-    assert_eq!(
-        check(|s| s.md_size_sectors = u32::MAX),
-        Err(LayoutError::AreaBeyondDevice)
-    );
+    assert_eq!(check(|s| s.md_size_sectors = u32::MAX), Err(LayoutError::AreaBeyondDevice));
     assert!(check(|s| s.al_stripes = 2).is_err());
     // 64 sectors of bitmap describe 64 * 4096 bits; the division of the reference rounds down.
     assert!(check(|s| s.la_size_sectors = 64 * 32768).is_ok());
     assert!(check(|s| s.la_size_sectors = 64 * 32768 + 32760).is_ok());
     assert_eq!(
         check(|s| s.la_size_sectors = 64 * 32768 + 32761),
-        Err(LayoutError::BitmapTooSmall {
-            needed_sectors: 65,
-            found_sectors: 64
-        })
+        Err(LayoutError::BitmapTooSmall { needed_sectors: 65, found_sectors: 64 })
     );
-    assert!(matches!(
-        check(|s| s.la_size_sectors = u64::MAX),
-        Err(LayoutError::BitmapTooSmall { .. })
-    ));
+    assert!(matches!(check(|s| s.la_size_sectors = u64::MAX), Err(LayoutError::BitmapTooSmall { .. })));
     assert_eq!(check(|s| s.flags.set(MetaFlags::PRIMARY_IND)), Ok(internal(cap)));
 }
 
@@ -304,49 +262,15 @@ fn size_decision() {
 
 #[test]
 fn size_decision_says_what_to_log() {
-    let inputs = SizeInputs {
-        own_sectors: 100,
-        last_agreed_sectors: 60,
-        ..SizeInputs::default()
-    };
+    let inputs = SizeInputs { own_sectors: 100, last_agreed_sectors: 60, ..SizeInputs::default() };
     assert_eq!(agreed_size(&inputs).size_sectors, 60);
-    let forced = SizeInputs {
-        assume_peer_has_space: true,
-        ..inputs
-    };
-    assert_eq!(
-        agreed_size(&forced),
-        AgreedSize {
-            size_sectors: 100,
-            peer_assumed: true,
-            ..AgreedSize::default()
-        }
-    );
-    let connected = SizeInputs {
-        is_connected: true,
-        peer_sectors: 70,
-        ..forced
-    };
-    assert_eq!(
-        agreed_size(&connected),
-        AgreedSize {
-            size_sectors: 70,
-            ..AgreedSize::default()
-        }
-    );
+    let forced = SizeInputs { assume_peer_has_space: true, ..inputs };
+    assert_eq!(agreed_size(&forced), AgreedSize { size_sectors: 100, peer_assumed: true, ..AgreedSize::default() });
+    let connected = SizeInputs { is_connected: true, peer_sectors: 70, ..forced };
+    assert_eq!(agreed_size(&connected), AgreedSize { size_sectors: 70, ..AgreedSize::default() });
     assert!(agreed_size(&SizeInputs::default()).both_diskless);
-    let too_big = agreed_size(&SizeInputs {
-        user_sectors: 101,
-        ..inputs
-    });
-    assert_eq!(
-        too_big,
-        AgreedSize {
-            size_sectors: 60,
-            user_size_too_big: true,
-            ..AgreedSize::default()
-        }
-    );
+    let too_big = agreed_size(&SizeInputs { user_sectors: 101, ..inputs });
+    assert_eq!(too_big, AgreedSize { size_sectors: 60, user_size_too_big: true, ..AgreedSize::default() });
 }
 
 #[test]
@@ -357,10 +281,7 @@ fn size_changes() {
     assert_eq!(size_change(100, 50, 50, true), Ok(SizeChange::Shrunk));
     assert_eq!(size_change(100, 50, 0, false), Ok(SizeChange::Shrunk));
     assert_eq!(size_change(100, 50, 0, true), Err(SizeChangeError::ImplicitShrink));
-    assert_eq!(
-        size_change(100, 50, 60, false),
-        Err(SizeChangeError::NoSpaceForMetaData)
-    );
+    assert_eq!(size_change(100, 50, 60, false), Err(SizeChangeError::NoSpaceForMetaData));
     assert_eq!(SizeChange::GrewFromZero as i32, 3);
     assert_eq!(SizeChangeError::ImplicitShrink as i32, -3);
 }
@@ -375,35 +296,14 @@ fn sizes_at_attach() {
         ..AttachSizes::default()
     };
     assert_eq!(check_attach_sizes(&fits), Ok(false));
-    let configured = AttachSizes {
-        user_sectors: 101,
-        ..fits
-    };
+    let configured = AttachSizes { user_sectors: 101, ..fits };
     assert_eq!(check_attach_sizes(&configured), Err(AttachSizeError::BelowConfigured));
-    let in_use = AttachSizes {
-        virtual_sectors: 101,
-        ..fits
-    };
+    let in_use = AttachSizes { virtual_sectors: 101, ..fits };
     assert_eq!(check_attach_sizes(&in_use), Err(AttachSizeError::BelowVirtualDevice));
-    let shrunk = AttachSizes {
-        agreed_sectors: 90,
-        ..fits
-    };
+    let shrunk = AttachSizes { agreed_sectors: 90, ..fits };
     assert_eq!(check_attach_sizes(&shrunk), Err(AttachSizeError::ImplicitShrink));
-    assert_eq!(
-        check_attach_sizes(&AttachSizes {
-            user_sectors: 90,
-            ..shrunk
-        }),
-        Ok(true)
-    );
-    assert_eq!(
-        check_attach_sizes(&AttachSizes {
-            is_consistent: false,
-            ..shrunk
-        }),
-        Ok(false)
-    );
+    assert_eq!(check_attach_sizes(&AttachSizes { user_sectors: 90, ..shrunk }), Ok(true));
+    assert_eq!(check_attach_sizes(&AttachSizes { is_consistent: false, ..shrunk }), Ok(false));
     assert_eq!(AttachSizeError::BelowConfigured.error_code(), 111);
     assert_eq!(AttachSizeError::ImplicitShrink.error_code(), 170);
 }

@@ -1,0 +1,631 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Application requests: from the arrival of a bio to the end of its slot.
+//!
+//! A write goes through at most two waiting rooms, first for earlier writes it overlaps, then for its activity log
+//! extents; then it is *activated*: in one step its local part is put into the queue to the disk and its packet into
+//! the queue to the peer. Local completion and acknowledgement come back in either order; the bio ends when the
+//! protocol allows it, exactly once ([`Engine::settle`]); the slot stays until the epoch's barrier is acknowledged.
+//! spec: state-machine 18; wire-protocol 5
+
+use super::api::{Completion, IoError, IoRequest, IoResult, LocalIo, Op, RequestId, Submit, VolumeId, Wakes};
+use super::overlaps::Kind;
+use super::slots::{List, Local, Net, Phase};
+use super::volume::Begin;
+use super::{DataOut, Engine};
+use crate::netlink::{ReadBalancing, WireProtocol};
+use crate::state::{io_may_start, replicates, sends_out_of_sync, Disk, Role};
+use crate::storage::Storage;
+
+/// Where a read goes. spec: state-machine 18.5
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ReadPath {
+    Local,
+    Peer,
+    Nowhere,
+}
+
+impl<S: Storage> Engine<S> {
+    /// An application request arrived at the device of `volume`.
+    pub fn submit(&mut self, id: VolumeId, io: IoRequest, now_ms: u64) -> Submit {
+        self.now_ms = now_ms;
+        let Some(volume) = self.volume(id) else { return Submit::Failed(IoError::Io) };
+        let end = io.sector.checked_add(u64::from(io.size_bytes / 512));
+        if io.op != Op::Flush && end.is_none_or(|end| end > volume.size_sectors) {
+            return Submit::Failed(IoError::Io);
+        }
+        if !self.gate_open(id) {
+            self.gate_waiters = true;
+            return Submit::Later;
+        }
+        let Some(request) = self.requests.take() else {
+            self.gate_waiters = true;
+            return Submit::Later;
+        };
+        let protocol = self.link.net.wire_protocol;
+        if let Some(slot) = self.requests.at_mut(request.index) {
+            slot.phase = Phase::Overlap;
+            slot.volume = id;
+            slot.io = io;
+            slot.protocol = protocol;
+            slot.start_ms = now_ms;
+        }
+        if let Some(volume) = self.volume_mut(id) {
+            volume.upper_pending += 1;
+        }
+        match io.op {
+            Op::Flush => self.start_flush(request),
+            Op::Read => self.start_read(request),
+            Op::Write | Op::Discard | Op::WriteZeroes { .. } => self.start_write(request),
+        }
+        Submit::Accepted(request)
+    }
+
+    /// May new application I/O start? spec: state-machine 18.3
+    pub(super) fn gate_open(&self, id: VolumeId) -> bool {
+        let Some(volume) = self.volume(id) else { return false };
+        let most = if self.link.configured { self.link.net.max_buffers } else { u32::MAX };
+        !self.susp.any()
+            && volume.holds == 0
+            && volume.upper_pending < most
+            && io_may_start(volume.state, self.link.apv)
+    }
+
+    /// An empty flush: closes the epoch for the peer, and flushes the local disk. It is not transmitted.
+    fn start_flush(&mut self, request: RequestId) {
+        let Some((id, replicate, local)) = self.requests.at(request.index).and_then(|slot| {
+            let volume = self.volume(slot.volume)?;
+            Some((slot.volume, replicates(volume.state), volume.state.disk >= Disk::Inconsistent))
+        }) else {
+            return;
+        };
+        if replicate {
+            self.close_epoch();
+        }
+        if let Some(slot) = self.requests.at_mut(request.index) {
+            slot.phase = Phase::Active;
+            slot.net = if replicate { Net::Ok } else { Net::None };
+            slot.local = if local { Local::Pending } else { Local::None };
+        }
+        if local {
+            self.submit_local(id, LocalIo::Request { request, volume: id, op: Op::Flush });
+        } else {
+            self.settle(request.index);
+        }
+    }
+
+    fn start_read(&mut self, request: RequestId) {
+        match self.read_path(request) {
+            ReadPath::Local => {
+                let Some(id) = self.requests.at_mut(request.index).map(|slot| {
+                    slot.phase = Phase::Active;
+                    slot.local = Local::Pending;
+                    slot.volume
+                }) else {
+                    return;
+                };
+                self.submit_local(id, LocalIo::Request { request, volume: id, op: Op::Read });
+            }
+            ReadPath::Peer => {
+                let Some(id) = self.requests.at_mut(request.index).map(|slot| {
+                    slot.phase = Phase::Active;
+                    slot.net = Net::Queued;
+                    slot.volume
+                }) else {
+                    return;
+                };
+                if let Some(volume) = self.volume_mut(id) {
+                    volume.peer_pending += 1;
+                }
+                self.queue_data(DataOut::ReadRequest(request));
+            }
+            ReadPath::Nowhere => {
+                if let Some(slot) = self.requests.at_mut(request.index) {
+                    slot.phase = Phase::Active;
+                }
+                self.settle(request.index);
+            }
+        }
+    }
+
+    fn read_path(&mut self, request: RequestId) -> ReadPath {
+        let Some(slot) = self.requests.at(request.index).copied() else { return ReadPath::Nowhere };
+        let Some(volume) = self.volume_mut(slot.volume) else { return ReadPath::Nowhere };
+        let readable = match volume.state.disk {
+            Disk::UpToDate => true,
+            Disk::Inconsistent => {
+                volume.disk.as_ref().is_some_and(|disk| !disk.bitmap.any_set(slot.io.sector, slot.io.size_bytes))
+            }
+            _ => false,
+        };
+        let local = readable && !slot.local_read_failed;
+        let peer = volume.state.pdsk == Disk::UpToDate && !slot.remote_read_failed;
+        match (local, peer) {
+            (false, false) => ReadPath::Nowhere,
+            (true, false) => ReadPath::Local,
+            (false, true) => ReadPath::Peer,
+            (true, true) => {
+                if volume.prefers_peer(slot.io.sector) {
+                    ReadPath::Peer
+                } else {
+                    ReadPath::Local
+                }
+            }
+        }
+    }
+
+    fn start_write(&mut self, request: RequestId) {
+        let Some(slot) = self.requests.at_mut(request.index) else { return };
+        slot.in_overlaps = true;
+        let (volume, sector, size) = (slot.volume, slot.io.sector, slot.io.size_bytes);
+        if self.overlaps.insert(u32::from(request.index), Kind::Application, volume.0, sector, size) {
+            self.log_activity(request.index);
+        }
+    }
+
+    /// A write that overlaps nothing any more: does its activity log extent allow it to start?
+    /// spec: state-machine 19.1, 19.2
+    pub(super) fn log_activity(&mut self, index: u16) {
+        let Some(slot) = self.requests.at_mut(index) else { return };
+        slot.phase = Phase::ActivityLog;
+        let (id, (first, last)) = (slot.volume, slot.extents());
+        let Some(volume) = self.volume_mut(id) else { return };
+        match volume.begin_activity(first, last) {
+            Begin::NotNeeded => self.activate(index),
+            Begin::Active => {
+                self.mark_logged(index);
+                self.activate(index);
+            }
+            Begin::Pending => {
+                self.mark_logged(index);
+                let Some(volume) = self.volumes.get_mut(usize::from(id.0)).and_then(Option::as_mut) else { return };
+                self.requests.push(&mut volume.log_pending, index);
+                self.wakes.insert(Wakes::METADATA);
+            }
+            Begin::NoSlot => {
+                let Some(volume) = self.volumes.get_mut(usize::from(id.0)).and_then(Option::as_mut) else { return };
+                self.requests.push(&mut volume.log_waiting, index);
+                // References are only given back after barrier acknowledgements.
+                self.close_epoch();
+            }
+        }
+    }
+
+    fn mark_logged(&mut self, index: u16) {
+        if let Some(slot) = self.requests.at_mut(index) {
+            slot.in_activity_log = true;
+        }
+    }
+
+    /// The activity log transaction of these writes is on the disk.
+    pub(super) fn activity_logged(&mut self, id: VolumeId) {
+        let Some(volume) = self.volume_mut(id) else { return };
+        let mut logged = core::mem::replace(&mut volume.log_committing, List::EMPTY);
+        while let Some(index) = self.requests.pop(&mut logged) {
+            self.activate(index);
+        }
+        self.want_activity_retry(id);
+    }
+
+    /// Room may have become free in the activity log.
+    pub(super) fn want_activity_retry(&mut self, id: VolumeId) {
+        if let Some(volume) = self.volume_mut(id) {
+            volume.log_retry = !volume.log_waiting.is_empty();
+        }
+    }
+
+    /// Writes that found no room in the activity log try again, in order of arrival.
+    fn retry_activity(&mut self, id: VolumeId) {
+        let Some(volume) = self.volume_mut(id) else { return };
+        volume.log_retry = false;
+        let mut waiting = core::mem::replace(&mut volume.log_waiting, List::EMPTY);
+        while let Some(index) = self.requests.pop(&mut waiting) {
+            // Those that still find no room go back, and keep their order because all later ones follow them.
+            self.log_activity(index);
+        }
+    }
+
+    /// Sends and submits a write: both halves in the same breath. spec: state-machine 18.3, 18.4
+    fn activate(&mut self, index: u16) {
+        let Some(slot) = self.requests.at(index).copied() else { return };
+        let request = RequestId { index, generation: slot.generation };
+        let id = slot.volume;
+        self.check_congestion(id);
+        let Some(volume) = self.volume(id) else { return };
+        let state = volume.state;
+        let replicate = replicates(state);
+        // Neither side has good data: writing only locally would make a third version.
+        let local = state.disk >= Disk::Inconsistent && (state.disk == Disk::UpToDate || state.pdsk == Disk::UpToDate);
+        let notice =
+            !replicate && sends_out_of_sync(state) && self.mark_out_of_sync(id, slot.io.sector, slot.io.size_bytes);
+        let epoch = self.link.epoch;
+        let now_ms = self.now_ms;
+        if let Some(slot) = self.requests.at_mut(index) {
+            slot.phase = Phase::Active;
+            slot.local = if local { Local::Pending } else { Local::None };
+            slot.net = if replicate || notice { Net::Queued } else { Net::None };
+            slot.notice_only = notice;
+            slot.epoch = epoch;
+            slot.start_ms = now_ms;
+        }
+        if replicate {
+            let mut log = self.log;
+            log.push(&mut self.requests, index);
+            self.log = log;
+            self.link.epoch_writes += 1;
+            if let Some(volume) = self.volume_mut(id) {
+                volume.peer_pending += 1;
+            }
+            self.queue_data(DataOut::Write(request));
+            if self.link.epoch_writes >= self.link.net.max_epoch_size {
+                self.close_epoch();
+            }
+        } else if notice {
+            self.queue_data(DataOut::OutOfSync(request));
+        }
+        if local {
+            self.submit_local(id, LocalIo::Request { request, volume: id, op: slot.io.op });
+        }
+        if !local && !replicate {
+            self.settle(index);
+        }
+    }
+
+    /// Queues local I/O and counts it.
+    pub(super) fn submit_local(&mut self, id: VolumeId, io: LocalIo) {
+        if let Some(volume) = self.volume_mut(id) {
+            volume.lower_pending += 1;
+        }
+        if !self.local.push(io) {
+            self.internal_error("the queue of local I/O is full");
+        }
+        self.wakes.insert(Wakes::LOCAL_IO);
+    }
+
+    /// The local part of an application request has completed. May be called in any context.
+    pub fn request_io_done(&mut self, request: RequestId, result: IoResult, now_ms: u64) {
+        self.now_ms = now_ms;
+        let Some(slot) = self.requests.get_mut(request).filter(|slot| slot.local == Local::Pending) else { return };
+        slot.local = if result.is_ok() { Local::Ok } else { Local::Failed };
+        let slot = *slot;
+        let sectors = u64::from(slot.io.size_bytes / 512);
+        if let Some(volume) = self.volume_mut(slot.volume) {
+            volume.lower_pending = volume.lower_pending.saturating_sub(1);
+            if result.is_ok() {
+                let counters = &mut volume.counters;
+                let counter =
+                    if slot.io.op == Op::Read { &mut counters.read_sectors } else { &mut counters.written_sectors };
+                *counter = counter.wrapping_add(sectors);
+            }
+        }
+        if result.is_err() {
+            self.local_request_failed(request.index);
+        }
+        self.settle(request.index);
+        self.check_disk_idle(slot.volume);
+    }
+
+    /// spec: state-machine 13.4, 18.6
+    fn local_request_failed(&mut self, index: u16) {
+        let Some(slot) = self.requests.at_mut(index) else { return };
+        match slot.io.op {
+            Op::Read => {
+                slot.local_read_failed = true;
+                if !slot.io.flags.readahead {
+                    let (id, sector, size) = (slot.volume, slot.io.sector, slot.io.size_bytes);
+                    self.mark_out_of_sync(id, sector, size);
+                    self.disk_failed(id, super::volume::DiskError::Read);
+                }
+            }
+            Op::Write | Op::Flush => {
+                let id = slot.volume;
+                self.disk_failed(id, super::volume::DiskError::Write);
+            }
+            // A failed discard is not a failed disk.
+            Op::Discard | Op::WriteZeroes { .. } => {}
+        }
+    }
+
+    /// Moves a request on after one of its parts has changed: ends the bio when the protocol allows it, gives the slot
+    /// back when nothing more can come for it. The only place that does either.
+    /// spec: state-machine 18.2, 18.7, 18.8
+    pub(super) fn settle(&mut self, index: u16) {
+        let Some(slot) = self.requests.at(index).copied() else { return };
+        let waiting = slot.local == Local::Pending || matches!(slot.net, Net::Queued | Net::Waiting);
+        if slot.phase == Phase::Active && !waiting && !self.completion_held(&slot) {
+            let done = slot.local == Local::Ok || slot.net == Net::Ok;
+            if !done && slot.io.op == Op::Read && self.retry_read(index) {
+                return;
+            }
+            self.complete(index, if done { Ok(()) } else { Err(IoError::Io) });
+        }
+        let Some(slot) = self.requests.at(index).copied() else { return };
+        if slot.phase == Phase::Completed && !slot.in_log && slot.local != Local::Pending {
+            self.release_request(index);
+        }
+    }
+
+    /// Completions are withheld while I/O is suspended, and while the loss of the peer is not yet recorded on the
+    /// disk: a write that only this node has must not be acknowledged before the new generation is durable.
+    fn completion_held(&self, slot: &super::slots::Request) -> bool {
+        if self.susp.any() {
+            return true;
+        }
+        slot.io.op.is_write()
+            && slot.net != Net::Ok
+            && self.volume(slot.volume).is_some_and(|volume| volume.generation_pending())
+    }
+
+    /// A read that failed on one path takes the other. False: there is none.
+    fn retry_read(&mut self, index: u16) -> bool {
+        let request = self.requests.id(index);
+        let Some(slot) = self.requests.at_mut(index) else { return false };
+        if slot.io.flags.readahead {
+            return false;
+        }
+        slot.remote_read_failed |= slot.net == Net::Failed;
+        slot.local = Local::None;
+        slot.net = Net::None;
+        if self.read_path(request) == ReadPath::Nowhere {
+            return false;
+        }
+        self.start_read(request);
+        true
+    }
+
+    fn complete(&mut self, index: u16, result: IoResult) {
+        let request = self.requests.id(index);
+        let Some(slot) = self.requests.at_mut(index) else { return };
+        slot.phase = Phase::Completed;
+        let slot = *slot;
+        if slot.in_log && slot.epoch == self.link.epoch {
+            // A later write may depend on this one: it must not be in the same epoch.
+            self.close_epoch();
+        }
+        if slot.in_overlaps {
+            self.leave_overlaps(u32::from(index));
+        }
+        if !self.completions.push(Completion { request, result }) {
+            self.internal_error("the queue of completions is full");
+        }
+        self.wakes.insert(Wakes::COMPLETIONS);
+        if let Some(volume) = self.volume_mut(slot.volume) {
+            volume.upper_pending = volume.upper_pending.saturating_sub(1);
+        }
+        self.reopen_gate();
+        self.upper_request_ended(slot.volume);
+    }
+
+    /// Removes an entry from the overlaps; what waited for it starts in [`Engine::pump`].
+    pub(super) fn leave_overlaps(&mut self, entry: u32) {
+        let Engine { overlaps, requests, peers, ready, ready_peers, .. } = self;
+        let capacity = requests.capacity() as u32;
+        if entry < capacity {
+            if let Some(slot) = requests.at_mut(entry as u16) {
+                slot.in_overlaps = false;
+            }
+        }
+        overlaps.remove(entry, |id| {
+            if id < capacity {
+                requests.push(ready, id as u16);
+            } else {
+                peers.push(ready_peers, ((id - capacity) / 2) as u16);
+            }
+        });
+    }
+
+    /// Starts what became ready during the last call. A loop, not recursion: a long queue of overlapping writes must
+    /// not become a deep stack.
+    pub(super) fn pump(&mut self) {
+        loop {
+            let Engine { requests, ready, .. } = self;
+            if let Some(index) = requests.pop(ready) {
+                self.log_activity(index);
+                continue;
+            }
+            let Engine { peers, ready_peers, .. } = self;
+            if let Some(index) = peers.pop(ready_peers) {
+                self.peer_overlap_ended(index);
+                continue;
+            }
+            let retry = self.volumes_with(|volume| volume.log_retry).next();
+            if let Some(id) = retry {
+                self.retry_activity(id);
+            } else if !self.run_admin() {
+                return;
+            }
+        }
+    }
+
+    /// Nothing more can come for this slot: settle the bitmap and the activity log, then free it.
+    /// spec: state-machine 18.8
+    fn release_request(&mut self, index: u16) {
+        let Some(slot) = self.requests.at(index).copied() else { return };
+        if slot.io.op.is_write() {
+            let both = slot.local == Local::Ok && slot.net == Net::Ok;
+            if !both {
+                self.mark_out_of_sync(slot.volume, slot.io.sector, slot.io.size_bytes);
+            } else if slot.peer_in_sync {
+                self.mark_in_sync(slot.volume, slot.io.sector, slot.io.size_bytes);
+            }
+        }
+        self.requests.release(index);
+        if slot.in_activity_log {
+            let (first, last) = slot.extents();
+            if let Some(volume) = self.volume_mut(slot.volume) {
+                volume.end_activity(first, last);
+            }
+            self.want_activity_retry(slot.volume);
+        }
+        self.reopen_gate();
+    }
+
+    /// An acknowledgement arrived for a write. `None` when it names nothing on the books.
+    pub(super) fn acknowledged(&mut self, request: RequestId, sector: u64, result: Net) -> Option<()> {
+        let slot = self.requests.get_mut(request).filter(|slot| slot.io.sector == sector && slot.io.op != Op::Read)?;
+        if slot.phase != Phase::Active && !slot.in_log {
+            return None;
+        }
+        let id = slot.volume;
+        let pending = slot.net == Net::Waiting || slot.net == Net::Queued;
+        if result == Net::Failed || slot.net != Net::Failed {
+            slot.net = result;
+        }
+        if pending {
+            if let Some(volume) = self.volume_mut(id) {
+                volume.peer_pending = volume.peer_pending.saturating_sub(1);
+            }
+            self.check_promotion_wait();
+        }
+        self.settle(request.index);
+        Some(())
+    }
+
+    /// A packet of an application request has been handed to TCP (or could not be).
+    pub(super) fn request_sent(&mut self, request: RequestId, ok: bool) {
+        let Some(slot) = self.requests.get_mut(request).filter(|slot| slot.net == Net::Queued) else {
+            // It was acknowledged before the sender came back to tell.
+            return;
+        };
+        if !ok {
+            // The connection is about to be given up; what was not sent is settled then.
+            return;
+        }
+        let id = slot.volume;
+        let sectors = u64::from(slot.io.size_bytes / 512);
+        let write = slot.io.op.is_write();
+        let mut settled = false;
+        if slot.notice_only {
+            slot.net = Net::None;
+            slot.notice_only = false;
+            settled = true;
+        } else if write && slot.protocol == WireProtocol::A {
+            slot.net = Net::Ok;
+            settled = true;
+        } else {
+            slot.net = Net::Waiting;
+        }
+        let notice = settled && slot.net == Net::None;
+        if let Some(volume) = self.volume_mut(id) {
+            if write && !notice {
+                volume.counters.sent_sectors = volume.counters.sent_sectors.wrapping_add(sectors);
+            }
+            if settled && !notice {
+                volume.peer_pending = volume.peer_pending.saturating_sub(1);
+            }
+        }
+        if settled {
+            self.settle(request.index);
+        }
+    }
+
+    /// The network part of everything under way has failed: the connection is gone.
+    /// spec: state-machine 18.9
+    pub(super) fn fail_network_parts(&mut self) {
+        while let Some(index) = self.log.front() {
+            let mut log = self.log;
+            log.remove(&mut self.requests, index);
+            self.log = log;
+            self.fail_network_part(index);
+        }
+        for index in 0..self.requests.capacity() as u16 {
+            let outstanding = self
+                .requests
+                .at(index)
+                .is_some_and(|slot| slot.phase == Phase::Active && matches!(slot.net, Net::Queued | Net::Waiting));
+            if outstanding {
+                self.fail_network_part(index);
+            }
+        }
+    }
+
+    fn fail_network_part(&mut self, index: u16) {
+        let Some(slot) = self.requests.at_mut(index) else { return };
+        let id = slot.volume;
+        let pending = matches!(slot.net, Net::Queued | Net::Waiting) && !slot.notice_only;
+        slot.net = if slot.notice_only { Net::None } else { Net::Failed };
+        slot.notice_only = false;
+        if pending {
+            if let Some(volume) = self.volume_mut(id) {
+                volume.peer_pending = volume.peer_pending.saturating_sub(1);
+            }
+        }
+        self.settle(index);
+    }
+
+    /// Completions that were withheld may go now.
+    pub(super) fn settle_all(&mut self) {
+        for index in 0..self.requests.capacity() as u16 {
+            if self.requests.at(index).is_some_and(|slot| slot.phase == Phase::Active) {
+                self.settle(index);
+            }
+        }
+        self.reopen_gate();
+    }
+
+    /// Marks a range as different from the peer's; true when a bit changed.
+    pub(super) fn mark_out_of_sync(&mut self, id: VolumeId, sector: u64, size_bytes: u32) -> bool {
+        let Some(disk) = self.volume_mut(id).and_then(|volume| volume.disk.as_mut()) else { return false };
+        size_bytes > 0 && disk.bitmap.set_range_sectors(sector, size_bytes) > 0
+    }
+
+    /// Marks a range as equal to the peer's.
+    pub(super) fn mark_in_sync(&mut self, id: VolumeId, sector: u64, size_bytes: u32) {
+        if let Some(disk) = self.volume_mut(id).and_then(|volume| volume.disk.as_mut()) {
+            disk.bitmap.clear_range_sectors(sector, size_bytes);
+        }
+    }
+
+    /// Closes the current epoch if it has writes. spec: wire-protocol 3.6
+    pub(super) fn close_epoch(&mut self) {
+        if self.link.epoch_writes > 0 {
+            self.link.epoch = self.link.epoch.wrapping_add(1);
+            self.link.epoch_writes = 0;
+            self.wakes.insert(Wakes::DATA_SENDER);
+        }
+    }
+
+    /// Tells the owner that parked requests may be submitted again.
+    pub(super) fn reopen_gate(&mut self) {
+        if self.gate_waiters && !self.susp.any() {
+            self.gate_waiters = false;
+            self.wakes.insert(Wakes::GATE);
+        }
+    }
+
+    /// The next completed application request; its bio may be ended in any context.
+    pub fn poll_completion(&mut self) -> Option<Completion> {
+        self.completions.pop()
+    }
+
+    /// The next local I/O to submit, in process context.
+    pub fn poll_local(&mut self) -> Option<LocalIo> {
+        self.local.pop()
+    }
+
+    /// True when this node may write.
+    pub(super) fn is_primary(&self, id: VolumeId) -> bool {
+        self.volume(id).is_some_and(|volume| volume.state.role == Role::Primary)
+    }
+}
+
+impl<S: Storage> super::volume::Volume<S> {
+    /// Read balancing between two good copies. spec: state-machine 18.5
+    fn prefers_peer(&mut self, sector: u64) -> bool {
+        let striped = |shift: u32| (sector >> (shift - 9)) & 1 == 1;
+        match self.conf.read_balancing {
+            ReadBalancing::PreferLocal | ReadBalancing::WhenCongestedRemote => false,
+            ReadBalancing::PreferRemote => true,
+            ReadBalancing::RoundRobin => {
+                self.next_read_remote = !self.next_read_remote;
+                !self.next_read_remote
+            }
+            ReadBalancing::LeastPending => self.lower_pending > self.peer_pending + self.resync.requests_in_flight,
+            ReadBalancing::Striping32K => striped(15),
+            ReadBalancing::Striping64K => striped(16),
+            ReadBalancing::Striping128K => striped(17),
+            ReadBalancing::Striping256K => striped(18),
+            ReadBalancing::Striping512K => striped(19),
+            ReadBalancing::Striping1M => striped(20),
+        }
+    }
+}

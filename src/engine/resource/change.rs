@@ -1,0 +1,417 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The one function that changes the state of a volume, and what a change brings about.
+//!
+//! A change is made coherent, checked, stored and then its effects are carried out, in the order of the table in
+//! `state::effects`. Effects may change the state again; that is a change of its own.
+//! spec: state-machine 3, 8, 9, 10
+
+use super::api::{Helper, VolumeId, Wakes};
+use super::link::Link;
+use super::metadata_pipeline::{Job, Then};
+use super::outgoing::Control;
+use super::volume::{DiskError, ResyncEnd, ResyncStart, NEW_BITMAP_OFFSET};
+use super::work::{LogLine, Notice, Work};
+use super::Engine;
+use crate::metadata::superblock::MetaFlags;
+use crate::netlink::{Fencing, OnIoError, OnNoData};
+use crate::state::{
+    conn_transition, effects, explain_soft, meta_flags, sanitize, transition, Aggregates, Change, Conn, Disk, Effect,
+    EffectContext, FencingPolicy, Outcome, Role, Rules, State, StateError, Susp,
+};
+use crate::storage::Storage;
+
+/// How a change is checked. spec: state-machine 3.1
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A wish: every rule applies.
+    Soft,
+    /// A fact: only impossible transitions are refused.
+    Hard,
+}
+
+impl<S: Storage> Engine<S> {
+    /// What the rules may look at, for one volume.
+    pub(super) fn rules(&self, id: VolumeId) -> Rules {
+        let Some(volume) = self.volume(id) else { return Rules::default() };
+        let fencing = match volume.conf.fencing {
+            Fencing::DontCare => FencingPolicy::DontCare,
+            Fencing::ResourceOnly => FencingPolicy::ResourceOnly,
+            Fencing::ResourceAndStonith => FencingPolicy::ResourceAndStonith,
+        };
+        let others = self.volumes_with(|other| other.minor != volume.minor && other.state.peer == Role::Primary);
+        Rules {
+            net_configured: self.link.configured,
+            two_primaries: self.link.net.two_primaries,
+            peer_primary_on_other_volume: others.count() > 0,
+            open_count: volume.readers + volume.writers,
+            fencing: fencing.effective(volume.state.disk),
+            has_verify_alg: !self.link.net.verify_alg.is_empty(),
+            apv: self.link.apv,
+            on_no_data_suspend: self.options.on_no_data == OnNoData::SuspendIo,
+            state_sent: self.link.state_sent,
+            negotiated: volume.negotiated,
+            ed_uuid_matches: volume.disk.as_ref().is_some_and(|disk| disk.current() == volume.exposed_uuid),
+        }
+    }
+
+    /// Changes the state of one volume.
+    ///
+    /// # Errors
+    /// The rule that does not allow it. A hard change that leaves the connection state alone is always applied.
+    pub(super) fn change(&mut self, id: VolumeId, change: Change, kind: Kind) -> Result<Outcome, StateError> {
+        let Some(old) = self.volume(id).map(|volume| volume.state) else { return Err(StateError::NoLocalDisk) };
+        let rules = self.rules(id);
+        let susp = change.apply_susp(self.susp);
+        let sane = sanitize(old, change.apply(old), &rules);
+        let susp = Susp {
+            no_data: susp.no_data || sane.susp_no_data_raised,
+            fencing: susp.fencing || sane.susp_fencing_raised,
+            ..susp
+        };
+        let new = sane.state;
+        if new == old && susp == self.susp {
+            return Ok(Outcome::NothingToDo);
+        }
+        if kind == Kind::Soft {
+            if let Err(refusal) = explain_soft(old, new, &rules) {
+                self.log(LogLine::Refused { volume: id, from: old, to: new, refusal });
+                return Err(refusal.error);
+            }
+        } else {
+            transition(old, new)?;
+        }
+        if let Some(warning) = sane.warning {
+            self.log(LogLine::Warning { volume: id, warning });
+        }
+        self.apply(id, old, new, susp);
+        Ok(Outcome::Success)
+    }
+
+    /// What [`Engine::change`] would say to a wish, without doing anything.
+    pub(super) fn would_be(&self, id: VolumeId, change: Change) -> Option<(State, State)> {
+        let old = self.volume(id)?.state;
+        Some((old, sanitize(old, change.apply(old), &self.rules(id)).state))
+    }
+
+    /// Changes the state of the connection and of all its volumes, or of nothing at all.
+    ///
+    /// # Errors
+    /// The first rule that does not allow it on some volume.
+    // spec: state-machine 3.5
+    pub(super) fn change_connection(
+        &mut self,
+        change: Change,
+        kind: Kind,
+        ignore_outdate: bool,
+    ) -> Result<Outcome, StateError> {
+        let wanted = change.wanted_conn();
+        if let Some(conn) = wanted {
+            conn_transition(self.link.conn, conn)?;
+        }
+        for id in self.volume_ids() {
+            let Some(old) = self.volume(id).map(|volume| volume.state) else { continue };
+            let change = Self::for_volume(change, old, ignore_outdate);
+            let rules = self.rules(id);
+            let new = sanitize(old, change.apply(old), &rules).state;
+            if new == old {
+                continue;
+            }
+            if kind == Kind::Soft {
+                if let Err(refusal) = explain_soft(old, new, &rules) {
+                    self.log(LogLine::Refused { volume: id, from: old, to: new, refusal });
+                    return Err(refusal.error);
+                }
+            } else {
+                transition(old, new)?;
+            }
+        }
+        let before = self.link.conn;
+        if let Some(conn) = wanted {
+            self.link.conn = conn;
+        }
+        for id in self.volume_ids() {
+            if let Some(old) = self.volume(id).map(|volume| volume.state) {
+                // Checked above; a volume cannot refuse any more.
+                let _outcome = self.change(id, Self::for_volume(change, old, ignore_outdate), Kind::Hard);
+            }
+        }
+        if before != self.link.conn {
+            self.connection_changed(before);
+        }
+        Ok(Outcome::Success)
+    }
+
+    /// What [`Engine::change_connection`] would say to a wish of the peer, without doing anything.
+    pub(super) fn check_connection(&self, change: Change) -> Result<Outcome, StateError> {
+        for id in self.volume_ids() {
+            let Some(old) = self.volume(id).map(|volume| volume.state) else { continue };
+            let rules = self.rules(id);
+            let new = sanitize(old, Self::for_volume(change, old, true).apply(old), &rules).state;
+            explain_soft(old, new, &rules)?;
+        }
+        Ok(Outcome::Success)
+    }
+
+    fn for_volume(change: Change, old: State, ignore_outdate: bool) -> Change {
+        if ignore_outdate && change.wanted_disk() == Some(Disk::Outdated) && old.disk < Disk::Outdated {
+            change.without_disk()
+        } else {
+            change
+        }
+    }
+
+    /// spec: state-machine 10
+    fn connection_changed(&mut self, before: Conn) {
+        let now = self.link.conn;
+        self.notify(Notice::Connection { from: before, to: now });
+        self.wakes.insert(Wakes::LINK);
+        if now == Conn::StandAlone {
+            self.link = Link { epoch: self.link.epoch, ..Link::new() };
+        }
+        self.admin_step();
+    }
+
+    fn apply(&mut self, id: VolumeId, old: State, new: State, susp: Susp) {
+        let susp_before = self.susp;
+        if let Some(volume) = self.volume_mut(id) {
+            volume.state = new;
+        }
+        self.susp = susp;
+        if new.conn <= Conn::Connected {
+            self.with_volume(id, |volume| {
+                volume.resync.start = ResyncStart::No;
+                volume.resync.end = ResyncEnd::No;
+            });
+        }
+        let set = effects(old, new, &self.effect_context(id, new));
+        for effect in set {
+            self.carry_out(id, old, new, susp_before, effect);
+        }
+        if susp_before.any() && !self.susp.any() {
+            self.settle_all();
+        }
+        self.reopen_gate();
+        self.admin_step();
+    }
+
+    fn effect_context(&self, id: VolumeId, new: State) -> EffectContext {
+        let all = Aggregates::of(self.volumes.iter().flatten().map(|volume| volume.state));
+        let volume = self.volume(id);
+        let disk = volume.and_then(|volume| volume.disk.as_ref());
+        EffectContext {
+            other_volume_reporting: self
+                .volumes
+                .iter()
+                .flatten()
+                .any(|other| Some(other.minor) != volume.map(|v| v.minor) && other.state.conn == Conn::WFReportParams),
+            susp_then: self.susp,
+            susp_now: self.susp,
+            io_error_helper: volume.is_some_and(|volume| {
+                volume.io_error.is_some() && volume.conf.on_io_error == OnIoError::CallLocalIoError
+            }),
+            force_detach: volume.is_some_and(|volume| volume.force_detach),
+            current_conn: new.conn,
+            all_volumes_connected: all.all_at_least(Conn::Connected),
+            all_disks_up_to_date: all.lowest_disk == Some(Disk::UpToDate),
+            bitmap_uuid_zero: disk.is_some_and(|disk| disk.bitmap_uuid() == 0),
+            resync_after_negotiation: disk.is_some_and(|disk| disk.resync_after_negotiation),
+            ..EffectContext::of(new, self.link.apv)
+        }
+    }
+
+    /// One match arm an effect; what takes more than a line has a function of its own.
+    fn carry_out(&mut self, id: VolumeId, old: State, new: State, susp_before: Susp, effect: Effect) {
+        match effect {
+            Effect::LogChange | Effect::Notify => {
+                if effect == Effect::Notify {
+                    self.notify(Notice::State { volume: id, from: old, to: new, susp_before, susp: self.susp });
+                }
+            }
+            Effect::NewEpoch => {
+                self.close_epoch();
+                if new.conn == Conn::WFBitMapS {
+                    self.mark_unmirrored(id);
+                }
+            }
+            Effect::ClearStateSent => self.link.state_sent = false,
+            Effect::UpdateMetaFlags => self.update_meta_flags(id),
+            Effect::RememberExposedUuid => {
+                if let Some(volume) = self.volume_mut(id) {
+                    volume.exposed_uuid = volume.disk.as_ref().map_or(volume.exposed_uuid, |disk| disk.current());
+                }
+            }
+            Effect::SetConsiderResync => self.with_volume(id, |volume| volume.consider_resync = true),
+            Effect::StopReceiver | Effect::RestartReceiver => self.wakes.insert(Wakes::LINK),
+            Effect::ResumeActivityLog => self.with_disk(id, |disk| disk.log_suspended = false),
+            Effect::ClearCrashedPrimary => {
+                self.with_disk(id, |disk| {
+                    disk.crashed_primary = false;
+                    disk.assign_flag(MetaFlags::CRASHED_PRIMARY, false);
+                });
+                self.with_volume(id, |volume| {
+                    if let Some(uuids) = volume.peer.uuids.as_mut() {
+                        uuids.flags = uuids.flags.without(crate::wire::UuidFlags::CRASHED_PRIMARY);
+                    }
+                });
+                self.update_meta_flags(id);
+            }
+            Effect::HelperPriOnInconDegr => _ = self.call_helper(Helper::PriOnInconDegr, Some(id)),
+            Effect::HelperLocalIoError => _ = self.call_helper(Helper::LocalIoError, Some(id)),
+            Effect::ThawNoDataResend | Effect::ThawNoDataRestartDisk => self.thaw(Susp { no_data: false, ..self.susp }),
+            Effect::ThawFencing => {
+                for other in self.volume_ids() {
+                    self.with_volume(other, |volume| volume.generation_due = false);
+                }
+                self.thaw(Susp { fencing: false, ..self.susp });
+            }
+            Effect::SyncUuid => self.start_sync_generation(id),
+            Effect::ResetResync | Effect::ClearResyncDone => {
+                self.with_volume(id, |volume| volume.resync.end = ResyncEnd::No);
+            }
+            Effect::DeferNewCurrentUuid => self.with_volume(id, |volume| volume.generation_due = true),
+            Effect::NewCurrentUuid => self.new_current_uuid(id),
+            Effect::WriteBitmap | Effect::WriteBitmapCopies => self.queue_job(id, Job::Write(Then::Nothing)),
+            Effect::AbortDiskIo => {}
+            Effect::SendSizes => self.send_sizes(id, 0, false),
+            Effect::SendUuids => self.send_uuids(id),
+            Effect::SendState => self.send_state(id, new),
+            Effect::CancelResync => self.cancel_resync(id),
+            Effect::QueueBitmapSend => self.send_bitmap(id),
+            Effect::PauseDependents | Effect::ResumeDependents => self.work(Work::ResyncDependencies),
+            Effect::StartSetAll => {
+                let then = if new.conn == Conn::StartingSyncT { Then::StartTarget } else { Then::StartSource };
+                self.queue_job(id, Job::SetAll(then));
+            }
+            Effect::ClearResyncAfterNegotiation => self.with_disk(id, |disk| disk.resync_after_negotiation = false),
+            Effect::GrowResync => self.start_grow_resync(id),
+            Effect::RunResyncTimer => self.with_volume(id, |volume| volume.resync.next_turn_ms = 0),
+            Effect::WriteMetadata => self.sync_metadata(id),
+            Effect::DropLocalReference => self.check_disk_idle(id),
+            Effect::RememberVerifyPosition
+            | Effect::InitVerifyCounters
+            | Effect::TakeLocalReference
+            | Effect::LogUuids
+            | Effect::WakeWaiters
+            | Effect::AccountPauseTime
+            | Effect::RememberPauseTime
+            | Effect::CountConnect
+            | Effect::RecordAttachTime
+            | Effect::QueueAfterWork
+            | Effect::LegacyEvent => {}
+        }
+    }
+
+    pub(super) fn with_volume(&mut self, id: VolumeId, change: impl FnOnce(&mut super::Volume<S>)) {
+        if let Some(volume) = self.volume_mut(id) {
+            change(volume);
+        }
+    }
+
+    pub(super) fn with_disk(&mut self, id: VolumeId, change: impl FnOnce(&mut super::volume::AttachedDisk<S>)) {
+        if let Some(disk) = self.volume_mut(id).and_then(|volume| volume.disk.as_mut()) {
+            change(disk);
+        }
+    }
+
+    /// Recomputes the flags that tell, after a crash, how things stood. spec: metadata 2.1
+    pub(super) fn update_meta_flags(&mut self, id: VolumeId) {
+        let Some(volume) = self.volume_mut(id) else { return };
+        let state = volume.state;
+        if let Some(disk) = volume.disk.as_mut().filter(|_| state.disk >= Disk::Inconsistent) {
+            let flags = meta_flags(disk.superblock.flags.0, state, disk.crashed_primary);
+            disk.set_flags(flags);
+        }
+    }
+
+    /// The peer will not see what is written from now on: a new data generation. Writes that only this node has are
+    /// acknowledged when it is durable. spec: metadata 6.2 (6)
+    pub(super) fn new_current_uuid(&mut self, id: VolumeId) {
+        let random = self.random();
+        let Some(volume) = self.volume_mut(id) else { return };
+        let primary = volume.state.role == Role::Primary;
+        let Some(disk) = volume.disk.as_mut() else {
+            volume.exposed_uuid = random;
+            return;
+        };
+        let old = disk.current();
+        disk.set_bitmap_uuid(old);
+        disk.set_current(random, primary);
+        volume.exposed_uuid = disk.current();
+        volume.generation_version = Some(disk.pipeline.version());
+        volume.generation_due = false;
+        let uuids = disk.uuids();
+        self.log(LogLine::NewGeneration { volume: id, uuids });
+        self.sync_metadata(id);
+    }
+
+    /// This node becomes the source of a resync: the bitmap generation moves on and is told to the target.
+    /// spec: wire-protocol 8.5; metadata 6.2 (12)
+    fn start_sync_generation(&mut self, id: VolumeId) {
+        let random = self.random();
+        let Some(disk) = self.volume_mut(id).and_then(|volume| volume.disk.as_mut()) else { return };
+        let uuid = match disk.bitmap_uuid() {
+            0 | crate::metadata::superblock::UUID_JUST_CREATED => random,
+            old => old.wrapping_add(NEW_BITMAP_OFFSET),
+        };
+        disk.rotate_bitmap_uuid(uuid);
+        let version = disk.pipeline.version();
+        self.queue_control(Control::SyncUuid { volume: id, uuid, version });
+        self.sync_metadata(id);
+    }
+
+    /// Writes that are under way without being mirrored are not in the bitmap that is about to be sent unless their
+    /// bits are set now.
+    fn mark_unmirrored(&mut self, id: VolumeId) {
+        for index in 0..self.requests.capacity() as u16 {
+            let Some(slot) = self.requests.at(index) else { continue };
+            let unmirrored = slot.phase == super::slots::Phase::Active && !slot.in_log && slot.io.op.is_write();
+            if unmirrored && slot.volume == id {
+                let (sector, size) = (slot.io.sector, slot.io.size_bytes);
+                self.mark_out_of_sync(id, sector, size);
+            }
+        }
+    }
+
+    /// A reason for suspended I/O is gone.
+    pub(super) fn thaw(&mut self, susp: Susp) {
+        let before = self.susp;
+        self.susp = susp;
+        if before != susp {
+            self.notify(Notice::Suspended { from: before, to: susp });
+            if !susp.any() {
+                self.settle_all();
+            }
+        }
+    }
+
+    /// Something is wrong with the local disk. spec: state-machine 13.4
+    pub(super) fn disk_failed(&mut self, id: VolumeId, error: DiskError) {
+        let Some(volume) = self.volume_mut(id) else { return };
+        let state = volume.state;
+        let tolerated =
+            volume.conf.on_io_error == OnIoError::PassOn && matches!(error, DiskError::Read | DiskError::Write);
+        if state.disk <= Disk::Failed {
+            return;
+        }
+        self.log(LogLine::DiskError { volume: id, what: error.text() });
+        if tolerated {
+            if state.disk > Disk::Inconsistent {
+                let _outcome = self.change(id, Change::disk(Disk::Inconsistent), Kind::Hard);
+            }
+            return;
+        }
+        self.with_volume(id, |volume| volume.io_error = Some(error));
+        let _outcome = self.change(id, Change::disk(Disk::Failed), Kind::Hard);
+    }
+}
+
+impl DiskError {
+    fn text(self) -> &'static str {
+        match self {
+            DiskError::Read => "read error",
+            DiskError::Write => "write error",
+            DiskError::Metadata => "meta-data error",
+            DiskError::ForceDetach => "forced detach",
+        }
+    }
+}

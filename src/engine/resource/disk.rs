@@ -1,0 +1,338 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Attaching and detaching the backing device, and the size of the volume.
+//!
+//! The owner has opened the devices and read the superblock; here it is checked, the tables are made, the bitmap is
+//! loaded (or set, after a crash that requires it), and the disk gets the state it deserves. A disk is let go when no
+//! request is on it, after its bitmap was written, if that is still possible.
+//! spec: state-machine 13; metadata 2, 5, 7
+
+use super::admin::Backing;
+use super::api::VolumeId;
+use super::change::Kind;
+use super::metadata_pipeline::{Job, Pipeline, Then};
+use super::volume::{AttachedDisk, Release};
+use super::work::Work;
+use super::Engine;
+use crate::activity_log::ActivityLog;
+use crate::bitmap::Bitmap;
+use crate::metadata::layout::{agreed_size, check_attach_sizes, clamp_al_extents, AttachSizes, Layout, SizeInputs};
+use crate::metadata::superblock::{MetaFlags, Superblock};
+use crate::netlink::{DiskConf, Fencing, RetCode, WireProtocol};
+use crate::state::{And, Change, Conn, Disk, Role, StateError};
+use crate::storage::Storage;
+use crate::wire::QueueLimits;
+
+/// What an attach needs, found out before anything is changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttachPlan {
+    /// Slots of the activity log.
+    pub extents: u32,
+    /// Size of the bitmap, as that of the device, in sectors.
+    pub size_sectors: u64,
+}
+
+/// The tables of an attached disk. Made without holding a lock; making them may sleep.
+pub struct AttachTables<S: Storage> {
+    plan: AttachPlan,
+    log: ActivityLog<S>,
+    bitmap: Bitmap<S>,
+}
+
+impl<S: Storage> AttachTables<S> {
+    /// Makes the tables.
+    ///
+    /// # Errors
+    /// 122 or 140 when there is no memory.
+    pub fn new(plan: AttachPlan) -> Result<Self, RetCode> {
+        Ok(AttachTables {
+            plan,
+            log: ActivityLog::new(plan.extents).map_err(|_| RetCode::Nomem)?,
+            bitmap: Bitmap::new(plan.size_sectors).map_err(|_| RetCode::NomemBitmap)?,
+        })
+    }
+}
+
+/// Tables that are not used any more; drop them where sleeping is allowed.
+pub struct ReleasedTables<S: Storage> {
+    _log: ActivityLog<S>,
+    _bitmap: Bitmap<S>,
+}
+
+impl<S: Storage> Engine<S> {
+    /// Checks everything and begins to attach. On success the state is Attaching and the bitmap is being loaded;
+    /// [`Engine::finish_attach`] does the rest. spec: state-machine 13.1
+    pub(super) fn begin_attach(
+        &mut self,
+        id: VolumeId,
+        conf: &DiskConf,
+        backing: &Backing<'_>,
+        tables: AttachTables<S>,
+    ) -> Result<(), i32> {
+        let (plan, superblock, layout) = self.examine(id, conf, backing)?;
+        if plan != tables.plan {
+            // The peer's size became known meanwhile: the owner makes other tables and tries again.
+            return Err(StateError::InTransientState.code());
+        }
+        self.change(id, Change::disk(Disk::Attaching), Kind::Soft).map_err(|error| error.code())?;
+        self.install(id, conf, backing, superblock, layout, tables);
+        Ok(())
+    }
+
+    /// What an attach would need; nothing is changed. Make [`AttachTables`] from it without holding the lock.
+    ///
+    /// # Errors
+    /// The number for the reply.
+    pub fn plan_attach(&self, id: VolumeId, conf: &DiskConf, backing: &Backing<'_>) -> Result<AttachPlan, i32> {
+        self.examine(id, conf, backing).map(|(plan, _, _)| plan)
+    }
+
+    /// Every check of an attach. spec: state-machine 13.1; metadata 2.3, 7.3
+    fn examine(
+        &self,
+        id: VolumeId,
+        conf: &DiskConf,
+        backing: &Backing<'_>,
+    ) -> Result<(AttachPlan, Superblock, Layout), i32> {
+        let volume = self.volume(id).ok_or(RetCode::MinorInvalid.number())?;
+        if volume.state.disk != Disk::Diskless || volume.disk.is_some() {
+            return Err(RetCode::DiskConfigured.number());
+        }
+        if conf.fencing == Fencing::ResourceAndStonith
+            && self.link.configured
+            && self.link.net.wire_protocol == WireProtocol::A
+        {
+            return Err(RetCode::StonithAndProtA.number());
+        }
+        let superblock = Superblock::decode(backing.superblock).map_err(|error| error.error_code())?;
+        let striping = superblock.striping().map_err(|error| error.error_code())?;
+        let layout = Layout::compute(backing.index, backing.backing_sectors, backing.meta_sectors, striping)
+            .map_err(|error| error.error_code())?;
+        Layout::validate(&superblock, backing.index, backing.backing_sectors, backing.meta_sectors)
+            .map_err(|error| error.error_code())?;
+        let size = agreed_size(&SizeInputs {
+            own_sectors: layout.usable_sectors,
+            peer_sectors: volume.peer.disk_sectors,
+            last_agreed_sectors: superblock.la_size_sectors,
+            user_sectors: conf.disk_size,
+            assume_peer_has_space: false,
+            is_connected: volume.state.conn >= Conn::Connected,
+        })
+        .size_sectors;
+        check_attach_sizes(&AttachSizes {
+            usable_sectors: layout.usable_sectors,
+            user_sectors: conf.disk_size,
+            virtual_sectors: volume.size_sectors,
+            agreed_sectors: size,
+            last_agreed_sectors: superblock.la_size_sectors,
+            is_consistent: superblock.flags.contains(MetaFlags::CONSISTENT),
+        })
+        .map_err(|error| error.error_code())?;
+        let someone_primary = volume.state.role == Role::Primary || volume.state.peer == Role::Primary;
+        let current = superblock.uuids.first().copied().unwrap_or(0);
+        let other_data = volume.exposed_uuid != 0 && (volume.exposed_uuid ^ current) & !1 != 0;
+        if volume.state.pdsk != Disk::UpToDate && someone_primary && other_data {
+            return Err(RetCode::DataNotCurrent.number());
+        }
+        let extents = clamp_al_extents(conf.al_extents, striping.blocks());
+        Ok((AttachPlan { extents, size_sectors: size }, superblock, layout))
+    }
+
+    fn install(
+        &mut self,
+        id: VolumeId,
+        conf: &DiskConf,
+        backing: &Backing<'_>,
+        superblock: Superblock,
+        layout: Layout,
+        tables: AttachTables<S>,
+    ) {
+        let AttachTables { plan: AttachPlan { size_sectors, .. }, log, bitmap } = tables;
+        let frozen_primary = self.susp.no_data && self.is_primary(id);
+        let Some(volume) = self.volume_mut(id) else { return };
+        let flags = superblock.flags;
+        let grew_from = Some(superblock.la_size_sectors).filter(|&last| last != 0 && last < size_sectors);
+        let crashed_primary =
+            flags.contains(MetaFlags::CRASHED_PRIMARY) || (flags.contains(MetaFlags::PRIMARY_IND) && !frozen_primary);
+        volume.degraded_wait = volume.state.role != Role::Primary
+            && flags.contains(MetaFlags::PRIMARY_IND)
+            && !flags.contains(MetaFlags::CONNECTED_IND);
+        volume.conf = *conf;
+        volume.io_error = None;
+        volume.force_detach = false;
+        volume.holds += 1;
+        let full = superblock.la_size_sectors == 0
+            || flags.contains(MetaFlags::FULL_SYNC)
+            || (crashed_primary && flags.contains(MetaFlags::AL_DISABLED));
+        let mut disk = AttachedDisk {
+            superblock,
+            layout,
+            limits: backing.limits,
+            bitmap,
+            log,
+            pipeline: Pipeline::new(volume.next_transaction),
+            crashed_primary,
+            log_suspended: false,
+            resync_after_negotiation: grew_from.is_some(),
+            grew_from_sectors: grew_from,
+            release: Release::No,
+        };
+        disk.superblock.al_nr_extents = disk.log.extents();
+        disk.assign_flag(MetaFlags::AL_DISABLED, !conf.al_updates);
+        volume.disk = Some(disk);
+        self.set_size(id, size_sectors);
+        self.queue_job(id, if full { Job::SetAll(Then::Attached) } else { Job::Load });
+    }
+
+    /// The bitmap is there: the disk gets its state. spec: state-machine 13.1 (12..14), 13.2
+    fn finish_attach(&mut self, id: VolumeId) {
+        let Some(volume) = self.volume_mut(id) else { return };
+        volume.holds = volume.holds.saturating_sub(1);
+        let (conn, role, fencing) = (volume.state.conn, volume.state.role, volume.conf.fencing);
+        let Some(disk) = volume.disk.as_mut() else { return };
+        if let Some(from) = disk.grew_from_sectors.take() {
+            let bits = disk.bitmap.bits();
+            disk.bitmap.set_bits(from.div_ceil(8), bits.saturating_sub(1));
+        }
+        disk.log_suspended = conn < Conn::Connected && disk.bitmap.weight() == disk.bitmap.bits();
+        let flags = disk.superblock.flags;
+        let pdsk = if flags.contains(MetaFlags::PEER_OUT_DATED) { Disk::Outdated } else { Disk::Unknown };
+        let own = match (flags.contains(MetaFlags::CONSISTENT), flags.contains(MetaFlags::WAS_UP_TO_DATE)) {
+            (false, _) => Disk::Inconsistent,
+            (true, false) => Disk::Outdated,
+            (true, true) if pdsk == Disk::Outdated || fencing == Fencing::DontCare => Disk::UpToDate,
+            (true, true) => Disk::Consistent,
+        };
+        let current = disk.current();
+        disk.set_current(current, role == Role::Primary);
+        // The superblock on the disk is marked as in use from now on.
+        disk.pipeline.touch();
+        let outcome = if conn == Conn::Connected {
+            volume.negotiated = Some((own, pdsk));
+            volume.peer.uuids = None;
+            self.change(id, Change::disk(Disk::Negotiating), Kind::Soft)
+        } else {
+            let change = Change::disk(own);
+            self.change(id, if pdsk == Disk::Outdated { change.pdsk(pdsk) } else { change }, Kind::Soft)
+        };
+        if let Err(error) = outcome {
+            self.abort_attach(id, error.code());
+            return;
+        }
+        self.update_meta_flags(id);
+        self.sync_metadata(id);
+        self.work(Work::Limits { volume: id });
+        self.work(Work::Uevent { volume: id });
+        self.reopen_gate();
+        self.admin_attached(id, RetCode::NoError.number());
+    }
+
+    fn abort_attach(&mut self, id: VolumeId, code: i32) {
+        self.admin_attached(id, code);
+        let _outcome = self.change(id, Change::disk(Disk::Failed), Kind::Hard);
+        self.check_disk_idle(id);
+    }
+
+    /// A job on the bitmap is done.
+    pub(super) fn bitmap_job_done(&mut self, id: VolumeId, job: Job) {
+        let then = match job {
+            Job::Write(then) | Job::SetAll(then) | Job::ClearAll(then) => then,
+            Job::Load => Then::Attached,
+        };
+        match then {
+            Then::Nothing => {}
+            Then::Attached => self.finish_attach(id),
+            Then::StartSource => self.prepare_resync(id, Conn::SyncSource),
+            Then::StartTarget => {
+                let _outcome = self.change(id, Change::conn(Conn::WFSyncUUID), Kind::Hard);
+            }
+            Then::Detached => self.let_go(id),
+            Then::Admin => self.admin_job_done(true),
+            Then::Skipped => self.initial_sync_skipped(id),
+        }
+        // A bitmap may have waited to be sent until all its bits were set.
+        self.wakes.insert(super::Wakes::DATA_SENDER);
+    }
+
+    /// A meta-data operation failed; the disk has been failed already.
+    pub(super) fn metadata_failed(&mut self, id: VolumeId) {
+        let Some(volume) = self.volume(id) else { return };
+        match volume.disk.as_ref().map(|disk| disk.release) {
+            Some(Release::Writing) => self.let_go(id),
+            _ if volume.state.disk == Disk::Attaching => self.abort_attach(id, RetCode::IoMdDisk.number()),
+            _ => {
+                self.admin_job_done(false);
+                self.check_disk_idle(id);
+            }
+        }
+    }
+
+    /// A failed disk without requests is let go, after its bitmap was written. spec: state-machine 13.4
+    pub(super) fn check_disk_idle(&mut self, id: VolumeId) {
+        let Some(volume) = self.volume_mut(id) else { return };
+        if volume.state.disk != Disk::Failed || volume.lower_pending > 0 {
+            return;
+        }
+        let Some(disk) = volume.disk.as_mut().filter(|disk| disk.release == Release::No) else { return };
+        disk.release = Release::Writing;
+        // Writes waiting for the activity log do not need it any more.
+        volume.log_retry = true;
+        self.queue_job(id, Job::Write(Then::Detached));
+    }
+
+    fn let_go(&mut self, id: VolumeId) {
+        self.with_disk(id, |disk| disk.release = Release::Releasing);
+        let _outcome = self.change(id, Change::disk(Disk::Diskless), Kind::Hard);
+        self.work(Work::ReleaseBacking { volume: id });
+    }
+
+    /// The owner has closed the backing device. Returns the tables, to be freed when the lock is not held.
+    pub fn backing_released(&mut self, id: VolumeId, now_ms: u64) -> Option<ReleasedTables<S>> {
+        self.now_ms = now_ms;
+        let volume = self.volume_mut(id)?;
+        if volume.state.disk != Disk::Diskless {
+            return None;
+        }
+        let disk = volume.disk.take()?;
+        volume.next_transaction = disk.pipeline.transaction_number();
+        volume.negotiated = None;
+        volume.generation_version = None;
+        self.settle_all();
+        self.admin_step();
+        Some(ReleasedTables { _log: disk.log, _bitmap: disk.bitmap })
+    }
+
+    /// The size of the virtual device.
+    pub(super) fn set_size(&mut self, id: VolumeId, size_sectors: u64) {
+        let Some(volume) = self.volume_mut(id) else { return };
+        if volume.size_sectors != size_sectors {
+            volume.size_sectors = size_sectors;
+            if let Some(disk) = volume.disk.as_mut() {
+                disk.pipeline.touch();
+            }
+            self.work(Work::Capacity { volume: id, sectors: size_sectors });
+        }
+    }
+
+    /// Both nodes have just been created and their disks are declared equal. spec: metadata 6.2 (19)
+    fn initial_sync_skipped(&mut self, id: VolumeId) {
+        let _outcome = self.change(id, Change::disk(Disk::UpToDate).pdsk(Disk::UpToDate), Kind::Hard);
+        self.sync_metadata(id);
+    }
+}
+
+impl<S: Storage> super::Volume<S> {
+    /// Queue limits as P_SIZES carries them. spec: wire-protocol 4.6
+    pub(super) fn queue_limits(&self) -> QueueLimits {
+        let limits = self.disk.as_ref().map(|disk| disk.limits);
+        QueueLimits {
+            physical_block_size: limits.map_or(4096, |limits| limits.physical_block_bytes),
+            logical_block_size: limits.map_or(512, |limits| limits.logical_block_bytes),
+            alignment_offset: limits.map_or(0, |limits| limits.alignment_offset_bytes),
+            io_min: limits.map_or(4096, |limits| limits.io_min_bytes),
+            io_opt: limits.map_or(0, |limits| limits.io_opt_bytes),
+            discard_enabled: u8::from(limits.is_some_and(|limits| limits.max_discard_bytes > 0)),
+            discard_zeroes_data: 0,
+            write_same_capable: 0,
+        }
+    }
+}

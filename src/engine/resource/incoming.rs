@@ -1,0 +1,552 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What comes from the peer: every byte is checked here before anything is believed.
+//!
+//! The owner reads a header, asks how much belongs to the fixed part, reads that, and hands both over; application data
+//! is then read straight to where it belongs ([`Next`]). Whatever does not fit ends the connection with one [`Fault`]
+//! that names the reason; the node goes on serving its data.
+//! spec: wire-protocol 3, 5, 9.3, 11.1
+
+use core::fmt;
+
+use super::api::{Next, Op, RequestId, VolumeId};
+use super::change::Kind;
+use super::link::Handshake;
+use super::outgoing::MetaOut;
+use super::peer::{newer, IncomingWrite};
+use super::slots::Net;
+use super::work::LogLine;
+use super::Engine;
+use crate::handshake::{Incompatible, ProtocolMismatch};
+use crate::state::{BadChange, BadState, Change, Conn, Outcome, StateError};
+use crate::storage::Storage;
+use crate::wire::{
+    check_agreed_length, check_length, header_size, Barrier, BarrierAck, BitmapError, BlockAck, BlockDesc,
+    BlockRequest, Command, Data, DecodeError, Header, HeaderError, LengthError, Socket, StateReply, StateRequest,
+    StateWord, SyncParam, SyncUuid, Trim, ID_SYNCER,
+};
+
+/// A header that has been understood.
+#[derive(Clone, Copy, Debug)]
+pub struct PacketHead {
+    command: Command,
+    volume: u16,
+    length: u32,
+    /// Bytes to read next and to pass on with the head, at most 4096.
+    pub body_bytes: usize,
+}
+
+impl PacketHead {
+    /// The packet's name, for messages.
+    pub fn name(&self) -> &'static str {
+        self.command.name()
+    }
+}
+
+/// Why the connection is given up. One line for the log each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // The sentences below say what each is.
+pub enum Fault {
+    Header(HeaderError),
+    UnknownCommand { number: u16 },
+    WrongSocket { command: Command },
+    NotNow { command: Command },
+    Length(LengthError),
+    Decode { command: Command, error: DecodeError },
+    UnknownVolume,
+    NoDisk,
+    NoSlot,
+    StrayPayload,
+    BadRange { sector: u64, size_bytes: u32, device_sectors: u64 },
+    UnknownReply { sector: u64 },
+    UnknownRequest { command: Command, sector: u64 },
+    BarrierMismatch { expected: Option<(u32, u32)>, found: (u32, u32) },
+    Bitmap(BitmapError),
+    UnexpectedBitmap { conn: Conn },
+    InsideBitmap { command: Command },
+    Incompatible(Incompatible),
+    Protocol(ProtocolMismatch),
+    DryRun,
+    UnknownPolicy { value: u32 },
+    Algorithm { what: &'static str },
+    State(BadState),
+    Change(BadChange),
+    StateRefused(StateError),
+    HandshakeRefused,
+    SizeRefused,
+    DataRefused,
+    PeerRebooted,
+    PingTimeout,
+    NotSupported { command: Command },
+    Closing,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Fault::Header(error) => write!(f, "bad packet header: {error}"),
+            Fault::UnknownCommand { number } => write!(f, "unknown packet {number:#06x}"),
+            Fault::WrongSocket { command } => write!(f, "{} does not belong on this socket", command.name()),
+            Fault::NotNow { command } => write!(f, "{} was not expected now", command.name()),
+            Fault::Length(error) => write!(f, "{error}"),
+            Fault::Decode { command, error } => write!(f, "{}: {error}", command.name()),
+            Fault::UnknownVolume => f.write_str("packet for a volume that does not exist here"),
+            Fault::NoDisk => f.write_str("packet needs a disk, and there is none"),
+            Fault::NoSlot => f.write_str("the peer has more requests under way than it may"),
+            Fault::StrayPayload => f.write_str("data for a request that does not wait for any"),
+            Fault::BadRange { sector, size_bytes, device_sectors } => write!(
+                f,
+                "range of {size_bytes} bytes at sector {sector} is not valid on a device of {device_sectors} sectors"
+            ),
+            Fault::UnknownReply { sector } => write!(f, "data for sector {sector} that was not asked for"),
+            Fault::UnknownRequest { command, sector } => {
+                write!(f, "{} for sector {sector} names a request that is not under way", command.name())
+            }
+            Fault::BarrierMismatch { expected: Some((number, size)), found } => write!(
+                f,
+                "barrier acknowledgement for epoch {} with {} writes, expected epoch {number} with {size}",
+                found.0, found.1
+            ),
+            Fault::BarrierMismatch { expected: None, found } => {
+                write!(f, "barrier acknowledgement for epoch {}, expected none", found.0)
+            }
+            Fault::Bitmap(error) => write!(f, "bitmap: {error}"),
+            Fault::UnexpectedBitmap { conn } => write!(f, "bitmap received in state {conn}"),
+            Fault::InsideBitmap { command } => write!(f, "{} inside a bitmap", command.name()),
+            Fault::Incompatible(error) => write!(f, "{error}"),
+            Fault::Protocol(mismatch) => write!(f, "{mismatch}"),
+            Fault::DryRun => f.write_str("the peer only wanted to know what would happen"),
+            Fault::UnknownPolicy { value } => write!(f, "the peer has an unknown after-split-brain policy {value}"),
+            Fault::Algorithm { what } => write!(f, "the peer's {what} differs from ours, or is not supported"),
+            Fault::State(error) => write!(f, "state packet: {error}"),
+            Fault::Change(error) => write!(f, "state request: {error}"),
+            Fault::StateRefused(error) => write!(f, "the peer's state cannot be taken over: {error}"),
+            Fault::HandshakeRefused => f.write_str("the nodes do not come together; see the decision above"),
+            Fault::SizeRefused => f.write_str("the peer's size is not acceptable; see above"),
+            Fault::DataRefused => f.write_str("the peer's data is not acceptable; see above"),
+            Fault::PeerRebooted => f.write_str("the peer was restarted while I/O was frozen: connecting anew"),
+            Fault::PingTimeout => f.write_str("the peer did not answer a ping in time"),
+            Fault::NotSupported { command } => write!(f, "{} is not supported by this version", command.name()),
+            Fault::Closing => f.write_str("the connection is being closed"),
+        }
+    }
+}
+
+impl<S: Storage> Engine<S> {
+    /// Gives the connection up for this reason.
+    pub(super) fn fail(&mut self, fault: Fault, conn: Conn) -> Fault {
+        if !self.link.is_closing() {
+            self.log(LogLine::Fault { fault });
+            self.link.fault = Some(fault);
+        }
+        self.link_fault(conn);
+        fault
+    }
+
+    // The data socket.
+
+    /// Bytes of a header on the data socket.
+    pub fn data_header_bytes(&self) -> usize {
+        header_size(self.link.wire_version)
+    }
+
+    /// A header of the data socket.
+    ///
+    /// # Errors
+    /// [`Fault`]: the connection is given up.
+    pub fn data_header(&mut self, bytes: &[u8], now_ms: u64) -> Result<PacketHead, Fault> {
+        self.now_ms = now_ms;
+        self.header(bytes, Socket::Data).map_err(|fault| self.fail(fault, Conn::ProtocolError))
+    }
+
+    fn header(&mut self, bytes: &[u8], socket: Socket) -> Result<PacketHead, Fault> {
+        if self.link.is_closing() {
+            return Err(Fault::Closing);
+        }
+        let header = Header::decode(self.link.wire_version, bytes).map_err(Fault::Header)?;
+        let command = Command::from_u16(header.command).ok_or(Fault::UnknownCommand { number: header.command })?;
+        let spec = command.spec();
+        if !spec.socket.accepts(socket) {
+            return Err(Fault::WrongSocket { command });
+        }
+        let handshake = self.link.handshake == Handshake::Features;
+        if spec.handled == handshake || (handshake && command != Command::ConnectionFeatures) {
+            return Err(Fault::NotNow { command });
+        }
+        if self.link.handshake == Handshake::Running {
+            check_agreed_length(command, header.length, self.link.features).map_err(Fault::Length)?;
+        } else {
+            check_length(command, header.length).map_err(Fault::Length)?;
+        }
+        let with_data = matches!(command, Command::Data | Command::DataReply | Command::RsDataReply);
+        let body = if with_data { Data::LEN } else { header.length as usize };
+        if let Some(id) = self.link.bitmap_for {
+            let bitmap = matches!(command, Command::Bitmap | Command::CompressedBitmap);
+            if !bitmap && socket == Socket::Data && self.volume(id).is_some() {
+                return Err(Fault::InsideBitmap { command });
+            }
+        }
+        Ok(PacketHead { command, volume: header.volume, length: header.length, body_bytes: body })
+    }
+
+    /// A packet of the data socket; `body` are the bytes asked for by its head.
+    ///
+    /// # Errors
+    /// [`Fault`]: the connection is given up.
+    pub fn data_packet(&mut self, head: &PacketHead, body: &[u8], now_ms: u64) -> Result<Next, Fault> {
+        self.now_ms = now_ms;
+        if self.link.is_closing() {
+            return Err(Fault::Closing);
+        }
+        self.dispatch_data(head, body).map_err(|fault| {
+            let conn = match fault {
+                Fault::Incompatible(_)
+                | Fault::Protocol(_)
+                | Fault::UnknownPolicy { .. }
+                | Fault::Algorithm { .. }
+                | Fault::StateRefused(_)
+                | Fault::HandshakeRefused
+                | Fault::SizeRefused
+                | Fault::DataRefused => Conn::Disconnecting,
+                _ => Conn::ProtocolError,
+            };
+            self.fail(fault, conn)
+        })
+    }
+
+    fn dispatch_data(&mut self, head: &PacketHead, body: &[u8]) -> Result<Next, Fault> {
+        let command = head.command;
+        let bad = |error| Fault::Decode { command, error };
+        if self.link.handshake == Handshake::Features {
+            let features = crate::wire::Features::decode(body).map_err(bad)?;
+            self.receive_features(&features)?;
+            return Ok(Next::Packet);
+        }
+        if command == Command::Protocol || command == Command::ProtocolUpdate {
+            let protocol = crate::wire::Protocol::decode(self.link.apv, body).map_err(bad)?;
+            self.receive_protocol(&protocol, command == Command::ProtocolUpdate)?;
+            return Ok(Next::Packet);
+        }
+        if !self.link.protocol_checked {
+            return Err(Fault::NotNow { command });
+        }
+        match command {
+            Command::Barrier => {
+                self.receive_barrier(Barrier::decode(body).map_err(bad)?.number);
+                return Ok(Next::Packet);
+            }
+            Command::ConnStChgReq => {
+                let request = StateRequest::decode(body).map_err(bad)?;
+                self.receive_connection_request(&request)?;
+                return Ok(Next::Packet);
+            }
+            Command::UnplugRemote | Command::DelayProbe => return Ok(Next::Packet),
+            _ => {}
+        }
+        let Some(id) = self.volume_by_number(head.volume) else {
+            let parameters = matches!(
+                command,
+                Command::SyncParam | Command::SyncParam89 | Command::Sizes | Command::Uuids | Command::State
+            );
+            if parameters {
+                self.log(LogLine::UnknownVolume { number: head.volume });
+                return Ok(Next::Packet);
+            }
+            return Err(Fault::UnknownVolume);
+        };
+        match command {
+            Command::Data => {
+                let data = Data::decode(body).map_err(bad)?;
+                let payload_bytes = head.length - Data::LEN as u32;
+                let write = IncomingWrite { op: Op::Write, data, size_bytes: payload_bytes, payload_bytes };
+                return self.receive_write(id, &write);
+            }
+            Command::Trim | Command::Zeroes => {
+                let trim = Trim::decode(body).map_err(bad)?;
+                let op = self.write_op(command, trim.data.flags);
+                let write = IncomingWrite { op, data: trim.data, size_bytes: trim.size_bytes, payload_bytes: 0 };
+                return self.receive_write(id, &write);
+            }
+            Command::DataReply => {
+                let data = Data::decode(body).map_err(bad)?;
+                return self.receive_read_reply(id, &data, head.length - Data::LEN as u32);
+            }
+            Command::RsDataReply => {
+                let data = Data::decode(body).map_err(bad)?;
+                return self.receive_resync_data(id, data.sector, head.length - Data::LEN as u32);
+            }
+            Command::DataRequest => self.receive_read(id, &BlockRequest::decode(body).map_err(bad)?)?,
+            // A thin request may be answered with data.
+            Command::RsDataRequest | Command::RsThinReq => {
+                self.receive_resync_request(id, &BlockRequest::decode(body).map_err(bad)?)?;
+            }
+            Command::SyncParam | Command::SyncParam89 => {
+                let parameters = SyncParam::decode(self.link.apv, body).map_err(bad)?;
+                self.receive_sync_param(id, &parameters)?;
+            }
+            Command::Sizes => {
+                let sizes = crate::wire::Sizes::decode(body).map_err(bad)?;
+                self.receive_sizes(id, &sizes)?;
+            }
+            Command::Uuids => {
+                let uuids = crate::wire::Uuids::decode(body).map_err(bad)?;
+                self.receive_uuids(id, &uuids)?;
+            }
+            Command::State => {
+                let word = StateWord::decode(body).map_err(bad)?;
+                self.receive_state(id, word.word)?;
+            }
+            Command::SyncUuid => {
+                let sync = SyncUuid::decode(body).map_err(bad)?;
+                self.receive_sync_uuid(id, sync.uuid);
+            }
+            Command::StateChgReq => {
+                let request = StateRequest::decode(body).map_err(bad)?;
+                self.receive_state_request(id, &request)?;
+            }
+            Command::Bitmap | Command::CompressedBitmap => self.receive_bitmap(id, command, body)?,
+            Command::OutOfSync => {
+                let range = BlockDesc::decode(body).map_err(bad)?;
+                let sectors = self.volume(id).map_or(0, |volume| volume.size_sectors);
+                super::peer::check_range(range.sector, range.size_bytes, u32::MAX & !511, sectors)?;
+                self.mark_out_of_sync(id, range.sector, range.size_bytes);
+            }
+            _ => return Err(Fault::NotSupported { command }),
+        }
+        Ok(Next::Packet)
+    }
+
+    /// True when the next packet of the data socket may be read. spec: wire-protocol 3.6 (barrier), 5.2
+    pub fn receiver_may_read(&self) -> bool {
+        let room = self.peers.used() < self.peers.capacity();
+        self.link.is_closing() || (room && !self.link.received_epoch.is_closing() && !self.resizing())
+    }
+
+    fn resizing(&self) -> bool {
+        self.volumes_with(|volume| volume.resize.is_some()).next().is_some()
+    }
+
+    /// P_DATA_REPLY. spec: wire-protocol 7
+    fn receive_read_reply(&mut self, id: VolumeId, data: &Data, size_bytes: u32) -> Result<Next, Fault> {
+        let unknown = Fault::UnknownReply { sector: data.sector };
+        let request = RequestId::from_block_id(data.block_id).ok_or(unknown)?;
+        let slot = self.requests.get(request).ok_or(unknown)?;
+        let fits = slot.volume == id
+            && slot.io.op == Op::Read
+            && slot.io.sector == data.sector
+            && slot.io.size_bytes == size_bytes
+            && matches!(slot.net, Net::Waiting | Net::Queued);
+        if fits {
+            Ok(Next::ReadReply { request, size_bytes })
+        } else {
+            Err(unknown)
+        }
+    }
+
+    /// The data of a remote read is in its bio.
+    ///
+    /// # Errors
+    /// [`Fault`] when the request does not wait for data.
+    pub fn read_reply_received(&mut self, request: RequestId, now_ms: u64) -> Result<(), Fault> {
+        self.now_ms = now_ms;
+        let slot = self.requests.get_mut(request).filter(|slot| matches!(slot.net, Net::Waiting | Net::Queued));
+        let Some(slot) = slot else { return Err(self.fail(Fault::StrayPayload, Conn::ProtocolError)) };
+        slot.net = Net::Ok;
+        let (id, sectors) = (slot.volume, u64::from(slot.io.size_bytes / 512));
+        self.with_volume(id, |volume| {
+            volume.peer_pending = volume.peer_pending.saturating_sub(1);
+            volume.counters.received_sectors = volume.counters.received_sectors.wrapping_add(sectors);
+        });
+        self.settle(request.index);
+        self.check_promotion_wait();
+        Ok(())
+    }
+
+    // Requests for state changes. spec: wire-protocol 9.3
+
+    fn receive_state_request(&mut self, id: VolumeId, request: &StateRequest) -> Result<(), Fault> {
+        if self.link.apv < 100 {
+            let change = Change::from_request(request.mask, request.val).map_err(Fault::Change)?;
+            if change.wanted_conn() == Some(Conn::Disconnecting) {
+                return self.receive_connection_request(request);
+            }
+        }
+        let code = if self.link.resolve_conflicts && self.asks_peer(Some(id)) {
+            StateError::ConcurrentStChg.code()
+        } else {
+            let change = Change::from_request(request.mask, request.val).map_err(Fault::Change)?.mirror();
+            result_code(self.change(id, change, Kind::Soft))
+        };
+        self.queue_meta(MetaOut::StateReply { volume: id, code });
+        self.sync_metadata(id);
+        Ok(())
+    }
+
+    fn receive_connection_request(&mut self, request: &StateRequest) -> Result<(), Fault> {
+        if self.link.resolve_conflicts && self.asks_peer(None) {
+            self.queue_meta(MetaOut::ConnectionReply { code: StateError::ConcurrentStChg.code() });
+            return Ok(());
+        }
+        let change = Change::from_request(request.mask, request.val).map_err(Fault::Change)?.mirror();
+        if change.wanted_conn() == Some(Conn::TearDown) {
+            // The answer has to be out before the sockets go: check now, change when it has been sent.
+            let code = result_code(self.check_connection(change));
+            self.queue_meta(MetaOut::ConnectionReply { code });
+            if code >= Outcome::Success.code() {
+                self.link.tear_down = Some(change);
+            }
+            return Ok(());
+        }
+        let code = result_code(self.change_connection(change, Kind::Soft, true));
+        self.queue_meta(MetaOut::ConnectionReply { code });
+        Ok(())
+    }
+
+    // The meta socket.
+
+    /// Bytes of a header on the meta socket.
+    pub fn meta_header_bytes(&self) -> usize {
+        header_size(self.link.wire_version)
+    }
+
+    /// A header of the meta socket.
+    ///
+    /// # Errors
+    /// [`Fault`]: the connection is given up.
+    pub fn meta_header(&mut self, bytes: &[u8], now_ms: u64) -> Result<PacketHead, Fault> {
+        self.now_ms = now_ms;
+        self.header(bytes, Socket::Meta).map_err(|fault| {
+            let unknown = matches!(fault, Fault::UnknownCommand { .. } | Fault::WrongSocket { .. });
+            self.fail(fault, if unknown { Conn::Disconnecting } else { Conn::NetworkFailure })
+        })
+    }
+
+    /// A packet of the meta socket.
+    ///
+    /// # Errors
+    /// [`Fault`]: the connection is given up.
+    pub fn meta_packet(&mut self, head: &PacketHead, body: &[u8], now_ms: u64) -> Result<(), Fault> {
+        self.now_ms = now_ms;
+        if self.link.is_closing() {
+            return Err(Fault::Closing);
+        }
+        self.dispatch_meta(head, body).map_err(|fault| {
+            let protocol = matches!(fault, Fault::BarrierMismatch { .. });
+            self.fail(fault, if protocol { Conn::ProtocolError } else { Conn::NetworkFailure })
+        })
+    }
+
+    fn dispatch_meta(&mut self, head: &PacketHead, body: &[u8]) -> Result<(), Fault> {
+        let command = head.command;
+        let bad = |error| Fault::Decode { command, error };
+        match command {
+            Command::Ping => {
+                self.queue_meta(MetaOut::PingAck);
+                return Ok(());
+            }
+            Command::PingAck => {
+                self.ping_answered();
+                return Ok(());
+            }
+            Command::BarrierAck => return self.receive_barrier_ack(&BarrierAck::decode(body).map_err(bad)?),
+            Command::ConnStChgReply => {
+                self.state_reply(None, StateReply::decode(body).map_err(bad)?.code);
+                return Ok(());
+            }
+            Command::DelayProbe => return Ok(()),
+            _ => {}
+        }
+        let id = self.volume_by_number(head.volume).ok_or(Fault::UnknownVolume)?;
+        if command == Command::StateChgReply {
+            self.state_reply(Some(id), StateReply::decode(body).map_err(bad)?.code);
+            return Ok(());
+        }
+        let ack = BlockAck::decode(body).map_err(bad)?;
+        self.with_volume(id, |volume| volume.peer_seq = newer(volume.peer_seq, ack.seq));
+        self.receive_block_ack(id, command, &ack)
+    }
+
+    fn receive_block_ack(&mut self, id: VolumeId, command: Command, ack: &BlockAck) -> Result<(), Fault> {
+        let unknown = Fault::UnknownRequest { command, sector: ack.sector };
+        let resync = ack.block_id == ID_SYNCER;
+        match command {
+            Command::RecvAck | Command::WriteAck | Command::RsWriteAck | Command::Superseded if resync => {
+                self.resync_acknowledged(id, ack.sector, ack.size_bytes);
+            }
+            Command::NegAck if resync => self.resync_failed(id, ack.sector, ack.size_bytes),
+            Command::RecvAck | Command::WriteAck | Command::Superseded => {
+                let request = RequestId::from_block_id(ack.block_id).ok_or(unknown)?;
+                self.acknowledged(request, ack.sector, Net::Ok).ok_or(unknown)?;
+            }
+            Command::RsWriteAck => {
+                let request = RequestId::from_block_id(ack.block_id).ok_or(unknown)?;
+                if let Some(slot) = self.requests.get_mut(request) {
+                    slot.peer_in_sync = true;
+                }
+                self.acknowledged(request, ack.sector, Net::Ok).ok_or(unknown)?;
+            }
+            Command::NegAck => {
+                let known = RequestId::from_block_id(ack.block_id)
+                    .and_then(|request| self.acknowledged(request, ack.sector, Net::Failed));
+                if known.is_none() {
+                    // The request is gone; the peer still does not have the data.
+                    let sectors = self.volume(id).map_or(0, |volume| volume.size_sectors);
+                    super::peer::check_range(ack.sector, ack.size_bytes, u32::MAX & !511, sectors)?;
+                    self.mark_out_of_sync(id, ack.sector, ack.size_bytes);
+                }
+            }
+            Command::NegDreply => {
+                let request = RequestId::from_block_id(ack.block_id).ok_or(unknown)?;
+                self.read_refused(request, ack.sector).ok_or(unknown)?;
+            }
+            Command::NegRsDreply => self.resync_refused(id, ack.sector, ack.size_bytes, true),
+            Command::RsCancel => self.resync_refused(id, ack.sector, ack.size_bytes, false),
+            _ => return Err(Fault::NotSupported { command }),
+        }
+        Ok(())
+    }
+
+    /// The peer could not read for us: the request takes another path. spec: wire-protocol 7
+    fn read_refused(&mut self, request: RequestId, sector: u64) -> Option<()> {
+        let slot = self.requests.get_mut(request).filter(|slot| {
+            slot.io.sector == sector && slot.io.op == Op::Read && matches!(slot.net, Net::Waiting | Net::Queued)
+        })?;
+        slot.net = Net::Failed;
+        let id = slot.volume;
+        self.with_volume(id, |volume| volume.peer_pending = volume.peer_pending.saturating_sub(1));
+        self.settle(request.index);
+        Some(())
+    }
+
+    /// P_BARRIER_ACK: it must name the oldest epoch, with the right number of writes. spec: wire-protocol 3.6
+    fn receive_barrier_ack(&mut self, ack: &BarrierAck) -> Result<(), Fault> {
+        let found = (ack.number, ack.set_size);
+        let epoch = self.log.front().and_then(|index| self.requests.at(index)).map(|slot| slot.epoch);
+        let Some(epoch) = epoch else { return Err(Fault::BarrierMismatch { expected: None, found }) };
+        let mut size = 0u32;
+        let mut at = self.log.front();
+        while let Some(index) = at.filter(|&index| self.requests.at(index).is_some_and(|slot| slot.epoch == epoch)) {
+            size += 1;
+            at = self.log.next(&self.requests, index);
+        }
+        if ack.number != epoch || ack.set_size != size {
+            return Err(Fault::BarrierMismatch { expected: Some((epoch, size)), found });
+        }
+        for _ in 0..size {
+            let Some(index) = self.log.front() else { break };
+            let mut log = self.log;
+            log.remove(&mut self.requests, index);
+            self.log = log;
+            self.settle(index);
+        }
+        self.congestion_ended();
+        Ok(())
+    }
+}
+
+/// The number for a reply.
+pub(super) fn result_code(result: Result<Outcome, StateError>) -> i32 {
+    match result {
+        Ok(outcome) => outcome.code(),
+        Err(error) => error.code(),
+    }
+}

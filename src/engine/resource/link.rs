@@ -1,0 +1,442 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The life of the connection: from the two sockets to their end.
+//!
+//! The connection's state goes from Unconnected through WFConnection (looking for the peer) to WFReportParams and stays
+//! there; what comes after, Connected and beyond, are states of the volumes. A loss goes through one of the states that
+//! name its reason; the owner then winds the sockets down and calls [`Engine::link_closed`], which settles everything
+//! that was under way.
+//! spec: wire-protocol 1, 4, 10, 11; state-machine 10, 14
+
+use super::api::{LinkFailure, LinkTask, Wakes};
+use super::change::Kind;
+use super::incoming::Fault;
+use super::metadata_pipeline::{Job, Then};
+use super::outgoing::{Control, MetaOut, Sending};
+use super::peer::ReceivedEpoch;
+use super::work::LogLine;
+use super::{Engine, VolumeId};
+use crate::netlink::{NetConf, OnCongestion};
+use crate::state::{Change, Conn, Disk, Role};
+use crate::storage::Storage;
+use crate::wire::UuidFlags;
+
+/// Version before the features are exchanged. spec: wire-protocol 1.2
+const VERSION_BEFORE_FEATURES: u32 = 80;
+
+/// How far the handshake on the data socket has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Handshake {
+    /// No sockets.
+    Down,
+    /// P_CONNECTION_FEATURES was sent, the peer's is awaited.
+    Features,
+    /// Parameters are exchanged, or everything is.
+    Running,
+}
+
+/// What to do after a connection has been wound down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reconnect {
+    /// Look for the peer at once.
+    AtOnce,
+    /// Something went wrong before the connection was of use: wait a second first.
+    AfterOneSecond,
+    /// StandAlone.
+    Never,
+}
+
+/// The connection.
+pub(super) struct Link {
+    /// Between StandAlone and WFReportParams.
+    pub(super) conn: Conn,
+    /// A network configuration is present.
+    pub(super) configured: bool,
+    pub(super) net: NetConf,
+    pub(super) handshake: Handshake,
+    /// Agreed protocol version; the last one while not connected.
+    pub(super) apv: u32,
+    /// Version that rules the header format right now.
+    pub(super) wire_version: u32,
+    pub(super) features: u32,
+    /// This node accepted the meta socket: it decides ties.
+    pub(super) resolve_conflicts: bool,
+    /// Own parameters were sent, some volume waits for the peer's.
+    pub(super) state_sent: bool,
+    /// The peer sent P_PROTOCOL and it fits.
+    pub(super) protocol_checked: bool,
+    /// The connection reached WFReportParams.
+    pub(super) was_up: bool,
+    /// discard-my-data of the connection attempt under way.
+    pub(super) discarding: bool,
+    pub(super) peer_dry_run: bool,
+    /// An orderly disconnect was asked for.
+    pub(super) disconnect_sent: bool,
+    /// Current epoch, writes in it; epoch of the last write sent and writes sent in that epoch.
+    pub(super) epoch: u32,
+    pub(super) epoch_writes: u32,
+    pub(super) sent_epoch: u32,
+    pub(super) sent_writes: u32,
+    pub(super) received_epoch: ReceivedEpoch,
+    pub(super) sending: Sending,
+    pub(super) sending_meta: bool,
+    /// A P_PING has not been answered.
+    pub(super) ping_outstanding: bool,
+    /// Another ping has to follow the one under way.
+    pub(super) ping_again: bool,
+    /// A bitmap is being received for this volume: no other packet may come between.
+    pub(super) bitmap_for: Option<VolumeId>,
+    /// When WFReportParams was entered.
+    pub(super) up_since_ms: u64,
+    /// The state and, since it has one of its own, the reason why the connection is being given up.
+    pub(super) fault: Option<Fault>,
+    /// The fence-peer helper that runs because the peer was lost.
+    pub(super) fence_ticket: Option<u32>,
+    /// The peer disconnects in order; this happens when our consent has been sent.
+    pub(super) tear_down: Option<Change>,
+    /// Congestion is over: the resync starts then. spec: wire-protocol 10.3
+    pub(super) catch_up_at_ms: Option<u64>,
+}
+
+impl Link {
+    /// StandAlone, without configuration.
+    pub(super) fn new() -> Self {
+        Link {
+            conn: Conn::StandAlone,
+            configured: false,
+            net: NetConf::default(),
+            handshake: Handshake::Down,
+            apv: crate::wire::PRO_VERSION_MAX,
+            wire_version: VERSION_BEFORE_FEATURES,
+            features: 0,
+            resolve_conflicts: false,
+            state_sent: false,
+            protocol_checked: false,
+            was_up: false,
+            discarding: false,
+            peer_dry_run: false,
+            disconnect_sent: false,
+            epoch: 0,
+            epoch_writes: 0,
+            sent_epoch: 0,
+            sent_writes: 0,
+            received_epoch: ReceivedEpoch::default(),
+            sending: Sending::Nothing,
+            sending_meta: false,
+            ping_outstanding: false,
+            ping_again: false,
+            bitmap_for: None,
+            up_since_ms: 0,
+            fault: None,
+            fence_ticket: None,
+            tear_down: None,
+            catch_up_at_ms: None,
+        }
+    }
+
+    /// The sockets stand, whatever they are used for.
+    pub(super) fn has_sockets(&self) -> bool {
+        self.handshake != Handshake::Down
+    }
+
+    /// Packets about volumes may be sent.
+    pub(super) fn is_running(&self) -> bool {
+        self.handshake == Handshake::Running && self.conn >= Conn::WFConnection
+    }
+
+    /// The connection is being given up: nothing is sent, nothing is believed.
+    pub(super) fn is_closing(&self) -> bool {
+        self.conn < Conn::WFConnection
+    }
+}
+
+impl<S: Storage> Engine<S> {
+    /// What the connection thread should be doing. Looking for the peer begins here.
+    pub fn link_task(&mut self) -> LinkTask {
+        match self.link.conn {
+            Conn::StandAlone => LinkTask::Stop,
+            Conn::Unconnected => {
+                let _outcome = self.change_connection(Change::conn(Conn::WFConnection), Kind::Hard, false);
+                LinkTask::Establish
+            }
+            Conn::WFConnection if !self.link.has_sockets() => LinkTask::Establish,
+            conn if conn >= Conn::WFConnection => LinkTask::Run,
+            _ => LinkTask::Close,
+        }
+    }
+
+    /// Both sockets stand. `resolve_conflicts`: this node accepted the meta socket. spec: wire-protocol 1.2, 4.1
+    pub fn link_up(&mut self, resolve_conflicts: bool, now_ms: u64) {
+        self.now_ms = now_ms;
+        if self.link.is_closing() {
+            return;
+        }
+        self.forget_packets();
+        let link = &mut self.link;
+        link.handshake = Handshake::Features;
+        link.wire_version = VERSION_BEFORE_FEATURES;
+        link.resolve_conflicts = resolve_conflicts;
+        link.protocol_checked = false;
+        link.was_up = false;
+        link.peer_dry_run = false;
+        link.disconnect_sent = false;
+        link.ping_outstanding = false;
+        link.ping_again = false;
+        link.bitmap_for = None;
+        link.received_epoch = ReceivedEpoch::default();
+        link.discarding = link.net.discard_my_data;
+        link.fault = None;
+        link.tear_down = None;
+        link.catch_up_at_ms = None;
+        // The first write sent on the new connection defines the current epoch.
+        link.sent_writes = 0;
+        link.sent_epoch = link.epoch;
+        self.queue_control(Control::Features);
+    }
+
+    /// The features fit: send everything the peer has to know. spec: wire-protocol 4.1 (5..7)
+    pub(super) fn features_agreed(&mut self, apv: u32, features: u32) {
+        self.link.apv = apv;
+        self.link.wire_version = apv;
+        self.link.features = features;
+        self.link.handshake = Handshake::Running;
+        self.queue_control(Control::Protocol);
+        let any_volume = self.volumes().next().is_some();
+        self.link.state_sent = any_volume;
+        for id in self.volume_ids() {
+            if self.volume(id).is_some() {
+                self.send_volume_parameters(id);
+            }
+        }
+        let _outcome = self.change_connection(Change::conn(Conn::WFReportParams), Kind::Hard, false);
+        self.link.was_up = true;
+        self.link.up_since_ms = self.now_ms;
+        // Single shot. spec: wire-protocol 4.1
+        self.link.net.discard_my_data = false;
+    }
+
+    /// The owner's sockets failed.
+    pub fn link_failed(&mut self, failure: LinkFailure, now_ms: u64) {
+        self.now_ms = now_ms;
+        let conn = match failure {
+            LinkFailure::DataReceive | LinkFailure::Send => Conn::BrokenPipe,
+            LinkFailure::MetaReceive => Conn::NetworkFailure,
+            LinkFailure::SendTimeout => Conn::Timeout,
+            LinkFailure::LocalAddress => Conn::Disconnecting,
+        };
+        if !self.link.is_closing() {
+            self.log(LogLine::LinkFailed { failure });
+        }
+        self.link_fault(conn);
+    }
+
+    /// Gives the connection up. The first reason sticks. spec: wire-protocol 11.1
+    pub(super) fn link_fault(&mut self, conn: Conn) {
+        let already = self.link.conn < Conn::Unconnected
+            || (self.link.is_closing() && self.link.conn != Conn::Unconnected && conn != Conn::Disconnecting);
+        if already {
+            return;
+        }
+        if self.link.conn == Conn::Unconnected && conn != Conn::Disconnecting {
+            return;
+        }
+        let _outcome = self.change_connection(Change::conn(conn), Kind::Hard, false);
+        self.wakes.insert(Wakes::LINK);
+        self.wakes.insert(Wakes::RECEIVER);
+    }
+
+    /// True when nothing of the old connection is under way: not on a disk, not in a sender.
+    pub fn link_drained(&mut self) -> bool {
+        if !self.link.is_closing() {
+            return false;
+        }
+        self.abandon_peer_requests();
+        self.peers_idle() && self.link.sending == Sending::Nothing && !self.link.sending_meta
+    }
+
+    /// The sockets are gone and nobody uses them: settle what was under way. spec: wire-protocol 11.2
+    pub fn link_closed(&mut self, now_ms: u64) -> Reconnect {
+        self.now_ms = now_ms;
+        let was_up = self.link.was_up;
+        self.abandon_peer_requests();
+        self.forget_packets();
+        self.link.handshake = Handshake::Down;
+        self.link.wire_version = VERSION_BEFORE_FEATURES;
+        self.link.state_sent = false;
+        self.link.bitmap_for = None;
+        self.link.ping_outstanding = false;
+        self.link.ping_again = false;
+        for id in self.volume_ids() {
+            self.cancel_resync(id);
+            self.with_volume(id, |volume| {
+                volume.peer.uuids = None;
+                volume.resync.sender = None;
+                volume.resync.receiver = None;
+                volume.consider_resync = false;
+            });
+        }
+        if !self.susp.no_data && !self.susp.fencing {
+            self.fail_network_parts();
+        }
+        self.close_epoch();
+        for id in self.volume_ids() {
+            self.queue_job(id, Job::Write(Then::Nothing));
+            self.sync_metadata(id);
+        }
+        self.fence_if_needed();
+        let next = if self.link.conn == Conn::Disconnecting { Conn::StandAlone } else { Conn::Unconnected };
+        let _outcome = self.change_connection(Change::conn(next), Kind::Hard, false);
+        self.admin_step();
+        match (next, was_up) {
+            (Conn::StandAlone, _) => Reconnect::Never,
+            (_, true) => Reconnect::AtOnce,
+            (_, false) => Reconnect::AfterOneSecond,
+        }
+    }
+
+    // Keepalive. spec: wire-protocol 10.1
+
+    /// How long the meta reader should wait for a packet, in milliseconds.
+    pub fn meta_receive_timeout_ms(&self) -> u32 {
+        if self.link.ping_outstanding {
+            self.link.net.ping_timeo.saturating_mul(100)
+        } else {
+            self.link.net.ping_int.saturating_mul(1000)
+        }
+    }
+
+    /// Nothing arrived on the meta socket in that time. `data_arrived`: something did on the data socket.
+    ///
+    /// # Errors
+    /// [`Fault`] when a ping was not answered in time.
+    pub fn meta_timeout(&mut self, data_arrived: bool, now_ms: u64) -> Result<(), Fault> {
+        self.now_ms = now_ms;
+        if data_arrived || self.link.is_closing() {
+            return Ok(());
+        }
+        if self.link.ping_outstanding {
+            return Err(self.fail(Fault::PingTimeout, Conn::NetworkFailure));
+        }
+        self.ping();
+        Ok(())
+    }
+
+    fn ping(&mut self) {
+        self.link.ping_outstanding = true;
+        self.queue_meta(MetaOut::Ping);
+    }
+
+    /// Asks for a ping that is sent from now on: its answer proves that the peer has processed everything that was
+    /// queued for the meta socket before.
+    pub(super) fn fresh_ping(&mut self) {
+        if self.link.ping_outstanding {
+            self.link.ping_again = true;
+        } else {
+            self.ping();
+        }
+    }
+
+    /// P_PING_ACK.
+    pub(super) fn ping_answered(&mut self) {
+        self.link.ping_outstanding = false;
+        if core::mem::take(&mut self.link.ping_again) {
+            self.ping();
+            return;
+        }
+        self.resync_ping_answered();
+        self.admin_ping_answered();
+    }
+
+    /// Oldest request without an answer. spec: wire-protocol 10.2; state-machine 21.2
+    pub(super) fn check_request_timeouts(&mut self) {
+        let limit_ms = u64::from(self.link.net.timeout) * 100 * u64::from(self.link.net.ko_count);
+        let up_ms = self.now_ms.saturating_sub(self.link.up_since_ms);
+        if limit_ms == 0 || self.link.conn < Conn::WFReportParams || up_ms < limit_ms {
+            return;
+        }
+        let Some(oldest) = self.log.front().and_then(|index| self.requests.at(index)).map(|slot| slot.start_ms) else {
+            return;
+        };
+        if self.now_ms.saturating_sub(oldest) > limit_ms {
+            self.log(LogLine::RequestTimeout { limit_ms });
+            self.link_fault(Conn::Timeout);
+        }
+    }
+
+    /// spec: wire-protocol 10.3; state-machine 20
+    pub(super) fn check_congestion(&mut self, id: VolumeId) {
+        let net = &self.link.net;
+        if net.on_congestion == OnCongestion::Block || self.link.apv < 96 {
+            return;
+        }
+        let Some(volume) = self.volume(id) else { return };
+        if volume.state.disk != Disk::UpToDate || volume.state.conn == Conn::Ahead {
+            return;
+        }
+        let fill = net.cong_fill > 0 && self.sectors_in_flight() >= u64::from(net.cong_fill);
+        let extents = volume.disk.as_ref().is_some_and(|disk| disk.log.used() >= net.cong_extents);
+        if !(fill || extents) {
+            return;
+        }
+        let to = if net.on_congestion == OnCongestion::PullAhead { Conn::Ahead } else { Conn::Disconnecting };
+        self.close_epoch();
+        let _outcome = if to == Conn::Ahead {
+            self.change(id, Change::conn(to), Kind::Soft)
+        } else {
+            self.change_connection(Change::conn(to), Kind::Soft, false)
+        };
+    }
+
+    /// A barrier was acknowledged: is the congestion over? spec: wire-protocol 10.3
+    pub(super) fn congestion_ended(&mut self) {
+        let ahead = self.volumes_with(|volume| volume.state.conn == Conn::Ahead).next().is_some();
+        if ahead && self.log.front().is_none() && self.link.catch_up_at_ms.is_none() {
+            self.link.catch_up_at_ms = Some(self.now_ms + 1000);
+        }
+    }
+
+    /// The time has come to resync what was only announced.
+    pub(super) fn catch_up(&mut self) {
+        if self.link.catch_up_at_ms.is_none_or(|at| self.now_ms < at) || !self.peers_idle() {
+            return;
+        }
+        self.link.catch_up_at_ms = None;
+        for id in self.volume_ids() {
+            if self.volume(id).is_some_and(|volume| volume.state.conn == Conn::Ahead) {
+                self.prepare_resync(id, Conn::SyncSource);
+            }
+        }
+    }
+
+    /// Sectors of writes sent or queued and not yet acknowledged by a barrier.
+    fn sectors_in_flight(&self) -> u64 {
+        let mut sectors = 0;
+        let mut at = self.log.front();
+        while let Some(index) = at {
+            sectors += self.requests.at(index).map_or(0, |slot| u64::from(slot.io.size_bytes / 512));
+            at = self.log.next(&self.requests, index);
+        }
+        sectors
+    }
+
+    /// A Primary that lost its peer may have to fence it. spec: state-machine 12
+    fn fence_if_needed(&mut self) {
+        let fence = self.volume_ids().find(|&id| {
+            self.volume(id).is_some_and(|volume| {
+                volume.state.role == Role::Primary
+                    && volume.state.pdsk >= Disk::Unknown
+                    && volume.state.disk >= Disk::Consistent
+                    && volume.conf.fencing != crate::netlink::Fencing::DontCare
+            })
+        });
+        if let Some(id) = fence {
+            self.link.fence_ticket = Some(self.call_helper(super::Helper::FencePeer, Some(id)));
+        }
+    }
+
+    /// Tells the peer about a generation that was made while connected.
+    pub(super) fn announce_skip_initial_sync(&mut self, id: VolumeId) {
+        if let Some((uuids, version)) = self.own_uuids(id, UuidFlags::SKIP_INITIAL_SYNC) {
+            self.queue_control(Control::Uuids { volume: id, uuids, version });
+        }
+    }
+}

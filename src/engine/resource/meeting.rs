@@ -1,0 +1,467 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Two nodes meet: features, settings, sizes, data generations, state, and the decision that follows from them.
+//!
+//! The rules are pure functions in `handshake`; here they get their inputs from this node and the packets, and what they
+//! decide is carried out. The same packets also arrive later, when something changes while connected.
+//! spec: wire-protocol 4, 8.1, 9.4; state-machine 14, 15
+
+use super::api::{Helper, VolumeId, Wakes};
+use super::change::Kind;
+use super::incoming::Fault;
+use super::work::{LogLine, Work};
+use super::{Engine, Volume};
+use crate::bitmap::BitmapTables;
+use crate::handshake::{
+    answers_sizes, compare_protocol, decide, grow_action, negotiate, receive_sizes, receive_state, receive_uuids,
+    CompareContext, DecideInput, Decision, Demotion, Fixup, GrowAction, GrowInput, HandshakeResult, PeerFeatures,
+    PeerSizes, PeerStateAction, PeerStateInput, PeerStateRefusal, ProtocolSettings, SbPolicies, SbPolicy, SizeDecision,
+    SizesInput, SyncDecision, Thing, UuidSet, UuidsAction, UuidsInput,
+};
+use crate::netlink::WireProtocol;
+use crate::state::{Change, Conn, Disk, Role, State, Susp};
+use crate::storage::Storage;
+use crate::wire::{
+    Features, Protocol, Sizes, SyncParam, UuidFlags, Uuids, CONN_DISCARD_MY_DATA, CONN_DRY_RUN, DDS_FORCED,
+    DDS_NO_RESYNC, OWN_FEATURES, PRO_VERSION_MAX, PRO_VERSION_MIN,
+};
+
+fn set_of(uuids: [u64; 4]) -> UuidSet {
+    let [current, bitmap, start, end] = uuids;
+    UuidSet { current, bitmap, history: [start, end] }
+}
+
+fn words_of(set: UuidSet) -> [u64; 4] {
+    let [start, end] = set.history;
+    [set.current, set.bitmap, start, end]
+}
+
+impl<S: Storage> Engine<S> {
+    /// P_CONNECTION_FEATURES. spec: wire-protocol 4.2
+    pub(super) fn receive_features(&mut self, features: &Features) -> Result<(), Fault> {
+        let peer = PeerFeatures { protocol_min: features.min, protocol_max: features.max, flags: features.flags };
+        let (apv, features) =
+            negotiate(PRO_VERSION_MIN, PRO_VERSION_MAX, OWN_FEATURES, peer).map_err(Fault::Incompatible)?;
+        self.log(LogLine::Handshake { apv, features });
+        self.features_agreed(apv, features);
+        Ok(())
+    }
+
+    /// P_PROTOCOL, and P_PROTOCOL_UPDATE for a change while connected. spec: wire-protocol 4.4
+    pub(super) fn receive_protocol(&mut self, packet: &Protocol, update: bool) -> Result<(), Fault> {
+        if update {
+            return self.adopt_protocol(packet);
+        }
+        let net = &self.link.net;
+        let own = ProtocolSettings {
+            protocol: net.wire_protocol.as_u32(),
+            after_sb_0p: net.after_sb_0p.as_u32(),
+            after_sb_1p: net.after_sb_1p.as_u32(),
+            after_sb_2p: net.after_sb_2p.as_u32(),
+            discard_my_data: self.link.discarding,
+            two_primaries: net.two_primaries,
+            integrity_alg: net.integrity_alg.as_bytes(),
+        };
+        let peer = ProtocolSettings {
+            protocol: packet.wire_protocol,
+            after_sb_0p: packet.after_sb_0p,
+            after_sb_1p: packet.after_sb_1p,
+            after_sb_2p: packet.after_sb_2p,
+            discard_my_data: packet.conn_flags & CONN_DISCARD_MY_DATA != 0,
+            two_primaries: packet.two_primaries != 0,
+            integrity_alg: packet.integrity_alg.as_bytes(),
+        };
+        compare_protocol(&own, &peer).map_err(Fault::Protocol)?;
+        self.link.peer_dry_run = packet.conn_flags & CONN_DRY_RUN != 0;
+        self.link.protocol_checked = true;
+        Ok(())
+    }
+
+    fn adopt_protocol(&mut self, packet: &Protocol) -> Result<(), Fault> {
+        let unknown = |value| Fault::UnknownPolicy { value };
+        let policy = |value: u32| {
+            SbPolicy::from_u32(value)
+                .and_then(|policy| crate::netlink::AfterSplitBrain::from_u32(policy.mirrored().number()))
+                .ok_or(unknown(value))
+        };
+        let zero = policy(packet.after_sb_0p)?;
+        let one = policy(packet.after_sb_1p)?;
+        let two = policy(packet.after_sb_2p)?;
+        let letter = WireProtocol::from_u32(packet.wire_protocol).ok_or(unknown(packet.wire_protocol))?;
+        if !packet.integrity_alg.is_empty() {
+            return Err(Fault::Algorithm { what: "data-integrity-alg" });
+        }
+        let net = &mut self.link.net;
+        net.wire_protocol = letter;
+        net.after_sb_0p = zero;
+        net.after_sb_1p = one;
+        net.after_sb_2p = two;
+        net.two_primaries = packet.two_primaries != 0;
+        Ok(())
+    }
+
+    /// P_SYNC_PARAM, P_SYNC_PARAM89. spec: wire-protocol 4.5
+    pub(super) fn receive_sync_param(&mut self, id: VolumeId, packet: &SyncParam) -> Result<(), Fault> {
+        let apv = self.link.apv;
+        let net = &self.link.net;
+        let reporting = self.volume(id).is_some_and(|volume| volume.state.conn <= Conn::WFReportParams);
+        if apv >= 88 && packet.verify_alg != net.verify_alg && reporting {
+            return Err(Fault::Algorithm { what: "verify-alg" });
+        }
+        if apv >= 89 && packet.csums_alg != net.csums_alg && reporting {
+            return Err(Fault::Algorithm { what: "csums-alg" });
+        }
+        self.link.net.verify_alg = packet.verify_alg;
+        self.link.net.csums_alg = packet.csums_alg;
+        self.with_volume(id, |volume| {
+            if volume.disk.is_none() {
+                return;
+            }
+            volume.conf.resync_rate = packet.resync_rate.max(1);
+            if let Some(controller) = packet.controller {
+                volume.conf.c_plan_ahead = controller.c_plan_ahead.min(300);
+                volume.conf.c_delay_target = controller.c_delay_target;
+                volume.conf.c_fill_target = controller.c_fill_target;
+                volume.conf.c_max_rate = controller.c_max_rate;
+            }
+            volume.configure_resync();
+        });
+        Ok(())
+    }
+
+    /// P_SIZES. spec: wire-protocol 4.6
+    pub(super) fn receive_sizes(&mut self, id: VolumeId, packet: &Sizes) -> Result<(), Fault> {
+        let Some(volume) = self.volume_mut(id) else { return Err(Fault::UnknownVolume) };
+        volume.peer.disk_sectors = packet.d_size;
+        volume.peer.max_bio_bytes = packet.max_bio_size;
+        let peer = PeerSizes {
+            disk: packet.d_size,
+            user: packet.u_size,
+            current: packet.c_size,
+            forced: packet.dds_flags & DDS_FORCED != 0,
+        };
+        let disk = volume.disk.as_ref();
+        let input = SizesInput {
+            own: volume.state,
+            own_disk: disk.map_or(0, |disk| disk.layout.usable_sectors),
+            own_user: volume.conf.disk_size,
+            own_current: volume.size_sectors,
+            last_agreed: disk.map_or(0, |disk| disk.superblock.la_size_sectors),
+            peer,
+        };
+        if let Some(disk) = volume.disk.as_mut() {
+            if disk.superblock.la_peer_max_bio_bytes != packet.max_bio_size {
+                disk.superblock.la_peer_max_bio_bytes = packet.max_bio_size;
+                disk.pipeline.touch();
+            }
+        }
+        match receive_sizes(&input) {
+            SizeDecision::Keep => self.sizes_settled(id, peer, packet.dds_flags, false),
+            SizeDecision::Refuse(refusal) => {
+                let (own_sectors, offered_sectors) = (refusal.current, refusal.wanted);
+                self.log(LogLine::SizeRefused { volume: id, own_sectors, offered_sectors });
+                return Err(Fault::SizeRefused);
+            }
+            SizeDecision::Adopt { size, user_size } => {
+                let has_disk = input.own.disk >= Disk::Inconsistent;
+                self.with_volume(id, |volume| volume.conf.disk_size = user_size);
+                if has_disk && size != input.own_current {
+                    self.begin_resize(id, size, peer, packet.dds_flags);
+                } else {
+                    self.set_size(id, size);
+                    self.sizes_settled(id, peer, packet.dds_flags, false);
+                }
+            }
+        }
+        self.work(Work::Limits { volume: id });
+        self.sync_metadata(id);
+        Ok(())
+    }
+
+    /// The bitmap has to change its size: the owner makes the tables, the receiver waits for it.
+    fn begin_resize(&mut self, id: VolumeId, sectors: u64, peer: PeerSizes, dds_flags: u16) {
+        self.with_volume(id, |volume| {
+            volume.holds += 1;
+            volume.resize = Some(PendingResize { sectors, peer, dds_flags });
+        });
+        self.work(Work::Resize { volume: id, sectors });
+    }
+
+    /// The tables of [`Work::Resize`] are there; `None`: there was no memory. Returns the old ones, to be freed when
+    /// the lock is not held.
+    pub fn resize(&mut self, id: VolumeId, tables: Option<BitmapTables<S>>, now_ms: u64) -> Option<BitmapTables<S>> {
+        self.now_ms = now_ms;
+        let volume = self.volume_mut(id)?;
+        let pending = volume.resize.take()?;
+        volume.holds = volume.holds.saturating_sub(1);
+        let before = volume.size_sectors;
+        let no_resync = pending.dds_flags & DDS_NO_RESYNC != 0;
+        let old = match (volume.disk.as_mut(), tables) {
+            (Some(disk), Some(tables)) => {
+                let old = disk.bitmap.resize(tables, !no_resync);
+                disk.bitmap.mark_all_pages();
+                Some(old)
+            }
+            (_, tables) => {
+                self.fail(Fault::SizeRefused, Conn::ProtocolError);
+                return tables;
+            }
+        };
+        self.set_size(id, pending.sectors);
+        self.queue_job(id, super::metadata_pipeline::Job::Write(super::metadata_pipeline::Then::Nothing));
+        self.sync_metadata(id);
+        self.sizes_settled(id, pending.peer, pending.dds_flags, pending.sectors > before && before > 0);
+        self.wakes.insert(Wakes::RECEIVER);
+        self.reopen_gate();
+        old
+    }
+
+    /// The size is agreed: answer if the peer cannot know, and resync what is new.
+    fn sizes_settled(&mut self, id: VolumeId, peer: PeerSizes, dds_flags: u16, grew: bool) {
+        let Some((state, size)) = self.volume(id).map(|volume| (volume.state, volume.size_sectors)) else { return };
+        if answers_sizes(state.conn, size, false, &peer) {
+            self.send_sizes(id, dds_flags, false);
+        }
+        let action = grow_action(&GrowInput {
+            own: state,
+            grew,
+            resize_pending: false,
+            no_resync: dds_flags & DDS_NO_RESYNC != 0,
+            resolve_conflicts: self.link.resolve_conflicts,
+        });
+        match action {
+            GrowAction::Nothing => {}
+            GrowAction::Resync { .. } => self.start_grow_resync(id),
+            GrowAction::AfterNegotiation => self.with_disk(id, |disk| disk.resync_after_negotiation = true),
+        }
+    }
+
+    /// P_UUIDS. spec: wire-protocol 4.7; state-machine 14.2
+    pub(super) fn receive_uuids(&mut self, id: VolumeId, packet: &Uuids) -> Result<(), Fault> {
+        let apv = self.link.apv;
+        let Some(volume) = self.volume_mut(id) else { return Err(Fault::UnknownVolume) };
+        volume.peer.uuids = Some(*packet);
+        let peer_current = packet.uuids.first().copied().unwrap_or(0);
+        let action = receive_uuids(&UuidsInput {
+            own: volume.state,
+            apv,
+            own_current: volume.disk.as_ref().map(|disk| disk.current()),
+            exposed: volume.exposed_uuid,
+            peer_current,
+            skip_initial_sync: packet.flags.contains(UuidFlags::SKIP_INITIAL_SYNC),
+        });
+        match action {
+            UuidsAction::Keep => {}
+            UuidsAction::Expose => volume.exposed_uuid = peer_current,
+            UuidsAction::Refuse => {
+                let exposed = volume.exposed_uuid;
+                self.log(LogLine::PeerExposedDataDiffers { volume: id, peer: peer_current, exposed });
+                return Err(Fault::DataRefused);
+            }
+            UuidsAction::SkipInitialSync => {
+                let primary = volume.state.role == Role::Primary;
+                if let Some(disk) = volume.disk.as_mut() {
+                    disk.set_current(peer_current, primary);
+                    disk.set_bitmap_uuid(0);
+                }
+                volume.exposed_uuid = peer_current;
+                self.queue_job(id, super::metadata_pipeline::Job::ClearAll(super::metadata_pipeline::Then::Skipped));
+            }
+        }
+        Ok(())
+    }
+
+    /// P_STATE. spec: wire-protocol 9.4; state-machine 14.3
+    pub(super) fn receive_state(&mut self, id: VolumeId, word: u32) -> Result<(), Fault> {
+        let (received, _) = State::from_word(word).map_err(Fault::State)?;
+        // The own disk may fail during the decision: then it starts over, once.
+        for _ in 0..2 {
+            let Some(volume) = self.volume(id) else { return Err(Fault::UnknownVolume) };
+            let mut input = PeerStateInput {
+                own: volume.state,
+                received,
+                uuids_known: volume.peer.uuids.is_some(),
+                peer_negotiates_inconsistent: volume
+                    .peer
+                    .uuids
+                    .is_some_and(|uuids| uuids.flags.contains(UuidFlags::INCONSISTENT)),
+                consider_resync: volume.consider_resync,
+                resync_complete: volume.weight() <= volume.resync.failed_bits,
+                negotiated: volume.negotiated.map(|(own, _)| own),
+                suspended: self.susp.any(),
+                new_generation_due: volume.generation_due,
+                handshake: None,
+            };
+            let mut action = receive_state(&input);
+            if let PeerStateAction::RunHandshake { peer_disk } = action {
+                input.handshake = Some(self.decide_sync(id, received, peer_disk));
+                action = receive_state(&input);
+            }
+            match action {
+                PeerStateAction::FailOwnDisk => {
+                    let _outcome = self.change(id, Change::disk(Disk::Failed), Kind::Hard);
+                }
+                other => return self.carry_out_peer_state(id, other),
+            }
+        }
+        Ok(())
+    }
+
+    fn carry_out_peer_state(&mut self, id: VolumeId, action: PeerStateAction) -> Result<(), Fault> {
+        match action {
+            PeerStateAction::FinishResync => self.finish_resync(id),
+            PeerStateAction::ResyncNotComplete
+            | PeerStateAction::RunHandshake { .. }
+            | PeerStateAction::FailOwnDisk => {}
+            // There is no verify in this version; the peer's end of one changes nothing here.
+            PeerStateAction::FinishVerify => {}
+            PeerStateAction::Refuse(PeerStateRefusal::GoingDown) => return Err(Fault::Closing),
+            PeerStateAction::Refuse(PeerStateRefusal::PeerRebooted) => {
+                self.fail_network_parts();
+                self.new_current_uuid(id);
+                self.thaw(Susp { user: false, ..self.susp });
+                return Err(Fault::PeerRebooted);
+            }
+            PeerStateAction::Refuse(PeerStateRefusal::PeerDryRun) => return Err(Fault::DryRun),
+            PeerStateAction::Refuse(PeerStateRefusal::Disconnect) => return Err(Fault::HandshakeRefused),
+            PeerStateAction::Apply { new, soft, send_uuids_and_state } => {
+                self.with_volume(id, |volume| volume.consider_resync = false);
+                let kind = if soft { Kind::Soft } else { Kind::Hard };
+                self.change(id, Change::to(new), kind).map_err(Fault::StateRefused)?;
+                if send_uuids_and_state {
+                    self.send_uuids(id);
+                    if let Some(state) = self.volume(id).map(|volume| volume.state) {
+                        self.send_state(id, state);
+                    }
+                }
+                self.with_volume(id, |volume| {
+                    volume.discard_my_data = false;
+                    if volume.state.disk != Disk::Negotiating {
+                        volume.negotiated = None;
+                    }
+                });
+                self.sync_metadata(id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Who has the better data, and what follows. spec: wire-protocol 8.1
+    fn decide_sync(&mut self, id: VolumeId, received: State, peer_disk: Disk) -> HandshakeResult {
+        let peer_dry_run = self.link.peer_dry_run;
+        let Some(mut input) = self.decide_input(id, received, peer_disk) else {
+            return HandshakeResult::Failed { peer_dry_run };
+        };
+        self.log(LogLine::Uuids {
+            volume: id,
+            own: words_of(input.own),
+            own_bits: input.own_changes,
+            peer: words_of(input.peer),
+            peer_bits: input.peer_changes,
+        });
+        let mut decision = decide(&input);
+        if decision.decision == SyncDecision::Demote {
+            let demoted = self.change(id, Change::role(Role::Secondary), Kind::Soft).is_ok();
+            input.demotion = if demoted { Demotion::Done } else { Demotion::Failed };
+            decision = decide(&input);
+        }
+        self.log(LogLine::Decision {
+            volume: id,
+            comparison: decision.comparison,
+            decision: decision.decision,
+            by: decision.by,
+        });
+        self.carry_out_decision(id, &decision);
+        HandshakeResult::of(decision.decision, peer_dry_run).unwrap_or(HandshakeResult::Failed { peer_dry_run })
+    }
+
+    fn decide_input(&self, id: VolumeId, received: State, peer_disk: Disk) -> Option<DecideInput> {
+        let volume = self.volume(id)?;
+        let disk = volume.disk.as_ref()?;
+        let peer = volume.peer.uuids?;
+        let net = &self.link.net;
+        let policy = |value: u32| SbPolicy::from_u32(value).unwrap_or(SbPolicy::Disconnect);
+        Some(DecideInput {
+            own: set_of(disk.uuids()),
+            peer: set_of(peer.uuids),
+            context: CompareContext {
+                apv: self.link.apv,
+                features: self.link.features,
+                own_crashed: disk.crashed_primary,
+                peer_crashed: peer.flags.contains(UuidFlags::CRASHED_PRIMARY),
+                own_primary: volume.state.role == Role::Primary,
+                peer_primary: received.role == Role::Primary,
+                resolve_conflicts: self.link.resolve_conflicts,
+            },
+            own_disk: volume.negotiated.map_or(volume.state.disk, |(own, _)| own),
+            current_disk: volume.state.disk,
+            peer_disk,
+            own_changes: volume.told_bits,
+            peer_changes: peer.dirty_bits,
+            policies: SbPolicies {
+                zero: policy(net.after_sb_0p.as_u32()),
+                one: policy(net.after_sb_1p.as_u32()),
+                two: policy(net.after_sb_2p.as_u32()),
+            },
+            always_asbp: net.always_asbp,
+            own_discards: volume.discard_my_data,
+            peer_discards: peer.flags.contains(UuidFlags::DISCARD_MY_DATA),
+            rr_conflict: policy(net.rr_conflict.as_u32()),
+            dry_run: net.tentative || self.link.peer_dry_run,
+            demotion: Demotion::NotTried,
+        })
+    }
+
+    fn carry_out_decision(&mut self, id: VolumeId, decision: &Decision) {
+        if let Some(fixup) = decision.comparison.fixup {
+            self.correct_generations(id, fixup);
+        }
+        for thing in decision.things.iter() {
+            match thing {
+                Thing::CallHelper(helper) => {
+                    let helper = match helper {
+                        crate::handshake::Helper::InitialSplitBrain => Helper::InitialSplitBrain,
+                        crate::handshake::Helper::SplitBrain => Helper::SplitBrain,
+                        crate::handshake::Helper::PriLost => Helper::PriLost,
+                        crate::handshake::Helper::PriLostAfterSb => Helper::PriLostAfterSb,
+                    };
+                    self.call_helper(helper, Some(id));
+                }
+                // The bitmap is sent when all its bits are set and written; see `may_go`.
+                Thing::SetAllBits => {
+                    self.queue_job(id, super::metadata_pipeline::Job::SetAll(super::metadata_pipeline::Then::Nothing));
+                }
+            }
+        }
+    }
+
+    /// spec: metadata 6.2 (20..22)
+    fn correct_generations(&mut self, id: VolumeId, fixup: Fixup) {
+        self.with_volume(id, |volume| {
+            let (Some(disk), Some(peer)) = (volume.disk.as_mut(), volume.peer.uuids.as_mut()) else { return };
+            let (mut own_set, mut peer_set) = (set_of(disk.uuids()), set_of(peer.uuids));
+            fixup.apply(&mut own_set, &mut peer_set);
+            if words_of(own_set) != disk.uuids() {
+                disk.set_uuids(words_of(own_set));
+            }
+            peer.uuids = words_of(peer_set);
+        });
+    }
+}
+
+/// A change of size that waits for the owner's tables.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PendingResize {
+    sectors: u64,
+    peer: PeerSizes,
+    dds_flags: u16,
+}
+
+impl<S: Storage> Volume<S> {
+    /// The rate controller of a running resync follows changed options.
+    pub(super) fn configure_resync(&mut self) {
+        let config = self.rate_config();
+        if let Some(controller) = self.resync.controller.as_mut() {
+            controller.configure(config);
+        }
+    }
+}

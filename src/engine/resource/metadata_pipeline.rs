@@ -1,0 +1,454 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What is written to the meta-data area, and in which order.
+//!
+//! One operation at a time: a superblock, an activity log transaction (bitmap pages of evicted extents first, then the
+//! block), a bitmap job, or loading the bitmap at attach. The owner pulls the transfers one by one
+//! ([`Engine::next_metadata_io`]) and may have several pages of one operation in flight. An operation that needs no
+//! transfer finishes at once.
+//!
+//! # Ordering rules carried out here (spec: metadata 8)
+//! * bitmap pages of evicted extents are on the disk before, or made durable by the PREFLUSH of, the activity log block
+//!   that evicts them;
+//! * FULL_SYNC is durable before all bits are set, and cleared only after the bitmap is written;
+//! * new UUIDs are durable before they are communicated: packets carry the superblock version they wait for.
+
+use super::api::{IoResult, MetadataIo, VolumeId, Wakes};
+use super::slots::List;
+use super::volume::{AttachedDisk, DiskError};
+use super::Engine;
+use crate::bitmap::Pages;
+use crate::metadata::superblock::{Magic, MetaFlags};
+use crate::metadata::{Block, BLOCK_BYTES};
+use crate::storage::Storage;
+
+/// What happens when a bitmap job is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    Nothing,
+    /// The attach goes on.
+    Attached,
+    /// The full sync asked for by the administrator starts, as source or target.
+    StartSource,
+    StartTarget,
+    /// The disk is released.
+    Detached,
+    /// The administrator's command is finished.
+    Admin,
+    /// The bitmap was cleared because the initial sync is skipped.
+    Skipped,
+}
+
+/// Work on the whole bitmap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Job {
+    /// Write the pages that changed.
+    Write(Then),
+    /// Set all bits, crash safe. spec: metadata 5.3
+    SetAll(Then),
+    /// Clear all bits. spec: metadata 5.4
+    ClearAll(Then),
+    /// Read all pages.
+    Load,
+}
+
+/// What the pipeline is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Current {
+    Idle,
+    Superblock(u32),
+    /// Bitmap pages of the extents that the transaction evicts.
+    EvictedPages,
+    Transaction,
+    Pages(Job),
+    /// SetAll waits for FULL_SYNC to be durable (true) or cleared (false); then the job goes on.
+    FullSync {
+        set: bool,
+        version: u32,
+        then: Then,
+    },
+    Load {
+        next: u64,
+    },
+}
+
+/// What the engine has to do after a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Event {
+    SuperblockDurable(u32),
+    TransactionDone,
+    JobDone(Job),
+    Failed,
+}
+
+enum Step {
+    Io(MetadataIo),
+    Event(Event),
+    Wait,
+}
+
+const MAX_JOBS: usize = 8;
+const READ_TICKET: u32 = 0x8000_0000;
+
+/// The state of one volume's meta-data I/O.
+pub(super) struct Pipeline {
+    current: Current,
+    in_flight: u32,
+    failed: bool,
+    /// Version of the superblock in core; the version last written; the version on the disk.
+    version: u32,
+    durable: u32,
+    transaction_wanted: bool,
+    transaction_number: u32,
+    jobs: [Option<Job>; MAX_JOBS],
+}
+
+impl Pipeline {
+    /// Nothing to do; the superblock in core is the one on the disk.
+    pub(super) fn new(transaction_number: u32) -> Self {
+        Pipeline {
+            current: Current::Idle,
+            in_flight: 0,
+            failed: false,
+            version: 0,
+            durable: 0,
+            transaction_wanted: false,
+            transaction_number,
+            jobs: [None; MAX_JOBS],
+        }
+    }
+
+    /// The superblock in core has changed.
+    pub(super) fn touch(&mut self) {
+        self.version = self.version.wrapping_add(1);
+    }
+
+    /// Version of the superblock in core.
+    pub(super) fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// True when that version, or a later one, is on the disk.
+    pub(super) fn is_durable(&self, version: u32) -> bool {
+        (self.durable.wrapping_sub(version) as i32) >= 0
+    }
+
+    /// The superblock in core differs from the one on the disk.
+    pub(super) fn is_dirty(&self) -> bool {
+        self.version != self.durable
+    }
+
+    /// Extents changed: a transaction has to be written.
+    pub(super) fn want_transaction(&mut self) {
+        self.transaction_wanted = true;
+    }
+
+    /// Number of the next transaction.
+    pub(super) fn transaction_number(&self) -> u32 {
+        self.transaction_number
+    }
+
+    /// Queues a job; false when too many are queued.
+    #[must_use]
+    pub(super) fn queue(&mut self, job: Job) -> bool {
+        match self.jobs.iter_mut().find(|place| place.is_none()) {
+            Some(place) => {
+                *place = Some(job);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn take_job(&mut self) -> Option<Job> {
+        let [first, ..] = &mut self.jobs;
+        let job = first.take();
+        self.jobs.rotate_left(1);
+        job
+    }
+
+    /// True while jobs that change many bits are queued or under way.
+    pub(super) fn changes_all_bits(&self) -> bool {
+        let bulk = |job: &Job| matches!(job, Job::SetAll(_) | Job::ClearAll(_) | Job::Load);
+        self.jobs.iter().flatten().any(bulk)
+            || match self.current {
+                Current::Pages(job) => bulk(&job),
+                Current::FullSync { .. } | Current::Load { .. } => true,
+                _ => false,
+            }
+    }
+
+    /// No transfer is under way and nothing is left to do.
+    pub(super) fn is_idle(&self) -> bool {
+        self.in_flight == 0 && self.current == Current::Idle && self.jobs.iter().all(Option::is_none)
+    }
+
+    /// No transfer is under way.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.in_flight == 0
+    }
+}
+
+impl<S: Storage> AttachedDisk<S> {
+    fn step(&mut self, size_sectors: u64, durable_writes: bool, buffer: &mut Block) -> Step {
+        if self.pipeline.current == Current::Idle && !self.choose() {
+            return Step::Wait;
+        }
+        match self.pipeline.current {
+            Current::Idle => Step::Wait,
+            Current::Superblock(_) | Current::FullSync { .. } => {
+                if self.pipeline.in_flight > 0 {
+                    return Step::Wait;
+                }
+                self.pipeline.in_flight = 1;
+                self.superblock.la_size_sectors = size_sectors;
+                self.superblock.encode(Magic::Unclean, buffer);
+                Step::Io(self.block_io(self.layout.superblock_sector, durable_writes))
+            }
+            Current::EvictedPages => match self.next_page(Pages::Hinted, buffer) {
+                Some(io) => Step::Io(io),
+                None if self.pipeline.in_flight > 0 => Step::Wait,
+                None if self.pipeline.failed => self.finish(),
+                None => {
+                    self.pipeline.current = Current::Transaction;
+                    if self.superblock.flags.contains(MetaFlags::AL_DISABLED) {
+                        return self.finish();
+                    }
+                    self.pipeline.in_flight = 1;
+                    self.log.encode_transaction(self.pipeline.transaction_number, buffer);
+                    let sector = self.layout.transaction_sector(self.pipeline.transaction_number);
+                    Step::Io(self.block_io(sector, durable_writes))
+                }
+            },
+            Current::Transaction => Step::Wait,
+            Current::Pages(_) => match self.next_page(Pages::Changed, buffer) {
+                Some(io) => Step::Io(io),
+                None if self.pipeline.in_flight > 0 => Step::Wait,
+                None => self.finish(),
+            },
+            Current::Load { next } => {
+                if let Some((sector, size_bytes)) =
+                    (next < self.bitmap.page_count()).then(|| self.layout.bitmap_page(next)).flatten()
+                {
+                    self.pipeline.current = Current::Load { next: next + 1 };
+                    self.pipeline.in_flight += 1;
+                    let ticket = u32::try_from(next).unwrap_or(0) | READ_TICKET;
+                    return Step::Io(MetadataIo { ticket, write: false, sector, size_bytes, durable: false });
+                }
+                if self.pipeline.in_flight > 0 {
+                    return Step::Wait;
+                }
+                self.bitmap.finish_load();
+                self.finish()
+            }
+        }
+    }
+
+    /// Picks the next operation. The superblock goes first: its PRIMARY_IND gives the activity log its meaning.
+    fn choose(&mut self) -> bool {
+        self.pipeline.failed = false;
+        if self.pipeline.is_dirty() {
+            self.pipeline.current = Current::Superblock(self.pipeline.version);
+        } else if self.pipeline.transaction_wanted {
+            self.pipeline.transaction_wanted = false;
+            if !self.log.start_transaction() {
+                return false;
+            }
+            for extent in self.log.evicted_extents() {
+                self.bitmap.hint_extent(extent);
+            }
+            self.pipeline.current = Current::EvictedPages;
+        } else {
+            match self.pipeline.take_job() {
+                None => return false,
+                Some(Job::SetAll(then)) => {
+                    self.assign_flag(MetaFlags::FULL_SYNC, true);
+                    let version = self.pipeline.version;
+                    self.pipeline.current = Current::FullSync { set: true, version, then };
+                }
+                Some(Job::ClearAll(then)) => {
+                    self.bitmap.clear_all();
+                    self.pipeline.current = Current::Pages(Job::ClearAll(then));
+                }
+                Some(Job::Load) => self.pipeline.current = Current::Load { next: 0 },
+                Some(job @ Job::Write(_)) => self.pipeline.current = Current::Pages(job),
+            }
+        }
+        true
+    }
+
+    fn block_io(&self, sector: u64, durable: bool) -> MetadataIo {
+        MetadataIo { ticket: 0, write: true, sector, size_bytes: BLOCK_BYTES as u32, durable }
+    }
+
+    fn next_page(&mut self, which: Pages, buffer: &mut Block) -> Option<MetadataIo> {
+        if self.pipeline.failed {
+            return None;
+        }
+        let page = self.bitmap.next_page_to_write(which)?;
+        self.bitmap.copy_page(page, buffer);
+        let Some((sector, size_bytes)) = self.layout.bitmap_page(page) else {
+            self.pipeline.failed = true;
+            return None;
+        };
+        self.pipeline.in_flight += 1;
+        Some(MetadataIo { ticket: u32::try_from(page).unwrap_or(0), write: true, sector, size_bytes, durable: false })
+    }
+
+    /// The operation under way has no transfer left.
+    fn finish(&mut self) -> Step {
+        let current = core::mem::replace(&mut self.pipeline.current, Current::Idle);
+        let failed = core::mem::take(&mut self.pipeline.failed);
+        if failed {
+            if matches!(current, Current::EvictedPages | Current::Transaction) {
+                // Nobody may go on as if it had been written; the disk fails and the writes go on without it.
+                self.log.committed();
+            }
+            return Step::Event(Event::Failed);
+        }
+        match current {
+            Current::Superblock(version) => {
+                self.pipeline.durable = version;
+                Step::Event(Event::SuperblockDurable(version))
+            }
+            Current::FullSync { set: true, version, then } => {
+                self.pipeline.durable = version;
+                self.bitmap.set_all();
+                self.pipeline.current = Current::Pages(Job::SetAll(then));
+                Step::Event(Event::SuperblockDurable(version))
+            }
+            Current::Pages(Job::SetAll(then)) => {
+                self.assign_flag(MetaFlags::FULL_SYNC, false);
+                let version = self.pipeline.version;
+                self.pipeline.current = Current::FullSync { set: false, version, then };
+                Step::Wait
+            }
+            Current::FullSync { set: false, version, then } => {
+                self.pipeline.durable = version;
+                Step::Event(Event::JobDone(Job::SetAll(then)))
+            }
+            Current::Transaction => {
+                self.log.committed();
+                if !self.superblock.flags.contains(MetaFlags::AL_DISABLED) {
+                    self.pipeline.transaction_number = self.pipeline.transaction_number.wrapping_add(1);
+                }
+                Step::Event(Event::TransactionDone)
+            }
+            Current::Pages(job) => Step::Event(Event::JobDone(job)),
+            Current::Load { .. } => Step::Event(Event::JobDone(Job::Load)),
+            Current::Idle | Current::EvictedPages => Step::Wait,
+        }
+    }
+}
+
+impl<S: Storage> Engine<S> {
+    /// The next transfer on the meta-data device of a volume, with its contents in `buffer` if it is a write.
+    /// `None`: nothing now, wait for [`Wakes::METADATA`].
+    pub fn next_metadata_io(&mut self, id: VolumeId, buffer: &mut Block) -> Option<MetadataIo> {
+        loop {
+            let volume = self.volume_mut(id)?;
+            let size_sectors = volume.size_sectors;
+            let durable = volume.conf.md_flushes;
+            let Volume { disk, log_pending, log_committing, .. } = volume;
+            let disk = disk.as_mut()?;
+            let before = disk.pipeline.current;
+            let step = disk.step(size_sectors, durable, buffer);
+            if before == Current::Idle && matches!(disk.pipeline.current, Current::EvictedPages | Current::Transaction)
+            {
+                // The writes collected so far are the ones this transaction is for.
+                *log_committing = core::mem::replace(log_pending, List::EMPTY);
+            }
+            match step {
+                Step::Io(io) => {
+                    if io.write && !io.durable && io.size_bytes > 0 {
+                        volume.counters.bitmap_writes = volume.counters.bitmap_writes.wrapping_add(0);
+                    }
+                    return Some(io);
+                }
+                Step::Event(event) => self.metadata_event(id, event),
+                Step::Wait => {
+                    let again = self.volume(id)?.disk.as_ref().is_some_and(|disk| {
+                        matches!(disk.pipeline.current, Current::FullSync { .. }) && disk.pipeline.in_flight == 0
+                    });
+                    if !again {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// A transfer of [`Engine::next_metadata_io`] has completed; `buffer` holds what was read.
+    pub fn metadata_io_done(&mut self, id: VolumeId, ticket: u32, result: IoResult, buffer: &Block, now_ms: u64) {
+        self.now_ms = now_ms;
+        let Some(disk) = self.volume_mut(id).and_then(|volume| volume.disk.as_mut()) else { return };
+        disk.pipeline.in_flight = disk.pipeline.in_flight.saturating_sub(1);
+        if result.is_err() {
+            disk.pipeline.failed = true;
+        } else if ticket & READ_TICKET != 0 {
+            disk.bitmap.load_page(u64::from(ticket & !READ_TICKET), buffer);
+        }
+        let single =
+            matches!(disk.pipeline.current, Current::Superblock(_) | Current::FullSync { .. } | Current::Transaction);
+        if disk.pipeline.in_flight == 0 && (single || disk.pipeline.failed) {
+            if let Step::Event(event) = disk.finish() {
+                self.metadata_event(id, event);
+            }
+        }
+        self.wakes.insert(Wakes::METADATA);
+        self.check_disk_idle(id);
+    }
+
+    fn metadata_event(&mut self, id: VolumeId, event: Event) {
+        match event {
+            Event::SuperblockDurable(_) => self.superblock_durable(id),
+            Event::TransactionDone => {
+                if let Some(volume) = self.volume_mut(id) {
+                    volume.counters.activity_log_writes = volume.counters.activity_log_writes.wrapping_add(1);
+                }
+                self.activity_logged(id);
+            }
+            Event::JobDone(job) => self.bitmap_job_done(id, job),
+            Event::Failed => {
+                self.disk_failed(id, DiskError::Metadata);
+                self.activity_logged(id);
+                self.metadata_failed(id);
+            }
+        }
+    }
+
+    fn superblock_durable(&mut self, id: VolumeId) {
+        let Some(volume) = self.volume_mut(id) else { return };
+        let durable = volume
+            .disk
+            .as_ref()
+            .is_none_or(|disk| volume.generation_version.is_none_or(|version| disk.pipeline.is_durable(version)));
+        if durable && volume.generation_version.take().is_some() {
+            self.settle_all();
+        }
+        // Packets may have waited for it.
+        self.wakes.insert(Wakes::DATA_SENDER);
+        self.admin_step();
+    }
+
+    /// Has the superblock written if it differs from the one on the disk.
+    pub(super) fn sync_metadata(&mut self, id: VolumeId) {
+        if self.volume(id).and_then(|volume| volume.disk.as_ref()).is_some_and(|disk| disk.pipeline.is_dirty()) {
+            self.wakes.insert(Wakes::METADATA);
+        }
+    }
+
+    /// Queues work on the bitmap.
+    pub(super) fn queue_job(&mut self, id: VolumeId, job: Job) {
+        let Some(disk) = self.volume_mut(id).and_then(|volume| volume.disk.as_mut()) else { return };
+        // Writing what changed twice in a row is once too often.
+        if matches!(job, Job::Write(Then::Nothing)) && disk.pipeline.jobs.contains(&Some(job)) {
+            return;
+        }
+        if !disk.pipeline.queue(job) {
+            self.internal_error("too many bitmap jobs");
+        }
+        self.wakes.insert(Wakes::METADATA);
+    }
+}
+
+use super::volume::Volume;

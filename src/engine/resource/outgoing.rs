@@ -1,0 +1,607 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What goes to the peer: the order of packets on the two sockets, and their bytes.
+//!
+//! The queue of the data socket holds small places: an application request, an answer, a resync request, or "the next
+//! control packet". A packet gets its bytes when the sender takes it. Barriers are not queued: the sender emits one when
+//! it comes to the first packet of another epoch, or when it has nothing else to do.
+//! spec: wire-protocol 2, 3, 3.6, 5
+
+use super::api::{Outgoing, Payload, PeerId, RequestId, VolumeId, Wakes};
+use super::slots::{Net, PeerKind, PeerPhase};
+use super::Engine;
+use crate::state::{Conn, Disk, Role, State, Susp};
+use crate::storage::Storage;
+use crate::wire::{command::Command, header::header_size, header::Header, BufferTooSmall, Features};
+use crate::wire::{Barrier, BarrierAck, BlockAck, BlockDesc, BlockRequest, Data, DataFlags, Trim, ID_SYNCER};
+use crate::wire::{
+    Controller, Protocol, Sizes, StateReply, StateRequest, StateWord, SyncParam, SyncUuid, UuidFlags, Uuids,
+};
+use crate::wire::{OWN_FEATURES, PRO_VERSION_MAX, PRO_VERSION_MIN};
+
+/// A place in the order of the data socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum DataOut {
+    /// A mirrored write.
+    Write(RequestId),
+    /// A read that the peer serves.
+    ReadRequest(RequestId),
+    /// A write that is only announced.
+    OutOfSync(RequestId),
+    /// Data for the peer: the answer to a read or resync request.
+    Reply(PeerId),
+    /// A resync request.
+    ResyncRequest(PeerId),
+    /// The oldest control packet.
+    Control,
+}
+
+/// A packet without application data.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Control {
+    Features,
+    Protocol,
+    /// Options changed while connected.
+    ProtocolUpdate,
+    SyncParam(VolumeId),
+    Sizes {
+        volume: VolumeId,
+        dds_flags: u16,
+        ask: bool,
+    },
+    /// Goes out when that version of the superblock is durable.
+    Uuids {
+        volume: VolumeId,
+        uuids: Uuids,
+        version: u32,
+    },
+    State {
+        volume: VolumeId,
+        word: u32,
+    },
+    SyncUuid {
+        volume: VolumeId,
+        uuid: u64,
+        version: u32,
+    },
+    StateRequest {
+        volume: VolumeId,
+        mask: u32,
+        val: u32,
+    },
+    ConnectionRequest {
+        mask: u32,
+        val: u32,
+    },
+    /// As many packets as it takes.
+    Bitmap(VolumeId),
+}
+
+impl Control {
+    /// The volume it concerns.
+    pub(super) fn volume(&self) -> Option<VolumeId> {
+        match *self {
+            Control::Features | Control::Protocol | Control::ProtocolUpdate | Control::ConnectionRequest { .. } => None,
+            Control::SyncParam(volume) | Control::Bitmap(volume) => Some(volume),
+            Control::Sizes { volume, .. }
+            | Control::Uuids { volume, .. }
+            | Control::State { volume, .. }
+            | Control::SyncUuid { volume, .. }
+            | Control::StateRequest { volume, .. } => Some(volume),
+        }
+    }
+}
+
+/// A packet for the meta socket.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum MetaOut {
+    Ack { command: Command, volume: VolumeId, sector: u64, block_id: u64, size_bytes: u32 },
+    BarrierAck { number: u32, set_size: u32 },
+    Ping,
+    PingAck,
+    StateReply { volume: VolumeId, code: i32 },
+    ConnectionReply { code: i32 },
+}
+
+/// What the data sender is sending right now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sending {
+    Nothing,
+    Control,
+    Request(RequestId),
+    Reply(PeerId),
+    ResyncRequest(PeerId),
+}
+
+impl<S: Storage> Engine<S> {
+    /// Puts a request or answer into the order of the data socket.
+    pub(super) fn queue_data(&mut self, entry: DataOut) {
+        if !self.link.is_running() {
+            return;
+        }
+        if !self.data_out.push(entry) {
+            self.internal_error("the queue to the data socket is full");
+        }
+        self.wakes.insert(Wakes::DATA_SENDER);
+    }
+
+    /// Puts a control packet into the order of the data socket.
+    pub(super) fn queue_control(&mut self, packet: Control) {
+        if !self.link.has_sockets() {
+            return;
+        }
+        if !(self.control.push(packet) && self.data_out.push(DataOut::Control)) {
+            self.internal_error("too many control packets");
+        }
+        self.wakes.insert(Wakes::DATA_SENDER);
+    }
+
+    /// Puts a packet into the queue of the meta socket.
+    pub(super) fn queue_meta(&mut self, packet: MetaOut) {
+        if !self.link.has_sockets() {
+            return;
+        }
+        if !self.meta_out.push(packet) {
+            self.internal_error("the queue to the meta socket is full");
+        }
+        self.wakes.insert(Wakes::META_SENDER);
+    }
+
+    /// The next packet for the data socket, with its bytes in `buffer` (at least [`super::PACKET_BUFFER_BYTES`]).
+    pub fn next_data(&mut self, buffer: &mut [u8], now_ms: u64) -> Option<Outgoing> {
+        self.now_ms = now_ms;
+        if self.link.is_closing() || self.link.sending != Sending::Nothing {
+            return None;
+        }
+        let Some(entry) = self.data_out.front() else { return self.idle_barrier(buffer) };
+        if let Some(barrier) = self.barrier_before(entry, buffer) {
+            return Some(barrier);
+        }
+        let (head_bytes, payload, sending) = match entry {
+            DataOut::Control => return self.next_control(buffer),
+            DataOut::Write(id) => self.write_packet(id, buffer),
+            DataOut::ReadRequest(id) => self.read_request_packet(id, buffer),
+            DataOut::OutOfSync(id) => self.out_of_sync_packet(id, buffer),
+            DataOut::Reply(id) => self.reply_packet(id, buffer),
+            DataOut::ResyncRequest(id) => self.resync_request_packet(id, buffer),
+        }
+        .unwrap_or((0, Payload::None, Sending::Nothing));
+        let _taken = self.data_out.pop();
+        if head_bytes == 0 {
+            // The request is gone (its connection was lost meanwhile): look at the next one.
+            return self.next_data(buffer, now_ms);
+        }
+        self.link.sending = sending;
+        let copy = matches!(sending, Sending::Request(id) if self.completes_when_sent(id));
+        Some(Outgoing { head_bytes, payload, copy, last: self.data_out.is_empty() })
+    }
+
+    /// Protocol A: the bio may end, and its pages change, while TCP still holds them.
+    fn completes_when_sent(&self, id: RequestId) -> bool {
+        self.requests.get(id).is_some_and(|slot| slot.protocol == crate::netlink::WireProtocol::A)
+    }
+
+    /// A packet of another epoch comes next: close the last one first. spec: wire-protocol 3.6
+    fn barrier_before(&mut self, entry: DataOut, buffer: &mut [u8]) -> Option<Outgoing> {
+        let epoch = match entry {
+            DataOut::Write(id) => self.requests.get(id)?.epoch,
+            DataOut::ReadRequest(_) | DataOut::OutOfSync(_) => self.link.epoch,
+            _ => return None,
+        };
+        (epoch != self.link.sent_epoch).then(|| self.barrier(buffer)).flatten()
+    }
+
+    fn idle_barrier(&mut self, buffer: &mut [u8]) -> Option<Outgoing> {
+        (self.link.epoch != self.link.sent_epoch).then(|| self.barrier(buffer)).flatten()
+    }
+
+    fn barrier(&mut self, buffer: &mut [u8]) -> Option<Outgoing> {
+        if self.link.sent_writes == 0 {
+            return None;
+        }
+        let number = self.link.sent_epoch;
+        self.link.sent_writes = 0;
+        let payload = Barrier { number };
+        let head_bytes = self.packet(buffer, Command::Barrier, 0, 0, |body| payload.encode(body))?;
+        Some(Outgoing { head_bytes, payload: Payload::None, copy: false, last: self.data_out.is_empty() })
+    }
+
+    /// Writes header and body; `extra_bytes` follow from elsewhere. Returns the bytes in the buffer.
+    fn packet(
+        &mut self,
+        buffer: &mut [u8],
+        command: Command,
+        volume: u16,
+        extra_bytes: u32,
+        body: impl FnOnce(&mut [u8]) -> Result<usize, BufferTooSmall>,
+    ) -> Option<usize> {
+        let apv = self.link.wire_version;
+        let header_bytes = header_size(apv);
+        let written = body(buffer.get_mut(header_bytes..)?).ok()?;
+        let length = u32::try_from(written).ok()?.checked_add(extra_bytes)?;
+        let header = Header { command: command as u16, volume, length };
+        header.encode(apv, buffer).ok()?;
+        Some(header_bytes + written)
+    }
+
+    fn number(&self, id: VolumeId) -> u16 {
+        self.volume(id).map_or(0, |volume| volume.number)
+    }
+
+    /// Draws the next sequence number of a volume. spec: wire-protocol 3.5
+    fn sequence(&mut self, id: VolumeId) -> u32 {
+        self.volume_mut(id).map_or(0, |volume| {
+            volume.packet_seq = volume.packet_seq.wrapping_add(1);
+            volume.packet_seq
+        })
+    }
+
+    fn write_packet(&mut self, id: RequestId, buffer: &mut [u8]) -> Option<(usize, Payload, Sending)> {
+        let slot = *self.requests.get(id).filter(|slot| slot.net == Net::Queued)?;
+        let state = self.volume(slot.volume)?.state;
+        let flags = self.write_flags(&slot, state);
+        let seq = self.sequence(slot.volume);
+        let data = Data { sector: slot.io.sector, block_id: id.block_id(), seq, flags };
+        let volume = self.number(slot.volume);
+        self.link.sent_epoch = slot.epoch;
+        self.link.sent_writes += 1;
+        let (command, payload) = match slot.io.op {
+            super::Op::Discard => (Command::Trim, Payload::None),
+            super::Op::WriteZeroes { .. } if self.link.features & crate::wire::FEATURE_WZEROES != 0 => {
+                (Command::Zeroes, Payload::None)
+            }
+            super::Op::WriteZeroes { .. } => (Command::Trim, Payload::None),
+            _ => (Command::Data, Payload::Request(id)),
+        };
+        let head = if command == Command::Data {
+            self.packet(buffer, command, volume, slot.io.size_bytes, |body| data.encode(body))?
+        } else {
+            let trim = Trim { data, size_bytes: slot.io.size_bytes };
+            self.packet(buffer, command, volume, 0, |body| trim.encode(body))?
+        };
+        Some((head, payload, Sending::Request(id)))
+    }
+
+    /// spec: wire-protocol 3.3
+    fn write_flags(&self, slot: &super::slots::Request, state: State) -> DataFlags {
+        let mut flags = DataFlags(0);
+        let apv = self.link.apv;
+        let in_sync = (Conn::SyncSource..=Conn::PausedSyncT).contains(&state.conn);
+        flags = flags.with_if(slot.io.flags.sync, DataFlags::RW_SYNC);
+        flags = flags.with_if(in_sync, DataFlags::MAY_SET_IN_SYNC);
+        if apv >= 95 {
+            flags = flags.with_if(slot.io.flags.fua, DataFlags::FUA);
+            flags = flags.with_if(slot.io.flags.preflush, DataFlags::FLUSH);
+            match slot.io.op {
+                super::Op::Discard => flags = flags.with(DataFlags::DISCARD),
+                super::Op::WriteZeroes { unmap } => {
+                    let zeroes = self.link.features & crate::wire::FEATURE_WZEROES != 0;
+                    flags = flags.with_if(zeroes, DataFlags::ZEROES);
+                    flags = flags.with_if(unmap || !zeroes, DataFlags::DISCARD);
+                }
+                _ => {}
+            }
+        }
+        if apv >= 100 {
+            flags = flags.with_if(slot.protocol == crate::netlink::WireProtocol::B, DataFlags::SEND_RECEIVE_ACK);
+            flags =
+                flags.with_if(slot.protocol == crate::netlink::WireProtocol::C || in_sync, DataFlags::SEND_WRITE_ACK);
+        }
+        flags
+    }
+
+    fn read_request_packet(&mut self, id: RequestId, buffer: &mut [u8]) -> Option<(usize, Payload, Sending)> {
+        let slot = *self.requests.get(id).filter(|slot| slot.net == Net::Queued)?;
+        let request = BlockRequest { sector: slot.io.sector, block_id: id.block_id(), size_bytes: slot.io.size_bytes };
+        let volume = self.number(slot.volume);
+        let head = self.packet(buffer, Command::DataRequest, volume, 0, |body| request.encode(body))?;
+        Some((head, Payload::None, Sending::Request(id)))
+    }
+
+    fn out_of_sync_packet(&mut self, id: RequestId, buffer: &mut [u8]) -> Option<(usize, Payload, Sending)> {
+        let slot = *self.requests.get(id).filter(|slot| slot.net == Net::Queued)?;
+        let notice = BlockDesc { sector: slot.io.sector, size_bytes: slot.io.size_bytes };
+        let volume = self.number(slot.volume);
+        let head = self.packet(buffer, Command::OutOfSync, volume, 0, |body| notice.encode(body))?;
+        Some((head, Payload::None, Sending::Request(id)))
+    }
+
+    fn reply_packet(&mut self, id: PeerId, buffer: &mut [u8]) -> Option<(usize, Payload, Sending)> {
+        let slot = *self.peers.get(id).filter(|slot| slot.phase == PeerPhase::Reply)?;
+        let resync = slot.kind == PeerKind::ResyncRead;
+        let command = if resync { Command::RsDataReply } else { Command::DataReply };
+        let data = Data { sector: slot.sector, block_id: slot.block_id, seq: 0, flags: DataFlags(0) };
+        let volume = self.number(slot.volume);
+        let head = self.packet(buffer, command, volume, slot.size_bytes, |body| data.encode(body))?;
+        Some((head, Payload::Peer(id, slot.size_bytes), Sending::Reply(id)))
+    }
+
+    fn resync_request_packet(&mut self, id: PeerId, buffer: &mut [u8]) -> Option<(usize, Payload, Sending)> {
+        let slot = *self.peers.get(id).filter(|slot| slot.phase == PeerPhase::Asked)?;
+        let request = BlockRequest { sector: slot.sector, block_id: ID_SYNCER, size_bytes: slot.size_bytes };
+        let volume = self.number(slot.volume);
+        let head = self.packet(buffer, Command::RsDataRequest, volume, 0, |body| request.encode(body))?;
+        Some((head, Payload::None, Sending::ResyncRequest(id)))
+    }
+
+    fn next_control(&mut self, buffer: &mut [u8]) -> Option<Outgoing> {
+        let packet = self.control.front()?;
+        if !self.may_go(&packet) {
+            return None;
+        }
+        let (head, done) = match packet {
+            Control::Bitmap(id) => self.bitmap_packet(id, buffer),
+            _ => (self.control_packet(packet, buffer), true),
+        };
+        if done {
+            let _taken = (self.control.pop(), self.data_out.pop());
+        }
+        let Some(head_bytes) = head else {
+            // The volume is gone.
+            return self.next_data(buffer, self.now_ms);
+        };
+        self.link.sending = Sending::Control;
+        Some(Outgoing { head_bytes, payload: Payload::None, copy: false, last: self.data_out.is_empty() })
+    }
+
+    /// UUIDs are durable here before the peer hears of them; a bitmap is complete before it is sent.
+    fn may_go(&self, packet: &Control) -> bool {
+        let disk = |id: VolumeId| self.volume(id).and_then(|volume| volume.disk.as_ref());
+        match *packet {
+            Control::Uuids { volume, version, .. } | Control::SyncUuid { volume, version, .. } => {
+                disk(volume).is_none_or(|disk| disk.pipeline.is_durable(version))
+            }
+            Control::Bitmap(volume) => disk(volume).is_none_or(|disk| !disk.pipeline.changes_all_bits()),
+            _ => true,
+        }
+    }
+
+    fn control_packet(&mut self, packet: Control, buffer: &mut [u8]) -> Option<usize> {
+        let volume = packet.volume().map_or(0, |id| self.number(id));
+        match packet {
+            Control::Features => {
+                let features = Features { min: PRO_VERSION_MIN, max: PRO_VERSION_MAX, flags: OWN_FEATURES };
+                self.packet(buffer, Command::ConnectionFeatures, 0, 0, |body| features.encode(body))
+            }
+            Control::Protocol | Control::ProtocolUpdate => {
+                let protocol = self.own_protocol();
+                let apv = self.link.apv;
+                let update = matches!(packet, Control::ProtocolUpdate);
+                let command = if update { Command::ProtocolUpdate } else { Command::Protocol };
+                self.packet(buffer, command, 0, 0, |body| protocol.encode(apv, body))
+            }
+            Control::SyncParam(id) => {
+                let parameters = self.own_sync_param(id)?;
+                let apv = self.link.apv;
+                let command = if apv <= 88 { Command::SyncParam } else { Command::SyncParam89 };
+                self.packet(buffer, command, volume, 0, |body| parameters.encode(apv, body))
+            }
+            Control::Sizes { volume: id, dds_flags, ask } => {
+                let sizes = self.own_sizes(id, dds_flags, ask)?;
+                self.packet(buffer, Command::Sizes, volume, 0, |body| sizes.encode(body))
+            }
+            Control::Uuids { uuids, .. } => self.packet(buffer, Command::Uuids, volume, 0, |body| uuids.encode(body)),
+            Control::State { word, .. } => {
+                let state = StateWord { word };
+                self.packet(buffer, Command::State, volume, 0, |body| state.encode(body))
+            }
+            Control::SyncUuid { uuid, .. } => {
+                let sync = SyncUuid { uuid };
+                self.packet(buffer, Command::SyncUuid, volume, 0, |body| sync.encode(body))
+            }
+            Control::StateRequest { mask, val, .. } => {
+                let request = StateRequest { mask, val };
+                self.packet(buffer, Command::StateChgReq, volume, 0, |body| request.encode(body))
+            }
+            Control::ConnectionRequest { mask, val } => {
+                let request = StateRequest { mask, val };
+                let command = if self.link.apv >= 100 { Command::ConnStChgReq } else { Command::StateChgReq };
+                self.packet(buffer, command, 0, 0, |body| request.encode(body))
+            }
+            Control::Bitmap(_) => None,
+        }
+    }
+
+    /// One packet of the bitmap; the flag says whether it was the last. spec: wire-protocol 8.3
+    fn bitmap_packet(&mut self, id: VolumeId, buffer: &mut [u8]) -> (Option<usize>, bool) {
+        let apv = self.link.apv;
+        let use_rle = self.link.net.use_rle;
+        let number = self.number(id);
+        let header_bytes = header_size(self.link.wire_version);
+        let Some(volume) = self.volume_mut(id) else { return (None, true) };
+        let (Some(disk), Some(sender)) = (volume.disk.as_ref(), volume.resync.sender.as_mut()) else {
+            return (None, true);
+        };
+        let Some(body) = buffer.get_mut(header_bytes..) else { return (None, true) };
+        let Ok(Some((command, bytes))) = sender.next_packet(&disk.bitmap, apv, use_rle, body) else {
+            return (None, true);
+        };
+        let last = sender.is_over();
+        let length = u32::try_from(bytes).unwrap_or(0);
+        let header = Header { command: command as u16, volume: number, length };
+        let head = header.encode(self.link.wire_version, buffer).ok().map(|_| header_bytes + bytes);
+        if last {
+            self.bitmap_sent(id);
+        }
+        (head, last)
+    }
+
+    /// The packet of the last [`Engine::next_data`] has been sent, or could not be.
+    pub fn data_sent(&mut self, ok: bool, now_ms: u64) {
+        self.now_ms = now_ms;
+        match core::mem::replace(&mut self.link.sending, Sending::Nothing) {
+            Sending::Nothing | Sending::Control => {}
+            Sending::Request(id) => self.request_sent(id, ok),
+            Sending::Reply(id) => self.reply_sent(id),
+            Sending::ResyncRequest(_) => {}
+        }
+        if self.link.is_closing() {
+            self.wakes.insert(Wakes::LINK);
+        } else if !self.data_out.is_empty() {
+            self.wakes.insert(Wakes::DATA_SENDER);
+        }
+    }
+
+    /// The next packet for the meta socket.
+    pub fn next_meta(&mut self, buffer: &mut [u8], now_ms: u64) -> Option<Outgoing> {
+        self.now_ms = now_ms;
+        if self.link.is_closing() {
+            return None;
+        }
+        let packet = self.meta_out.pop()?;
+        let head_bytes = match packet {
+            MetaOut::Ack { command, volume, sector, block_id, size_bytes } => {
+                let seq = self.sequence(volume);
+                let ack = BlockAck { sector, block_id, size_bytes, seq };
+                let number = self.number(volume);
+                self.packet(buffer, command, number, 0, |body| ack.encode(body))
+            }
+            MetaOut::BarrierAck { number, set_size } => {
+                let ack = BarrierAck { number, set_size };
+                self.packet(buffer, Command::BarrierAck, 0, 0, |body| ack.encode(body))
+            }
+            MetaOut::Ping => self.packet(buffer, Command::Ping, 0, 0, |_| Ok(0)),
+            MetaOut::PingAck => self.packet(buffer, Command::PingAck, 0, 0, |_| Ok(0)),
+            MetaOut::StateReply { volume, code } => {
+                let reply = StateReply { code };
+                let number = self.number(volume);
+                self.packet(buffer, Command::StateChgReply, number, 0, |body| reply.encode(body))
+            }
+            MetaOut::ConnectionReply { code } => {
+                let reply = StateReply { code };
+                let command = if self.link.apv >= 100 { Command::ConnStChgReply } else { Command::StateChgReply };
+                self.packet(buffer, command, 0, 0, |body| reply.encode(body))
+            }
+        }?;
+        self.link.sending_meta = true;
+        Some(Outgoing { head_bytes, payload: Payload::None, copy: false, last: self.meta_out.is_empty() })
+    }
+
+    /// The packet of the last [`Engine::next_meta`] has been sent, or could not be.
+    pub fn meta_sent(&mut self, _ok: bool, now_ms: u64) {
+        self.now_ms = now_ms;
+        self.link.sending_meta = false;
+        if self.link.is_closing() {
+            self.wakes.insert(Wakes::LINK);
+        } else if self.meta_out.is_empty() {
+            // The peer's orderly disconnect has been answered: now it happens.
+            if let Some(change) = self.link.tear_down.take() {
+                let _outcome = self.change_connection(change, super::change::Kind::Hard, true);
+            }
+        }
+    }
+
+    // What the packets of the handshake say about this node.
+
+    fn own_protocol(&self) -> Protocol {
+        let net = &self.link.net;
+        let mut flags = 0;
+        if self.link.discarding {
+            flags |= crate::wire::CONN_DISCARD_MY_DATA;
+        }
+        if net.tentative {
+            flags |= crate::wire::CONN_DRY_RUN;
+        }
+        Protocol {
+            wire_protocol: net.wire_protocol.as_u32(),
+            after_sb_0p: net.after_sb_0p.as_u32(),
+            after_sb_1p: net.after_sb_1p.as_u32(),
+            after_sb_2p: net.after_sb_2p.as_u32(),
+            conn_flags: flags,
+            two_primaries: u32::from(net.two_primaries),
+            integrity_alg: net.integrity_alg,
+        }
+    }
+
+    /// spec: wire-protocol 4.5
+    fn own_sync_param(&self, id: VolumeId) -> Option<SyncParam> {
+        let volume = self.volume(id)?;
+        let defaults = crate::netlink::DiskConf::default();
+        let conf = if volume.disk.is_some() { &volume.conf } else { &defaults };
+        Some(SyncParam {
+            resync_rate: conf.resync_rate,
+            verify_alg: self.link.net.verify_alg,
+            csums_alg: self.link.net.csums_alg,
+            controller: Some(Controller {
+                c_plan_ahead: conf.c_plan_ahead,
+                c_delay_target: conf.c_delay_target,
+                c_fill_target: conf.c_fill_target,
+                c_max_rate: conf.c_max_rate,
+            }),
+        })
+    }
+
+    /// spec: wire-protocol 4.6
+    fn own_sizes(&self, id: VolumeId, dds_flags: u16, ask: bool) -> Option<Sizes> {
+        let volume = self.volume(id)?;
+        let disk = volume.disk.as_ref().filter(|_| volume.state.disk >= Disk::Negotiating);
+        let most = crate::wire::max_bio_size_announced(self.link.apv);
+        Some(Sizes {
+            d_size: disk.map_or(0, |disk| disk.layout.usable_sectors),
+            u_size: disk.map_or(0, |_| volume.conf.disk_size),
+            c_size: if ask { 0 } else { volume.size_sectors },
+            max_bio_size: disk.map_or(most, |disk| disk.limits.max_bio_bytes.min(most)),
+            queue_order_type: 0,
+            dds_flags,
+            limits: (self.link.features & crate::wire::FEATURE_WSAME != 0).then(|| volume.queue_limits()),
+        })
+    }
+
+    /// What P_UUIDS says. spec: wire-protocol 4.7
+    pub(super) fn own_uuids(&self, id: VolumeId, extra: UuidFlags) -> Option<(Uuids, u32)> {
+        let volume = self.volume(id)?;
+        let disk = volume.disk.as_ref()?;
+        let mut flags = extra;
+        flags = flags.with_if(volume.discard_my_data, UuidFlags::DISCARD_MY_DATA);
+        flags = flags.with_if(disk.crashed_primary, UuidFlags::CRASHED_PRIMARY);
+        let negotiating = volume.negotiated.is_some_and(|(own, _)| own == Disk::Inconsistent);
+        flags = flags.with_if(negotiating && volume.state.disk == Disk::Negotiating, UuidFlags::INCONSISTENT);
+        let mut uuids = disk.uuids();
+        if let Some(current) = uuids.first_mut() {
+            *current = if volume.state.role == Role::Primary { *current | 1 } else { *current & !1 };
+        }
+        Some((Uuids { uuids, dirty_bits: disk.bitmap.weight(), flags }, disk.pipeline.version()))
+    }
+
+    pub(super) fn send_uuids(&mut self, id: VolumeId) {
+        if let Some((uuids, version)) = self.own_uuids(id, UuidFlags::default()) {
+            self.with_volume(id, |volume| volume.told_bits = uuids.dirty_bits);
+            self.queue_control(Control::Uuids { volume: id, uuids, version });
+            self.sync_metadata(id);
+        }
+    }
+
+    pub(super) fn send_sizes(&mut self, id: VolumeId, dds_flags: u16, ask: bool) {
+        self.queue_control(Control::Sizes { volume: id, dds_flags, ask });
+    }
+
+    pub(super) fn send_state(&mut self, id: VolumeId, state: State) {
+        self.queue_control(Control::State { volume: id, word: state.word(Susp::default()) });
+    }
+
+    /// Everything about a volume the peer has to know. spec: wire-protocol 4.1 (6)
+    pub(super) fn send_volume_parameters(&mut self, id: VolumeId) {
+        let discard_my_data = self.link.discarding;
+        self.with_volume(id, |volume| {
+            volume.packet_seq = 0;
+            volume.peer_seq = 0;
+            volume.discard_my_data = discard_my_data;
+            volume.degraded_wait = false;
+        });
+        self.queue_control(Control::SyncParam(id));
+        self.send_sizes(id, 0, false);
+        let Some(state) = self.volume(id).map(|volume| volume.state) else { return };
+        if state.disk >= Disk::Negotiating {
+            self.send_uuids(id);
+        }
+        self.send_state(id, state);
+    }
+
+    /// Drops everything queued for the sockets: the connection is over.
+    pub(super) fn forget_packets(&mut self) {
+        self.data_out.clear();
+        self.control.clear();
+        self.meta_out.clear();
+        self.link.sending = Sending::Nothing;
+        self.link.sending_meta = false;
+    }
+}

@@ -1,0 +1,597 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Requests received from the peer, and resync data.
+//!
+//! A write of the peer is received into pages, waits for what it overlaps, goes to the disk and is acknowledged; a
+//! barrier waits for all writes before it and for the disks' caches, so that its acknowledgement means "safe". A read
+//! goes to the disk and back. A block of a resync is a slot on both sides: here are the target's write and the source's
+//! read.
+//! spec: wire-protocol 5.2, 7, 8.6
+
+use super::api::{IoFlags, IoResult, LocalIo, Next, Op, PeerId, VolumeId, Wakes};
+use super::incoming::Fault;
+use super::outgoing::{DataOut, MetaOut};
+use super::overlaps::Kind;
+use super::slots::{PeerKind, PeerPhase};
+use super::volume::DiskError;
+use super::Engine;
+use crate::state::{Conn, Disk};
+use crate::storage::Storage;
+use crate::wire::command::Command;
+use crate::wire::{BlockRequest, Data, DataFlags, ID_SYNCER};
+use crate::wire::{FEATURE_WZEROES, MAX_DATA_BYTES, MAX_TRIM_BYTES};
+
+/// The epoch being received. spec: wire-protocol 3.6
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ReceivedEpoch {
+    /// Writes since the last barrier.
+    size: u32,
+    /// Of these, not yet on the disk.
+    active: u32,
+    /// The barrier that closes it has arrived; the receiver waits.
+    barrier: Option<u32>,
+    /// Cache flushes under way, before the acknowledgement.
+    flushes: u32,
+}
+
+impl ReceivedEpoch {
+    /// The next packet has to wait until the barrier is acknowledged.
+    pub(super) fn is_closing(&self) -> bool {
+        self.barrier.is_some()
+    }
+}
+
+/// A write as the packet describes it.
+pub(super) struct IncomingWrite {
+    pub(super) op: Op,
+    pub(super) data: Data,
+    pub(super) size_bytes: u32,
+    /// Bytes of data that follow the packet.
+    pub(super) payload_bytes: u32,
+}
+
+impl<S: Storage> Engine<S> {
+    /// Entry of a peer slot among the overlaps; `data` for the second one, of arrived resync data.
+    fn overlap_entry(&self, index: u16, data: bool) -> u32 {
+        self.requests.capacity() as u32 + u32::from(index) * 2 + u32::from(data)
+    }
+
+    /// P_DATA, P_TRIM, P_ZEROES. spec: wire-protocol 5.2
+    pub(super) fn receive_write(&mut self, id: VolumeId, write: &IncomingWrite) -> Result<Next, Fault> {
+        let Some(volume) = self.volume_mut(id) else { return Err(Fault::UnknownVolume) };
+        volume.peer_seq = newer(volume.peer_seq, write.data.seq);
+        if volume.state.disk < Disk::Inconsistent {
+            self.link.received_epoch.size += 1;
+            self.queue_meta(MetaOut::Ack {
+                command: Command::NegAck,
+                volume: id,
+                sector: write.data.sector,
+                block_id: write.data.block_id,
+                size_bytes: write.payload_bytes,
+            });
+            return Ok(match write.payload_bytes {
+                0 => Next::Packet,
+                size_bytes => Next::Drain { size_bytes },
+            });
+        }
+        let most = if write.op == Op::Write { MAX_DATA_BYTES } else { MAX_TRIM_BYTES };
+        let empty_flush = write.op == Op::Write && write.size_bytes == 0;
+        if !empty_flush {
+            check_range(write.data.sector, write.size_bytes, most, volume.size_sectors)?;
+        }
+        let Some(peer) = self.peers.take() else { return Err(Fault::NoSlot) };
+        if let Some(slot) = self.peers.at_mut(peer.index) {
+            slot.phase = PeerPhase::Receiving;
+            slot.kind = PeerKind::Write;
+            slot.volume = id;
+            slot.op = if empty_flush { Op::Flush } else { write.op };
+            slot.sector = write.data.sector;
+            slot.size_bytes = write.size_bytes;
+            slot.block_id = write.data.block_id;
+            slot.flags = write.data.flags;
+            slot.in_epoch = true;
+        }
+        self.link.received_epoch.size += 1;
+        self.link.received_epoch.active += 1;
+        self.with_volume(id, |volume| volume.unacked += 1);
+        if write.payload_bytes == 0 {
+            self.payload_received(peer, self.now_ms)?;
+            return Ok(Next::Packet);
+        }
+        Ok(Next::Payload { peer, size_bytes: write.payload_bytes })
+    }
+
+    /// What the operation of a write packet is. spec: wire-protocol 3.3, 5.2 (4)
+    pub(super) fn write_op(&self, command: Command, flags: DataFlags) -> Op {
+        match command {
+            // A peer without the write-zeroes feature expects a trimmed range to read back as zeroes.
+            Command::Trim if self.link.features & FEATURE_WZEROES == 0 => Op::WriteZeroes { unmap: true },
+            Command::Trim => Op::Discard,
+            Command::Zeroes => Op::WriteZeroes { unmap: flags.contains(DataFlags::DISCARD) },
+            _ => Op::Write,
+        }
+    }
+
+    /// The payload of this slot is in its pages.
+    ///
+    /// # Errors
+    /// [`Fault`] when the slot does not wait for a payload.
+    pub fn payload_received(&mut self, peer: PeerId, now_ms: u64) -> Result<(), Fault> {
+        self.now_ms = now_ms;
+        let Some(slot) = self.peers.get_mut(peer).filter(|slot| slot.phase == PeerPhase::Receiving) else {
+            return Err(Fault::StrayPayload);
+        };
+        slot.phase = PeerPhase::Overlap;
+        let slot = *slot;
+        let sectors = u64::from(slot.size_bytes / 512);
+        self.with_volume(slot.volume, |volume| {
+            volume.counters.received_sectors = volume.counters.received_sectors.wrapping_add(sectors);
+        });
+        let (kind, data) = match slot.kind {
+            PeerKind::Resync => {
+                self.with_volume(slot.volume, |volume| volume.resync.arrived_sectors += sectors);
+                (Kind::ResyncWrite, true)
+            }
+            _ => (Kind::Peer, false),
+        };
+        if slot.kind == PeerKind::Write && self.wants_receive_ack(slot.flags) {
+            // Before any disk I/O and before waiting for anybody: that is what protocol B promises.
+            self.queue_meta(MetaOut::Ack {
+                command: Command::RecvAck,
+                volume: slot.volume,
+                sector: slot.sector,
+                block_id: slot.block_id,
+                size_bytes: slot.size_bytes,
+            });
+        }
+        let entry = self.overlap_entry(peer.index, data);
+        if self.overlaps.insert(entry, kind, slot.volume.0, slot.sector, slot.size_bytes) {
+            self.peer_overlap_ended(peer.index);
+        }
+        Ok(())
+    }
+
+    fn wants_receive_ack(&self, flags: DataFlags) -> bool {
+        if self.link.apv >= 100 {
+            flags.contains(DataFlags::SEND_RECEIVE_ACK)
+        } else {
+            self.link.net.wire_protocol == crate::netlink::WireProtocol::B
+        }
+    }
+
+    fn wants_write_ack(&self, flags: DataFlags) -> bool {
+        if self.link.apv >= 100 {
+            flags.contains(DataFlags::SEND_WRITE_ACK)
+        } else {
+            self.link.net.wire_protocol == crate::netlink::WireProtocol::C
+        }
+    }
+
+    /// Nothing overlaps this slot any more: on with it.
+    pub(super) fn peer_overlap_ended(&mut self, index: u16) {
+        let Some(slot) = self.peers.at_mut(index) else { return };
+        let peer = PeerId { index, generation: slot.generation };
+        match slot.phase {
+            PeerPhase::Planned => {
+                // No application write is under way in the range any more.
+                slot.phase = PeerPhase::Asked;
+                self.queue_data(DataOut::ResyncRequest(peer));
+                return;
+            }
+            PeerPhase::Overlap => {}
+            _ => return,
+        }
+        slot.phase = PeerPhase::Disk;
+        let slot = *slot;
+        let op = match slot.kind {
+            PeerKind::Read | PeerKind::ResyncRead => Op::Read,
+            PeerKind::Write | PeerKind::Resync => slot.op,
+        };
+        if slot.kind == PeerKind::Write {
+            self.note_diskless_writer(slot.volume, slot.sector, slot.size_bytes);
+        }
+        let flags = IoFlags {
+            fua: slot.flags.contains(DataFlags::FUA),
+            preflush: slot.flags.contains(DataFlags::FLUSH),
+            sync: slot.flags.contains(DataFlags::RW_SYNC),
+            ..IoFlags::default()
+        };
+        let io =
+            LocalIo::Peer { peer, volume: slot.volume, op, sector: slot.sector, size_bytes: slot.size_bytes, flags };
+        self.submit_local(slot.volume, io);
+    }
+
+    /// A write of a peer without a disk: it will have to be resynced to that peer. spec: wire-protocol 5.2 (9)
+    fn note_diskless_writer(&mut self, id: VolumeId, sector: u64, size_bytes: u32) {
+        if self.volume(id).is_some_and(|volume| volume.state.pdsk < Disk::Inconsistent) {
+            self.mark_out_of_sync(id, sector, size_bytes);
+        }
+    }
+
+    /// The disk is done with a peer request. May be called in any context.
+    pub fn peer_io_done(&mut self, peer: PeerId, result: IoResult, now_ms: u64) {
+        self.now_ms = now_ms;
+        let Some(slot) = self.peers.get_mut(peer).filter(|slot| slot.phase == PeerPhase::Disk) else { return };
+        slot.result = result;
+        let slot = *slot;
+        let sectors = u64::from(slot.size_bytes / 512);
+        self.with_volume(slot.volume, |volume| {
+            volume.lower_pending = volume.lower_pending.saturating_sub(1);
+            let counter = match slot.kind {
+                PeerKind::Read | PeerKind::ResyncRead => &mut volume.counters.read_sectors,
+                PeerKind::Write | PeerKind::Resync => &mut volume.counters.written_sectors,
+            };
+            *counter = counter.wrapping_add(sectors);
+        });
+        match slot.kind {
+            PeerKind::Write => self.peer_write_done(peer, &slot),
+            PeerKind::Read => self.peer_read_done(peer, &slot),
+            PeerKind::ResyncRead => self.resync_read_done(peer, &slot),
+            PeerKind::Resync => self.resync_write_done(peer, &slot),
+        }
+        self.check_disk_idle(slot.volume);
+        if self.link.is_closing() {
+            self.wakes.insert(Wakes::LINK);
+        }
+    }
+
+    /// spec: wire-protocol 5.2 (11)
+    fn peer_write_done(&mut self, peer: PeerId, slot: &super::slots::PeerRequest) {
+        let state = self.volume(slot.volume).map(|volume| volume.state);
+        let syncing = state.is_some_and(|state| (Conn::SyncSource..=Conn::PausedSyncT).contains(&state.conn));
+        let in_sync = syncing && slot.flags.contains(DataFlags::MAY_SET_IN_SYNC);
+        let command = if slot.result.is_err() {
+            self.mark_out_of_sync(slot.volume, slot.sector, slot.size_bytes);
+            Some(Command::NegAck)
+        } else if in_sync && self.wants_write_ack(slot.flags) {
+            self.mark_in_sync(slot.volume, slot.sector, slot.size_bytes);
+            Some(Command::RsWriteAck)
+        } else {
+            self.wants_write_ack(slot.flags).then_some(Command::WriteAck)
+        };
+        if let Some(command) = command.filter(|_| !slot.orphan) {
+            self.queue_meta(MetaOut::Ack {
+                command,
+                volume: slot.volume,
+                sector: slot.sector,
+                block_id: slot.block_id,
+                size_bytes: slot.size_bytes,
+            });
+        }
+        let counted = slot.in_epoch && !slot.orphan;
+        self.leave_overlaps(self.overlap_entry(peer.index, false));
+        self.end_peer(peer, slot.volume);
+        if slot.result.is_err() {
+            self.disk_failed(slot.volume, DiskError::Write);
+        }
+        if counted {
+            self.link.received_epoch.active = self.link.received_epoch.active.saturating_sub(1);
+            self.close_received_epoch();
+        }
+        if in_sync {
+            self.check_resync_end(slot.volume);
+        }
+    }
+
+    /// P_BARRIER. spec: wire-protocol 3.6
+    pub(super) fn receive_barrier(&mut self, number: u32) {
+        if self.link.received_epoch.size == 0 {
+            return;
+        }
+        self.link.received_epoch.barrier = Some(number);
+        self.close_received_epoch();
+    }
+
+    /// All writes of the epoch are on the disks: flush their caches, then acknowledge. An acknowledged epoch is
+    /// forgotten by the writer, so it has to survive a power cut here; the acknowledgement comes after the flush.
+    fn close_received_epoch(&mut self) {
+        let epoch = self.link.received_epoch;
+        if epoch.barrier.is_none() || epoch.active > 0 || epoch.flushes > 0 {
+            return;
+        }
+        for id in self.volume_ids() {
+            let flush = self
+                .volume(id)
+                .is_some_and(|volume| volume.state.disk >= Disk::Inconsistent && volume.conf.disk_flushes);
+            if flush {
+                self.link.received_epoch.flushes += 1;
+                self.submit_local(id, LocalIo::Flush { volume: id });
+            }
+        }
+        if self.link.received_epoch.flushes == 0 {
+            self.acknowledge_epoch();
+        }
+    }
+
+    /// A flush for a barrier is done.
+    pub fn flush_done(&mut self, id: VolumeId, result: IoResult, now_ms: u64) {
+        self.now_ms = now_ms;
+        self.with_volume(id, |volume| volume.lower_pending = volume.lower_pending.saturating_sub(1));
+        if result.is_err() {
+            self.disk_failed(id, DiskError::Write);
+        }
+        let epoch = &mut self.link.received_epoch;
+        if epoch.flushes > 0 {
+            epoch.flushes -= 1;
+            if epoch.flushes == 0 {
+                self.acknowledge_epoch();
+            }
+        }
+        self.check_disk_idle(id);
+        if self.link.is_closing() {
+            self.wakes.insert(Wakes::LINK);
+        }
+    }
+
+    fn acknowledge_epoch(&mut self) {
+        let epoch = core::mem::take(&mut self.link.received_epoch);
+        if let Some(number) = epoch.barrier {
+            self.queue_meta(MetaOut::BarrierAck { number, set_size: epoch.size });
+        }
+        self.wakes.insert(Wakes::RECEIVER);
+    }
+
+    /// P_DATA_REQUEST. spec: wire-protocol 7
+    pub(super) fn receive_read(&mut self, id: VolumeId, request: &BlockRequest) -> Result<(), Fault> {
+        self.serve_read(id, request, PeerKind::Read)
+    }
+
+    /// P_RS_DATA_REQUEST. spec: wire-protocol 8.6
+    pub(super) fn receive_resync_request(&mut self, id: VolumeId, request: &BlockRequest) -> Result<(), Fault> {
+        self.serve_read(id, request, PeerKind::ResyncRead)
+    }
+
+    fn serve_read(&mut self, id: VolumeId, request: &BlockRequest, kind: PeerKind) -> Result<(), Fault> {
+        let Some(volume) = self.volume(id) else { return Err(Fault::UnknownVolume) };
+        check_range(request.sector, request.size_bytes, MAX_DATA_BYTES, volume.size_sectors)?;
+        if volume.state.disk != Disk::UpToDate {
+            let command = if kind == PeerKind::Read { Command::NegDreply } else { Command::NegRsDreply };
+            self.queue_meta(MetaOut::Ack {
+                command,
+                volume: id,
+                sector: request.sector,
+                block_id: request.block_id,
+                size_bytes: request.size_bytes,
+            });
+            return Ok(());
+        }
+        let Some(peer) = self.peers.take() else { return Err(Fault::NoSlot) };
+        if let Some(slot) = self.peers.at_mut(peer.index) {
+            slot.phase = PeerPhase::Overlap;
+            slot.kind = kind;
+            slot.volume = id;
+            slot.op = Op::Read;
+            slot.sector = request.sector;
+            slot.size_bytes = request.size_bytes;
+            slot.block_id = request.block_id;
+        }
+        self.with_volume(id, |volume| volume.unacked += 1);
+        let entry = self.overlap_entry(peer.index, false);
+        let ready = kind == PeerKind::Read
+            || self.overlaps.insert(entry, Kind::ResyncRead, id.0, request.sector, request.size_bytes);
+        if ready {
+            self.peer_overlap_ended(peer.index);
+        }
+        Ok(())
+    }
+
+    fn peer_read_done(&mut self, peer: PeerId, slot: &super::slots::PeerRequest) {
+        if slot.result.is_ok() && !slot.orphan {
+            self.reply(peer);
+            return;
+        }
+        if !slot.orphan {
+            self.refuse_read(Command::NegDreply, slot);
+        }
+        self.end_peer(peer, slot.volume);
+        if slot.result.is_err() {
+            self.disk_failed(slot.volume, DiskError::Read);
+        }
+    }
+
+    fn resync_read_done(&mut self, peer: PeerId, slot: &super::slots::PeerRequest) {
+        let answer = slot.result.is_ok() && !slot.orphan;
+        if answer {
+            // In the order of the socket before any later write of the same range: those start only now.
+            self.reply(peer);
+        } else if !slot.orphan {
+            self.refuse_read(Command::NegRsDreply, slot);
+            self.resync_failed(slot.volume, slot.sector, slot.size_bytes);
+        }
+        self.leave_overlaps(self.overlap_entry(peer.index, false));
+        if !answer {
+            self.end_peer(peer, slot.volume);
+            if slot.result.is_err() {
+                self.disk_failed(slot.volume, DiskError::Read);
+            }
+        }
+    }
+
+    fn reply(&mut self, peer: PeerId) {
+        if let Some(slot) = self.peers.get_mut(peer) {
+            slot.phase = PeerPhase::Reply;
+        }
+        if self.link.is_running() {
+            self.queue_data(DataOut::Reply(peer));
+        } else {
+            self.reply_sent(peer);
+        }
+    }
+
+    fn refuse_read(&mut self, command: Command, slot: &super::slots::PeerRequest) {
+        self.queue_meta(MetaOut::Ack {
+            command,
+            volume: slot.volume,
+            sector: slot.sector,
+            block_id: slot.block_id,
+            size_bytes: slot.size_bytes,
+        });
+    }
+
+    /// The answer is with TCP, or will never be.
+    pub(super) fn reply_sent(&mut self, peer: PeerId) {
+        let Some(slot) = self.peers.get(peer).filter(|slot| slot.phase == PeerPhase::Reply).copied() else { return };
+        let sectors = u64::from(slot.size_bytes / 512);
+        self.with_volume(slot.volume, |volume| {
+            volume.counters.sent_sectors = volume.counters.sent_sectors.wrapping_add(sectors);
+        });
+        self.end_peer(peer, slot.volume);
+    }
+
+    /// Takes a slot for a range this node, the sync target, wants. The request goes out when no application write is
+    /// under way in it. False: no slot is free.
+    pub(super) fn ask_for(&mut self, id: VolumeId, sector: u64, size_bytes: u32) -> bool {
+        // Half of the slots stay for the peer's writes.
+        if self.peers.used() * 2 > self.peers.capacity() {
+            return false;
+        }
+        let Some(peer) = self.peers.take() else { return false };
+        if let Some(slot) = self.peers.at_mut(peer.index) {
+            slot.phase = PeerPhase::Planned;
+            slot.kind = PeerKind::Resync;
+            slot.volume = id;
+            slot.op = Op::Write;
+            slot.sector = sector;
+            slot.size_bytes = size_bytes;
+            slot.block_id = ID_SYNCER;
+        }
+        let entry = self.overlap_entry(peer.index, false);
+        if self.overlaps.insert(entry, Kind::ResyncRequest, id.0, sector, size_bytes) {
+            self.peer_overlap_ended(peer.index);
+        }
+        true
+    }
+
+    /// P_RS_DATA_REPLY: the slot that asked for it receives the data.
+    pub(super) fn receive_resync_data(&mut self, id: VolumeId, sector: u64, size_bytes: u32) -> Result<Next, Fault> {
+        let peer = self.asked_for(id, sector).ok_or(Fault::UnknownReply { sector })?;
+        let Some(slot) = self.peers.get_mut(peer).filter(|slot| slot.size_bytes == size_bytes) else {
+            return Err(Fault::UnknownReply { sector });
+        };
+        slot.phase = PeerPhase::Receiving;
+        let disk = self.volume(id).map_or(Disk::Diskless, |volume| volume.state.disk);
+        if disk < Disk::Inconsistent {
+            self.answer_resync(id, sector, size_bytes, Command::NegAck);
+            self.end_resync_request(peer);
+            return Ok(Next::Drain { size_bytes });
+        }
+        Ok(Next::Payload { peer, size_bytes })
+    }
+
+    /// The resync request that was sent for this sector and is not answered.
+    fn asked_for(&self, id: VolumeId, sector: u64) -> Option<PeerId> {
+        let entry = self.overlaps.find(Kind::ResyncRequest, id.0, sector)?;
+        let index = u16::try_from(entry.checked_sub(self.requests.capacity() as u32)? / 2).ok()?;
+        let slot = self.peers.at(index).filter(|slot| slot.phase == PeerPhase::Asked)?;
+        Some(PeerId { index, generation: slot.generation })
+    }
+
+    fn resync_write_done(&mut self, peer: PeerId, slot: &super::slots::PeerRequest) {
+        if slot.result.is_ok() {
+            self.mark_in_sync(slot.volume, slot.sector, slot.size_bytes);
+        } else {
+            self.resync_failed(slot.volume, slot.sector, slot.size_bytes);
+        }
+        if !slot.orphan {
+            let command = if slot.result.is_ok() { Command::RsWriteAck } else { Command::NegAck };
+            self.answer_resync(slot.volume, slot.sector, slot.size_bytes, command);
+        }
+        self.leave_overlaps(self.overlap_entry(peer.index, true));
+        self.end_resync_request(peer);
+        if slot.result.is_err() {
+            self.disk_failed(slot.volume, DiskError::Write);
+        }
+        self.check_resync_end(slot.volume);
+    }
+
+    fn answer_resync(&mut self, id: VolumeId, sector: u64, size_bytes: u32, command: Command) {
+        self.queue_meta(MetaOut::Ack { command, volume: id, sector, block_id: ID_SYNCER, size_bytes });
+    }
+
+    /// The source cannot, or will not, send this range.
+    pub(super) fn resync_refused(&mut self, id: VolumeId, sector: u64, size_bytes: u32, failed: bool) {
+        let Some(peer) = self.asked_for(id, sector) else { return };
+        self.with_volume(id, |volume| volume.resync.arrived_sectors += u64::from(size_bytes / 512));
+        if failed {
+            self.resync_failed(id, sector, size_bytes);
+        }
+        self.end_resync_request(peer);
+        self.check_resync_end(id);
+    }
+
+    fn end_resync_request(&mut self, peer: PeerId) {
+        let Some(id) = self.peers.get(peer).map(|slot| slot.volume) else { return };
+        self.leave_overlaps(self.overlap_entry(peer.index, false));
+        self.with_volume(id, |volume| {
+            volume.resync.requests_in_flight = volume.resync.requests_in_flight.saturating_sub(1);
+        });
+        self.peers.release(peer.index);
+        self.wakes.insert(Wakes::RECEIVER);
+    }
+
+    fn end_peer(&mut self, peer: PeerId, id: VolumeId) {
+        self.peers.release(peer.index);
+        self.with_volume(id, |volume| volume.unacked = volume.unacked.saturating_sub(1));
+        self.wakes.insert(Wakes::RECEIVER);
+    }
+
+    /// The connection is lost: what is on the disk finishes silently, everything else is forgotten.
+    pub(super) fn abandon_peer_requests(&mut self) {
+        for index in 0..self.peers.capacity() as u16 {
+            let Some(slot) = self.peers.at(index).filter(|slot| slot.phase != PeerPhase::Free).copied() else {
+                continue;
+            };
+            let peer = PeerId { index, generation: slot.generation };
+            match slot.phase {
+                PeerPhase::Free | PeerPhase::Disk => {}
+                PeerPhase::Overlap if slot.kind == PeerKind::Write => {
+                    // Received completely: the writer may count on it (protocol B). It goes to the disk.
+                }
+                PeerPhase::Receiving
+                | PeerPhase::Overlap
+                | PeerPhase::Planned
+                | PeerPhase::Asked
+                | PeerPhase::Reply => {
+                    if slot.kind == PeerKind::Resync {
+                        self.leave_overlaps(self.overlap_entry(index, true));
+                        self.end_resync_request(peer);
+                    } else {
+                        self.leave_overlaps(self.overlap_entry(index, false));
+                        self.end_peer(peer, slot.volume);
+                    }
+                }
+            }
+            if let Some(slot) = self.peers.at_mut(index) {
+                slot.orphan = true;
+                slot.in_epoch = false;
+            }
+        }
+        // Flushes under way are still counted: they have to end before the next connection.
+        let flushes = self.link.received_epoch.flushes;
+        self.link.received_epoch = ReceivedEpoch { flushes, ..ReceivedEpoch::default() };
+    }
+
+    /// Nothing that the peer caused is under way on a disk.
+    pub(super) fn peers_idle(&self) -> bool {
+        self.peers.used() == 0 && self.link.received_epoch.flushes == 0
+    }
+}
+
+/// Ranges that come from the peer. spec: wire-protocol 5.2 (3), 7, 8.6
+pub(super) fn check_range(sector: u64, size_bytes: u32, most_bytes: u32, device_sectors: u64) -> Result<(), Fault> {
+    let end = sector.checked_add(u64::from(size_bytes / 512));
+    let sound = size_bytes > 0 && size_bytes % 512 == 0 && size_bytes <= most_bytes;
+    if sound && end.is_some_and(|end| end <= device_sectors) {
+        Ok(())
+    } else {
+        Err(Fault::BadRange { sector, size_bytes, device_sectors })
+    }
+}
+
+/// The later of two sequence numbers, in wrap-around order. spec: wire-protocol 3.5
+pub(super) fn newer(a: u32, b: u32) -> u32 {
+    if (b.wrapping_sub(a) as i32) > 0 {
+        b
+    } else {
+        a
+    }
+}

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What the engine tells about itself: for /proc/drbd, status messages and tests.
+
+use super::api::{Op, RequestId, VolumeId};
+use super::slots::Local;
+use super::volume::Counters;
+use super::Engine;
+use crate::netlink::{DiskConf, NetConf, ResourceOpts};
+use crate::resync::Figures;
+use crate::state::{Aggregates, Conn, Role, State, Susp};
+use crate::storage::Storage;
+
+/// A resync or verify that is running.
+#[derive(Clone, Copy, Debug)]
+pub struct SyncStatus {
+    /// Bits when it began.
+    pub total_bits: u64,
+    /// Bits that could not be synced.
+    pub failed_bits: u64,
+    /// Progress, speeds, time left.
+    pub figures: Figures,
+    /// What the rate controller aims at in KiB/s; 0 on the source.
+    pub want_kib: u32,
+    /// Next bit to look at.
+    pub position_bits: u64,
+}
+
+/// One volume at one moment.
+#[derive(Clone, Copy, Debug)]
+pub struct VolumeStatus {
+    /// Volume number.
+    pub number: u16,
+    /// Minor.
+    pub minor: u32,
+    /// State.
+    pub state: State,
+    /// Size of the virtual device in sectors.
+    pub size_sectors: u64,
+    /// A backing device is attached.
+    pub has_disk: bool,
+    /// The four UUIDs; 0 without a disk.
+    pub uuids: [u64; 4],
+    /// Flags of the meta data; 0 without a disk.
+    pub meta_flags: u32,
+    /// Generation last exposed.
+    pub exposed_uuid: u64,
+    /// Bits of the bitmap; 0 without a disk.
+    pub bits_total: u64,
+    /// Bits set.
+    pub bits_out_of_sync: u64,
+    /// Amounts.
+    pub counters: Counters,
+    /// Application requests accepted and not completed.
+    pub upper_pending: u32,
+    /// Requests on the backing device.
+    pub lower_pending: u32,
+    /// Application requests sent and not answered.
+    pub peer_pending: u32,
+    /// Resync requests sent and not answered.
+    pub resync_pending: u32,
+    /// Requests of the peer not answered.
+    pub unacked: u32,
+    /// New application I/O is held back.
+    pub upper_blocked: bool,
+    /// The activity log is not written at present.
+    pub log_suspended: bool,
+    /// How often it is open.
+    pub opens: u32,
+    /// Present while a resync or verify runs.
+    pub sync: Option<SyncStatus>,
+    /// 0 default, 1 degraded, 2 peer outdated. spec: state-machine 14.3
+    pub timeout_type: u32,
+    /// Usable size of the backing device, 0 without.
+    pub backing_sectors: u64,
+    /// Largest request to be accepted from above, in bytes.
+    pub max_bio_bytes: u32,
+}
+
+/// The connection at one moment.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionStatus {
+    /// 0..=9.
+    pub state: Conn,
+    /// A network configuration is present.
+    pub configured: bool,
+    /// The peer's role.
+    pub peer_role: Role,
+    /// Agreed protocol version; the last one while not connected.
+    pub apv: u32,
+    /// Agreed features.
+    pub features: u32,
+    /// Number of epochs with writes under way, as /proc/drbd counts them.
+    pub epochs: u32,
+}
+
+/// The resource at one moment.
+#[derive(Clone, Copy, Debug)]
+pub struct ResourceStatus {
+    /// Highest role of its volumes.
+    pub role: Role,
+    /// Reasons for suspended I/O.
+    pub susp: Susp,
+    /// 0 none, 1 drain, 2 flush.
+    pub write_ordering: u32,
+}
+
+/// An application request that is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestView {
+    /// Volume.
+    pub volume: VolumeId,
+    /// Operation.
+    pub op: Op,
+    /// First sector.
+    pub sector: u64,
+    /// Length in bytes.
+    pub size_bytes: u32,
+    /// Its local part is on the disk.
+    pub on_disk: bool,
+}
+
+impl<S: Storage> Engine<S> {
+    /// A request that is under way.
+    pub fn request(&self, id: RequestId) -> Option<RequestView> {
+        self.requests.get(id).map(|slot| RequestView {
+            volume: slot.volume,
+            op: slot.io.op,
+            sector: slot.io.sector,
+            size_bytes: slot.io.size_bytes,
+            on_disk: slot.local == Local::Pending,
+        })
+    }
+
+    /// One volume.
+    pub fn volume_status(&self, id: VolumeId) -> Option<VolumeStatus> {
+        let volume = self.volume(id)?;
+        let disk = volume.disk.as_ref();
+        let syncing = (Conn::SyncSource..=Conn::PausedSyncT).contains(&volume.state.conn);
+        let weight = volume.weight();
+        let left = weight.saturating_sub(volume.resync.failed_bits);
+        let outdated = volume.state.pdsk == crate::state::Disk::Outdated;
+        Some(VolumeStatus {
+            number: volume.number,
+            minor: volume.minor,
+            state: volume.state,
+            size_sectors: volume.size_sectors,
+            has_disk: disk.is_some(),
+            uuids: disk.map_or([0; 4], |disk| disk.uuids()),
+            meta_flags: disk.map_or(0, |disk| disk.superblock.flags.0),
+            exposed_uuid: volume.exposed_uuid,
+            bits_total: disk.map_or(0, |disk| disk.bitmap.bits()),
+            bits_out_of_sync: weight,
+            counters: volume.counters,
+            upper_pending: volume.upper_pending,
+            lower_pending: volume.lower_pending,
+            peer_pending: volume.peer_pending,
+            resync_pending: volume.resync.requests_in_flight,
+            unacked: volume.unacked,
+            upper_blocked: !self.gate_open(id),
+            log_suspended: disk.is_some_and(|disk| disk.log_suspended),
+            opens: volume.readers + volume.writers,
+            sync: syncing.then(|| SyncStatus {
+                total_bits: volume.resync.total_bits,
+                failed_bits: volume.resync.failed_bits,
+                figures: volume.resync.progress.figures(left, self.now_ms),
+                want_kib: volume.resync.controller.as_ref().map_or(0, |controller| controller.target_rate_kib()),
+                position_bits: volume.resync.position,
+            }),
+            timeout_type: if outdated { 2 } else { u32::from(volume.degraded_wait) },
+            backing_sectors: disk.map_or(0, |disk| disk.layout.usable_sectors),
+            max_bio_bytes: volume.request_limit_bytes(),
+        })
+    }
+
+    /// The disk options in force.
+    pub fn disk_conf(&self, id: VolumeId) -> Option<&DiskConf> {
+        self.volume(id).filter(|volume| volume.disk.is_some()).map(|volume| &volume.conf)
+    }
+
+    /// The net options in force.
+    pub fn net_conf(&self) -> Option<&NetConf> {
+        self.link.configured.then_some(&self.link.net)
+    }
+
+    /// The resource options in force.
+    pub fn resource_opts(&self) -> &ResourceOpts {
+        &self.options
+    }
+
+    /// The connection.
+    pub fn connection_status(&self) -> ConnectionStatus {
+        let all = Aggregates::of(self.volumes.iter().flatten().map(|volume| volume.state));
+        ConnectionStatus {
+            state: self.link.conn,
+            configured: self.link.configured,
+            peer_role: all.highest_peer,
+            apv: self.link.apv,
+            features: self.link.features,
+            epochs: 1,
+        }
+    }
+
+    /// The resource.
+    pub fn resource_status(&self) -> ResourceStatus {
+        let all = Aggregates::of(self.volumes.iter().flatten().map(|volume| volume.state));
+        let ordering = self
+            .volumes
+            .iter()
+            .flatten()
+            .filter(|volume| volume.disk.is_some())
+            .map(|volume| match (volume.conf.disk_flushes, volume.conf.disk_drain) {
+                (true, _) => 2,
+                (false, true) => 1,
+                (false, false) => 0,
+            })
+            .min();
+        ResourceStatus { role: all.highest_role, susp: self.susp, write_ordering: ordering.unwrap_or(2) }
+    }
+}

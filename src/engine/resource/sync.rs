@@ -1,0 +1,403 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Resync: exchange of the bitmaps, start, requests at the rate the controller allows, end.
+//!
+//! The target asks for what its bitmap marks, a few blocks every 100 ms as the rate controller says; the source answers;
+//! every answer is acknowledged, and a bit is cleared on both sides when the block is on the target's disk. The target
+//! ends the resync when no bit is left, after a ping whose answer proves that the source has seen all acknowledgements.
+//! spec: wire-protocol 8; state-machine 17
+
+use super::api::{Helper, VolumeId};
+use super::change::Kind;
+use super::incoming::Fault;
+use super::outgoing::Control;
+use super::volume::{ResyncEnd, ResyncStart};
+use super::work::LogLine;
+use super::Engine;
+use crate::bitmap::Scan;
+use crate::metadata::superblock::{UI_BITMAP, UI_CURRENT, UI_HISTORY_END, UI_HISTORY_START};
+use crate::resync::rate::{Controller, RateConfig};
+use crate::resync::{merge_request, MergeLimits, Progress};
+use crate::state::{Change, Conn, Disk, Role};
+use crate::storage::Storage;
+use crate::wire::command::Command;
+use crate::wire::{BitmapReceiver, BitmapSender, Progress as BitmapProgress};
+
+/// Length of a turn of the rate controller.
+const TURN_MS: u64 = 100;
+/// Words of the bitmap looked at in one go, so that the lock is held shortly.
+const SCAN_WORDS: usize = 1024;
+/// Bound: requests made in one go.
+const REQUESTS_PER_TURN: u32 = 1024;
+
+impl<S: Storage> Engine<S> {
+    // Exchange of the bitmaps. spec: wire-protocol 8.2, 8.3
+
+    /// Queues this node's bitmap for the peer.
+    pub(super) fn send_bitmap(&mut self, id: VolumeId) {
+        let Some(volume) = self.volume_mut(id) else { return };
+        let Some(disk) = volume.disk.as_ref() else { return };
+        volume.resync.sender = Some(BitmapSender::new(disk.bitmap.bits()));
+        self.queue_control(Control::Bitmap(id));
+    }
+
+    /// The last packet of the own bitmap is about to be sent. It is handed over before the peer can possibly react.
+    pub(super) fn bitmap_sent(&mut self, id: VolumeId) {
+        let Some(volume) = self.volume_mut(id) else { return };
+        volume.resync.sender = None;
+        if volume.state.conn == Conn::WFBitMapT {
+            let _outcome = self.change(id, Change::conn(Conn::WFSyncUUID), Kind::Hard);
+        }
+    }
+
+    /// P_BITMAP, P_COMPRESSED_BITMAP.
+    pub(super) fn receive_bitmap(&mut self, id: VolumeId, command: Command, body: &[u8]) -> Result<(), Fault> {
+        let apv = self.link.apv;
+        let Some(volume) = self.volume_mut(id) else { return Err(Fault::UnknownVolume) };
+        let Some(disk) = volume.disk.as_mut() else { return Err(Fault::NoDisk) };
+        let receiver = volume.resync.receiver.get_or_insert_with(|| BitmapReceiver::new(disk.bitmap.bits(), apv));
+        match receiver.packet(command, body, &mut disk.bitmap).map_err(Fault::Bitmap)? {
+            BitmapProgress::More => self.link.bitmap_for = Some(id),
+            BitmapProgress::Done => {
+                volume.resync.receiver = None;
+                let conn = volume.state.conn;
+                self.link.bitmap_for = None;
+                match conn {
+                    Conn::WFBitMapT => self.send_bitmap(id),
+                    Conn::WFBitMapS => self.prepare_resync(id, Conn::SyncSource),
+                    _ => return Err(Fault::UnexpectedBitmap { conn }),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    // Start. spec: state-machine 17.2
+
+    /// Runs the helper that may object, then becomes sync source or target.
+    pub(super) fn prepare_resync(&mut self, id: VolumeId, side: Conn) {
+        let Some(state) = self.volume(id).map(|volume| volume.state) else { return };
+        if (Conn::SyncSource..=Conn::PausedSyncT).contains(&state.conn) {
+            return;
+        }
+        let helper = if side == Conn::SyncTarget { Helper::BeforeResyncTarget } else { Helper::BeforeResyncSource };
+        let ticket = self.call_helper(helper, Some(id));
+        self.with_volume(id, |volume| volume.resync.start = ResyncStart::Helper { side, ticket });
+    }
+
+    /// A helper program has ended.
+    pub fn helper_done(&mut self, ticket: u32, exit_code: i32, now_ms: u64) {
+        self.now_ms = now_ms;
+        let awaited = self
+            .volume_ids()
+            .find_map(|id| self.volume(id).and_then(|volume| volume.awaits_helper(ticket)).map(|found| (id, found)));
+        let Some((id, (side, helper))) = awaited else {
+            self.admin_helper_done(ticket, exit_code);
+            return;
+        };
+        self.with_volume(id, |volume| volume.resync.start = ResyncStart::No);
+        // 3 on the source: "not for me", ignored.
+        if exit_code > 0 && !(side == Conn::SyncSource && exit_code == 3) {
+            self.log(LogLine::HelperRefused { volume: id, helper, exit_code });
+            let _outcome = self.change_connection(Change::conn(Conn::Disconnecting), Kind::Hard, false);
+            return;
+        }
+        self.start_resync(id, side);
+    }
+
+    fn start_resync(&mut self, id: VolumeId, side: Conn) {
+        let Some(volume) = self.volume(id) else { return };
+        if volume.state.conn < Conn::Connected || volume.state.disk < Disk::Negotiating {
+            return;
+        }
+        use crate::state::And;
+        let change = if side == Conn::SyncTarget {
+            Change::conn(side).disk(Disk::Inconsistent)
+        } else {
+            Change::conn(side).pdsk(Disk::Inconsistent)
+        };
+        let now_ms = self.now_ms;
+        let max_buffers = self.link.net.max_buffers;
+        let volume_bits = volume.weight();
+        self.with_volume(id, |volume| {
+            volume.max_buffers = max_buffers;
+            let config = volume.rate_config();
+            let resync = &mut volume.resync;
+            resync.total_bits = volume_bits;
+            resync.failed_bits = 0;
+            resync.position = 0;
+            resync.arrived_sectors = 0;
+            resync.allowance_blocks = 0;
+            resync.next_turn_ms = now_ms;
+            resync.end = ResyncEnd::No;
+            resync.progress = Progress::new(volume_bits, now_ms);
+            resync.started_ms = now_ms;
+            resync.controller = Some(Controller::new(config));
+        });
+        if self.change(id, change, Kind::Soft).is_err() {
+            return;
+        }
+        self.log(LogLine::ResyncStarted { volume: id, source: side == Conn::SyncSource, bits: volume_bits });
+        self.sync_metadata(id);
+        if side == Conn::SyncTarget {
+            self.resync_turn(id);
+        }
+    }
+
+    /// P_SYNC_UUID: the source starts. spec: wire-protocol 8.5; metadata 6.2 (13)
+    pub(super) fn receive_sync_uuid(&mut self, id: VolumeId, uuid: u64) {
+        let Some(volume) = self.volume_mut(id) else { return };
+        let primary = volume.state.role == Role::Primary;
+        let expected = matches!(volume.state.conn, Conn::WFSyncUUID | Conn::Behind);
+        let usable = volume.state.disk >= Disk::Negotiating;
+        if let Some(disk) = volume.disk.as_mut().filter(|_| expected && usable) {
+            disk.set_current(uuid, primary);
+            disk.set_bitmap_uuid(0);
+            volume.exposed_uuid = uuid;
+            self.prepare_resync(id, Conn::SyncTarget);
+        }
+    }
+
+    // Requests. spec: wire-protocol 8.6; state-machine 17.4
+
+    /// Makes the resync requests that the rate controller allows in this turn.
+    pub(super) fn resync_turn(&mut self, id: VolumeId) {
+        let now_ms = self.now_ms;
+        let Some(volume) = self.volume_mut(id) else { return };
+        if volume.state.conn != Conn::SyncTarget {
+            return;
+        }
+        let weight = volume.weight();
+        let resync = &mut volume.resync;
+        resync.progress.advance(weight.saturating_sub(resync.failed_bits), now_ms);
+        if now_ms >= resync.next_turn_ms {
+            resync.next_turn_ms = now_ms + TURN_MS;
+            let arrived = core::mem::take(&mut resync.arrived_sectors);
+            resync.allowance_blocks = resync.controller.as_mut().map_or(0, |controller| controller.turn(arrived));
+        }
+        self.make_requests(id);
+        self.check_resync_end(id);
+    }
+
+    fn make_requests(&mut self, id: VolumeId) {
+        for _ in 0..REQUESTS_PER_TURN {
+            let Some(volume) = self.volume_mut(id) else { return };
+            let limits = MergeLimits {
+                max_size_bytes: volume.request_limit_bytes(),
+                budget_blocks: volume.resync.allowance_blocks,
+                discard_granularity_bytes: 0,
+            };
+            if limits.budget_blocks == 0 {
+                return;
+            }
+            let Some(disk) = volume.disk.as_ref() else { return };
+            let bit = match disk.bitmap.next_set(volume.resync.position, SCAN_WORDS) {
+                Scan::Found(bit) => bit,
+                Scan::Continue(bit) => {
+                    volume.resync.position = bit;
+                    continue;
+                }
+                Scan::None => return,
+            };
+            let size_bytes = merge_request(&disk.bitmap, bit, &limits);
+            if size_bytes == 0 || !self.ask_for(id, bit * 8, size_bytes) {
+                return;
+            }
+            let blocks = size_bytes.div_ceil(4096);
+            self.with_volume(id, |volume| {
+                let resync = &mut volume.resync;
+                resync.position = bit + u64::from(blocks);
+                resync.requests_in_flight += 1;
+                resync.allowance_blocks = resync.allowance_blocks.saturating_sub(blocks);
+                if let Some(controller) = resync.controller.as_mut() {
+                    controller.requested(blocks);
+                }
+            });
+        }
+    }
+
+    /// The target has written a block of the resync: it is the same on both sides now (source).
+    pub(super) fn resync_acknowledged(&mut self, id: VolumeId, sector: u64, size_bytes: u32) {
+        if size_bytes <= crate::wire::MAX_DATA_BYTES {
+            self.mark_in_sync(id, sector, size_bytes);
+            self.check_resync_end(id);
+        }
+    }
+
+    /// A block could not be synced: its bit stays, and the end does not wait for it.
+    pub(super) fn resync_failed(&mut self, id: VolumeId, sector: u64, size_bytes: u32) {
+        let first = sector / 8;
+        let last = (sector + u64::from(size_bytes / 512)).saturating_sub(1) / 8;
+        let bits = last.saturating_sub(first).saturating_add(1).min(u64::from(size_bytes.div_ceil(4096)) + 1);
+        self.with_volume(id, |volume| volume.resync.failed_bits += bits);
+    }
+
+    // End. spec: wire-protocol 8.7; state-machine 17.3
+
+    /// Is the resync of this target complete? Then ping, to be sure that the source has processed every answer.
+    pub(super) fn check_resync_end(&mut self, id: VolumeId) {
+        let own_end = self.link.apv <= 95;
+        let Some(volume) = self.volume_mut(id) else { return };
+        let conn = volume.state.conn;
+        let ends_here = conn == Conn::SyncTarget || (own_end && conn == Conn::SyncSource);
+        let left = volume.weight() > volume.resync.failed_bits || volume.resync.requests_in_flight > 0;
+        if ends_here && !left && volume.resync.end == ResyncEnd::No {
+            self.finish_resync(id);
+        }
+    }
+
+    /// The end of a resync, or of this side's part in it: first the ping.
+    pub(super) fn finish_resync(&mut self, id: VolumeId) {
+        self.with_volume(id, |volume| volume.resync.end = ResyncEnd::Ping);
+        self.fresh_ping();
+    }
+
+    /// A ping was answered that was sent after everything now waiting for it.
+    pub(super) fn resync_ping_answered(&mut self) {
+        for id in self.volume_ids() {
+            if self.volume(id).is_some_and(|volume| volume.resync.end == ResyncEnd::Ping) {
+                self.resync_finished(id);
+            }
+        }
+    }
+
+    fn resync_finished(&mut self, id: VolumeId) {
+        use crate::state::And;
+        let now_ms = self.now_ms;
+        let Some(volume) = self.volume_mut(id) else { return };
+        volume.resync.end = ResyncEnd::No;
+        let conn = volume.state.conn;
+        if conn <= Conn::Connected {
+            return;
+        }
+        let failed = volume.resync.failed_bits;
+        let target = matches!(conn, Conn::SyncTarget | Conn::PausedSyncT);
+        let source = matches!(conn, Conn::SyncSource | Conn::PausedSyncS);
+        let mut change = Change::conn(Conn::Connected);
+        if target || source {
+            change = match (failed > 0, target) {
+                (false, _) => change.disk(Disk::UpToDate).pdsk(Disk::UpToDate),
+                (true, true) => change.disk(Disk::Inconsistent).pdsk(Disk::UpToDate),
+                (true, false) => change.disk(Disk::UpToDate).pdsk(Disk::Inconsistent),
+            };
+            if failed == 0 {
+                volume.close_generations(target);
+            }
+        }
+        let bits = volume.resync.total_bits;
+        let seconds = now_ms.saturating_sub(volume.resync.started_ms) / 1000;
+        volume.resync.total_bits = 0;
+        volume.resync.failed_bits = 0;
+        volume.resync.controller = None;
+        self.log(LogLine::ResyncDone { volume: id, source, bits, failed_bits: failed, seconds });
+        let _outcome = self.change(id, change, Kind::Soft);
+        self.queue_job(id, super::metadata_pipeline::Job::Write(super::metadata_pipeline::Then::Nothing));
+        self.sync_metadata(id);
+        if target {
+            self.call_helper(Helper::AfterResyncTarget, Some(id));
+        }
+    }
+
+    /// Stops asking and forgets what is not answered; called when a disk or the connection is lost.
+    pub(super) fn cancel_resync(&mut self, id: VolumeId) {
+        self.with_volume(id, |volume| {
+            let resync = &mut volume.resync;
+            resync.start = ResyncStart::No;
+            resync.end = ResyncEnd::No;
+            resync.controller = None;
+            resync.allowance_blocks = 0;
+            resync.total_bits = 0;
+            resync.failed_bits = 0;
+        });
+    }
+
+    /// The new space of a device that grew is resynced. spec: metadata 7.5
+    pub(super) fn start_grow_resync(&mut self, id: VolumeId) {
+        let Some(state) = self.volume(id).map(|volume| volume.state) else { return };
+        let source = if state.role == state.peer { self.link.resolve_conflicts } else { state.role == Role::Primary };
+        if source {
+            self.prepare_resync(id, Conn::SyncSource);
+        } else {
+            let _outcome = self.change(id, Change::conn(Conn::WFSyncUUID), Kind::Hard);
+        }
+    }
+
+    /// Application I/O may be waiting in the queue of the data socket; resync requests do not fill it up.
+    pub(super) fn data_queue_is_long(&self) -> bool {
+        self.data_out.len() > 256
+    }
+
+    /// The clock. Every 100 ms while [`Engine::wants_tick`].
+    pub fn tick(&mut self, now_ms: u64) {
+        self.now_ms = now_ms;
+        for id in self.volume_ids() {
+            if self.volume(id).is_none() {
+                continue;
+            }
+            if !self.data_queue_is_long() {
+                self.resync_turn(id);
+            }
+            self.with_volume(id, |volume| {
+                let left = volume.weight().saturating_sub(volume.resync.failed_bits);
+                if volume.state.conn == Conn::SyncSource {
+                    volume.resync.progress.advance(left, now_ms);
+                }
+            });
+            self.sync_metadata(id);
+        }
+        self.check_request_timeouts();
+        self.catch_up();
+        self.admin_step();
+    }
+
+    /// True while somebody has to call [`Engine::tick`].
+    pub fn wants_tick(&self) -> bool {
+        self.link.configured || self.volumes_with(|volume| volume.disk.is_some()).next().is_some()
+    }
+}
+
+impl<S: Storage> super::Volume<S> {
+    /// What the rate controller goes by.
+    pub(super) fn rate_config(&self) -> RateConfig {
+        RateConfig {
+            resync_rate_kib: self.conf.resync_rate,
+            c_plan_ahead: self.conf.c_plan_ahead,
+            c_delay_target: self.conf.c_delay_target,
+            c_fill_target_sectors: self.conf.c_fill_target,
+            c_max_rate_kib: self.conf.c_max_rate,
+            max_buffers: self.max_buffers,
+        }
+    }
+
+    /// Largest request to the peer.
+    pub(super) fn request_limit_bytes(&self) -> u32 {
+        let own = self.disk.as_ref().map_or(u32::MAX, |disk| disk.limits.max_bio_bytes);
+        own.min(self.peer.max_bio_bytes.max(4096)).min(crate::wire::MAX_DATA_BYTES)
+    }
+
+    /// The resync is complete: both nodes end with the same UUIDs. spec: metadata 6.2 (14, 15)
+    fn close_generations(&mut self, target: bool) {
+        let primary = self.state.role == Role::Primary;
+        let Some(disk) = self.disk.as_mut() else { return };
+        if target {
+            if let Some(peer) = self.peer.uuids {
+                let sync_uuid = disk.current();
+                let mut uuids = disk.uuids();
+                for at in [UI_BITMAP, UI_HISTORY_START, UI_HISTORY_END] {
+                    if let (Some(own), Some(other)) = (uuids.get_mut(at), peer.uuids.get(at)) {
+                        *own = *other;
+                    }
+                }
+                disk.set_uuids(uuids);
+                disk.rotate_bitmap_uuid(sync_uuid);
+                let current = peer.uuids.get(UI_CURRENT).copied().unwrap_or(0);
+                disk.set_current(current, primary);
+                self.exposed_uuid = disk.current();
+            }
+        }
+        disk.rotate_bitmap_uuid(0);
+        // From now on the peer's UUIDs are known to be the same.
+        if let Some(peer) = self.peer.uuids.as_mut() {
+            peer.uuids = disk.uuids();
+        }
+    }
+}

@@ -1,0 +1,394 @@
+// SPDX-License-Identifier: GPL-2.0
+//! One volume: its state, its configuration, what is attached to it and what is known of the peer's half.
+
+use super::api::{BackingLimits, Helper};
+use super::metadata_pipeline::Pipeline;
+use super::slots::List;
+use crate::activity_log::{self, ActivityLog};
+use crate::bitmap::Bitmap;
+use crate::metadata::layout::Layout;
+use crate::metadata::superblock::{MetaFlags, Superblock, UI_BITMAP, UI_CURRENT, UI_HISTORY_END, UI_HISTORY_START};
+use crate::netlink::DiskConf;
+use crate::resync::rate::Controller;
+use crate::resync::Progress;
+use crate::state::{Conn, Disk, State};
+use crate::storage::Storage;
+use crate::wire::Uuids;
+use crate::wire::{BitmapReceiver, BitmapSender};
+
+/// Added to the bitmap UUID when a resync starts. spec: metadata 6.2 (12)
+pub(super) const NEW_BITMAP_OFFSET: u64 = 0x0001_0000_0000_0000;
+
+/// Kinds of local I/O errors. spec: state-machine 13.4
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum DiskError {
+    Read,
+    Write,
+    Metadata,
+    ForceDetach,
+}
+
+/// Answer of the activity log to a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Begin {
+    /// No disk, or the log is suspended.
+    NotNeeded,
+    /// References taken, nothing to write.
+    Active,
+    /// References taken; start after the next transaction.
+    Pending,
+    /// Nothing taken; try again later.
+    NoSlot,
+}
+
+/// Amounts for /proc/drbd and the status messages, in sectors and counts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counters {
+    /// Sectors sent to the peer.
+    pub sent_sectors: u64,
+    /// Sectors received from the peer.
+    pub received_sectors: u64,
+    /// Sectors read from the local disk.
+    pub read_sectors: u64,
+    /// Sectors written to the local disk.
+    pub written_sectors: u64,
+    /// Activity log transactions.
+    pub activity_log_writes: u64,
+    /// Bitmap pages written.
+    pub bitmap_writes: u64,
+}
+
+/// What is attached: the backing device's half of a volume.
+pub(super) struct AttachedDisk<S: Storage> {
+    pub(super) superblock: Superblock,
+    pub(super) layout: Layout,
+    pub(super) limits: BackingLimits,
+    pub(super) bitmap: Bitmap<S>,
+    pub(super) log: ActivityLog<S>,
+    /// Number of the next transaction on disk; survives detach and attach.
+    pub(super) pipeline: Pipeline,
+    /// This node crashed while Primary and has not been in sync since.
+    pub(super) crashed_primary: bool,
+    /// All bits are set and nobody is connected: recording writes is pointless. spec: metadata 5.6
+    pub(super) log_suspended: bool,
+    /// A new area has to be resynced after the negotiation.
+    pub(super) resync_after_negotiation: bool,
+    /// Size before, while attaching a disk that has grown.
+    pub(super) grew_from_sectors: Option<u64>,
+    /// How far the way out has got.
+    pub(super) release: Release,
+}
+
+/// How a disk is let go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Release {
+    /// It is in use.
+    No,
+    /// It has failed, or is being detached: its bitmap is being written.
+    Writing,
+    /// The owner has been asked to close it.
+    Releasing,
+}
+
+impl<S: Storage> AttachedDisk<S> {
+    /// The four UUIDs.
+    pub(super) fn uuids(&self) -> [u64; 4] {
+        self.superblock.uuids
+    }
+
+    fn put(&mut self, at: usize, value: u64) {
+        if let Some(place) = self.superblock.uuids.get_mut(at) {
+            *place = value;
+        }
+        self.pipeline.touch();
+    }
+
+    /// The current UUID.
+    pub(super) fn current(&self) -> u64 {
+        self.superblock.uuids.get(UI_CURRENT).copied().unwrap_or(0)
+    }
+
+    /// The bitmap UUID.
+    pub(super) fn bitmap_uuid(&self) -> u64 {
+        self.superblock.uuids.get(UI_BITMAP).copied().unwrap_or(0)
+    }
+
+    fn history(&self) -> [u64; 2] {
+        [
+            self.superblock.uuids.get(UI_HISTORY_START).copied().unwrap_or(0),
+            self.superblock.uuids.get(UI_HISTORY_END).copied().unwrap_or(0),
+        ]
+    }
+
+    /// Stores the current UUID; its lowest bit tells whether this node is Primary. spec: metadata 6.1
+    pub(super) fn set_current(&mut self, value: u64, primary: bool) {
+        let value = if primary { value | 1 } else { value & !1 };
+        if value != self.current() {
+            self.put(UI_CURRENT, value);
+        }
+    }
+
+    /// Stores the bitmap UUID without touching the history.
+    pub(super) fn set_bitmap_uuid(&mut self, value: u64) {
+        self.put(UI_BITMAP, value);
+    }
+
+    /// Stores all four UUIDs as they are.
+    pub(super) fn set_uuids(&mut self, uuids: [u64; 4]) {
+        self.superblock.uuids = uuids;
+        self.pipeline.touch();
+    }
+
+    /// H1 := H0, H0 := `value`.
+    pub(super) fn push_history(&mut self, value: u64) {
+        let [start, _] = self.history();
+        self.put(UI_HISTORY_END, start);
+        self.put(UI_HISTORY_START, value);
+    }
+
+    /// The bitmap UUID goes into the history if it is set, and is replaced. spec: metadata 6.2 (12, 14)
+    pub(super) fn rotate_bitmap_uuid(&mut self, value: u64) {
+        let old = self.bitmap_uuid();
+        if old != 0 {
+            self.push_history(old);
+        }
+        self.set_bitmap_uuid(value);
+    }
+
+    /// Recomputed meta-data flags; the superblock becomes dirty when they differ.
+    pub(super) fn set_flags(&mut self, flags: u32) {
+        if self.superblock.flags.0 != flags {
+            self.superblock.flags = MetaFlags(flags);
+            self.pipeline.touch();
+        }
+    }
+
+    /// Switches flags on or off.
+    pub(super) fn assign_flag(&mut self, flag: MetaFlags, on: bool) {
+        let before = self.superblock.flags;
+        self.superblock.flags.assign(flag, on);
+        if self.superblock.flags != before {
+            self.pipeline.touch();
+        }
+    }
+}
+
+/// What the peer told about its half of the volume.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct PeerVolume {
+    pub(super) uuids: Option<Uuids>,
+    /// Usable sectors of its disk; 0 unknown or diskless.
+    pub(super) disk_sectors: u64,
+    /// Largest request it accepts, in bytes.
+    pub(super) max_bio_bytes: u32,
+}
+
+/// How far the start of a resync has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ResyncStart {
+    No,
+    /// The helper before-resync-* runs; afterwards become this.
+    Helper {
+        side: Conn,
+        ticket: u32,
+    },
+}
+
+/// How far the end of a resync or verify has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ResyncEnd {
+    No,
+    /// The ping that makes sure that our acknowledgements were processed has not been answered yet.
+    Ping,
+}
+
+/// A resync that is running or being prepared.
+pub(super) struct Resync {
+    pub(super) start: ResyncStart,
+    pub(super) end: ResyncEnd,
+    /// Bits when it started.
+    pub(super) total_bits: u64,
+    /// Bits that could not be synced.
+    pub(super) failed_bits: u64,
+    /// Next bit to look at.
+    pub(super) position: u64,
+    /// Requests without an answer.
+    pub(super) requests_in_flight: u32,
+    /// Sectors that arrived since the last turn of the controller.
+    pub(super) arrived_sectors: u64,
+    pub(super) controller: Option<Controller>,
+    pub(super) progress: Progress,
+    pub(super) started_ms: u64,
+    pub(super) next_turn_ms: u64,
+    /// The bitmap as it is being sent and received.
+    pub(super) sender: Option<BitmapSender>,
+    pub(super) receiver: Option<BitmapReceiver>,
+    /// Blocks the controller allows in the present turn that have not been asked for.
+    pub(super) allowance_blocks: u32,
+}
+
+/// A volume.
+pub(super) struct Volume<S: Storage> {
+    pub(super) number: u16,
+    pub(super) minor: u32,
+    pub(super) state: State,
+    pub(super) conf: DiskConf,
+    pub(super) disk: Option<AttachedDisk<S>>,
+    /// Transaction number to go on with at the next attach. spec: metadata 4.1
+    pub(super) next_transaction: u32,
+    /// Size of the virtual device.
+    pub(super) size_sectors: u64,
+    /// Generation of the data last exposed to the application.
+    pub(super) exposed_uuid: u64,
+    pub(super) peer: PeerVolume,
+    /// Disk and peer disk states found at attach, while Negotiating.
+    pub(super) negotiated: Option<(Disk, Disk)>,
+    /// Both were Inconsistent and the peer became Primary: decide again at its next state packet.
+    pub(super) consider_resync: bool,
+    /// This volume's handshake wants the peer's data to win (single shot).
+    pub(super) discard_my_data: bool,
+    /// A new generation is due as soon as I/O is resumed.
+    pub(super) generation_due: bool,
+    /// Superblock version that must be durable before writes of this node alone are acknowledged.
+    pub(super) generation_version: Option<u32>,
+    pub(super) degraded_wait: bool,
+    pub(super) force_detach: bool,
+    pub(super) io_error: Option<DiskError>,
+    pub(super) readers: u32,
+    pub(super) writers: u32,
+    /// Application requests accepted and not completed.
+    pub(super) upper_pending: u32,
+    /// Requests on the backing device, of any kind, without meta data.
+    pub(super) lower_pending: u32,
+    /// Application requests sent and not answered.
+    pub(super) peer_pending: u32,
+    /// Requests of the peer not yet answered.
+    pub(super) unacked: u32,
+    /// Reasons that keep new application I/O out (bitmap work, attach, detach, resize).
+    pub(super) holds: u32,
+    pub(super) counters: Counters,
+    pub(super) packet_seq: u32,
+    pub(super) peer_seq: u32,
+    pub(super) next_read_remote: bool,
+    /// Writes whose extents are in the transaction being collected, being written, or found no room.
+    pub(super) log_pending: List,
+    pub(super) log_committing: List,
+    pub(super) log_waiting: List,
+    pub(super) log_retry: bool,
+    pub(super) resync: Resync,
+    pub(super) verify_position: u64,
+    /// Bits set when the UUIDs were last sent.
+    pub(super) told_bits: u64,
+    /// Limit for resync requests under way, in pages.
+    pub(super) max_buffers: u32,
+    /// Waits for the owner's tables.
+    pub(super) resize: Option<super::meeting::PendingResize>,
+}
+
+impl<S: Storage> Volume<S> {
+    /// A diskless volume. `conn` is that of the resource's connection.
+    pub(super) fn new(number: u16, minor: u32, conn: Conn) -> Self {
+        Volume {
+            number,
+            minor,
+            state: State::initial(conn),
+            conf: DiskConf::default(),
+            disk: None,
+            next_transaction: 0,
+            size_sectors: 0,
+            exposed_uuid: 0,
+            peer: PeerVolume::default(),
+            negotiated: None,
+            consider_resync: false,
+            discard_my_data: false,
+            generation_due: false,
+            generation_version: None,
+            degraded_wait: false,
+            force_detach: false,
+            io_error: None,
+            readers: 0,
+            writers: 0,
+            upper_pending: 0,
+            lower_pending: 0,
+            peer_pending: 0,
+            unacked: 0,
+            holds: 0,
+            counters: Counters::default(),
+            packet_seq: 0,
+            peer_seq: 0,
+            next_read_remote: true,
+            log_pending: List::EMPTY,
+            log_committing: List::EMPTY,
+            log_waiting: List::EMPTY,
+            log_retry: false,
+            resync: Resync {
+                start: ResyncStart::No,
+                end: ResyncEnd::No,
+                total_bits: 0,
+                failed_bits: 0,
+                position: 0,
+                requests_in_flight: 0,
+                arrived_sectors: 0,
+                controller: None,
+                progress: Progress::default(),
+                started_ms: 0,
+                next_turn_ms: 0,
+                sender: None,
+                receiver: None,
+                allowance_blocks: 0,
+            },
+            verify_position: 0,
+            told_bits: 0,
+            max_buffers: 2048,
+            resize: None,
+        }
+    }
+
+    /// Asks the activity log for the extents of a write.
+    pub(super) fn begin_activity(&mut self, first: u32, last: u32) -> Begin {
+        let usable = self.state.disk >= Disk::Inconsistent;
+        let Some(disk) = self.disk.as_mut().filter(|disk| usable && !disk.log_suspended) else {
+            return Begin::NotNeeded;
+        };
+        if first == last && disk.log.hot(first) {
+            return Begin::Active;
+        }
+        match disk.log.begin(first, last) {
+            activity_log::Begin::Active => Begin::Active,
+            activity_log::Begin::Pending => {
+                disk.pipeline.want_transaction();
+                Begin::Pending
+            }
+            activity_log::Begin::NoSlot => Begin::NoSlot,
+        }
+    }
+
+    /// Gives the extents of a write back.
+    pub(super) fn end_activity(&mut self, first: u32, last: u32) {
+        if let Some(disk) = self.disk.as_mut() {
+            disk.log.put(first, last);
+        }
+    }
+
+    /// True while a new generation has been made that is not durable yet.
+    pub(super) fn generation_pending(&self) -> bool {
+        self.generation_version.is_some()
+    }
+
+    /// Number of bits that differ from the peer.
+    pub(super) fn weight(&self) -> u64 {
+        self.disk.as_ref().map_or(0, |disk| disk.bitmap.weight())
+    }
+
+    /// True when a helper of the start of a resync is awaited under this ticket.
+    pub(super) fn awaits_helper(&self, ticket: u32) -> Option<(Conn, Helper)> {
+        match self.resync.start {
+            ResyncStart::Helper { side, ticket: awaited } if awaited == ticket => {
+                let helper =
+                    if side == Conn::SyncTarget { Helper::BeforeResyncTarget } else { Helper::BeforeResyncSource };
+                Some((side, helper))
+            }
+            _ => None,
+        }
+    }
+}

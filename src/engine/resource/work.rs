@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What the resource's worker has to carry out or tell: notices, log lines, helper programs, device changes.
+
+use core::fmt;
+
+use super::api::{Helper, LinkFailure, VolumeId, Wakes};
+use super::incoming::Fault;
+use super::Engine;
+use crate::handshake::{Comparison, DecidedBy, SyncDecision};
+use crate::state::{Conn, Refusal, State, Susp, Warning};
+use crate::storage::Storage;
+
+/// An order for the resource's worker, carried out in order.
+#[derive(Clone, Copy, Debug)]
+pub enum Work {
+    /// Something changed: tell listeners, and the kernel log.
+    Notice(Notice),
+    /// A line for the kernel log.
+    Log(LogLine),
+    /// The size of the virtual device changed.
+    Capacity {
+        /// Volume.
+        volume: VolumeId,
+        /// New size in sectors.
+        sectors: u64,
+    },
+    /// The bitmap needs another size: make `BitmapTables` for it without holding the lock, then call `resize`.
+    Resize {
+        /// Volume.
+        volume: VolumeId,
+        /// Size in sectors.
+        sectors: u64,
+    },
+    /// The limits of the virtual device's queue have to be computed again.
+    Limits {
+        /// Volume.
+        volume: VolumeId,
+    },
+    /// The device became writable or read-only; a change uevent follows.
+    ReadOnly {
+        /// Volume.
+        volume: VolumeId,
+        /// True: read-only.
+        read_only: bool,
+    },
+    /// Tell user space that the device changed.
+    Uevent {
+        /// Volume.
+        volume: VolumeId,
+    },
+    /// Nothing uses the backing device any more: let go of it, then call `backing_released`.
+    ReleaseBacking {
+        /// Volume.
+        volume: VolumeId,
+    },
+    /// Run a helper program, then call `helper_done` with the ticket.
+    Helper {
+        /// Which.
+        helper: Helper,
+        /// The volume, or `None` for the resource.
+        volume: Option<VolumeId>,
+        /// For `helper_done`.
+        ticket: u32,
+    },
+    /// A resync started or ended: volumes with a resync-after dependency may have to pause or resume.
+    ResyncDependencies,
+}
+
+/// Something listeners are told.
+#[derive(Clone, Copy, Debug)]
+pub enum Notice {
+    /// The state of a volume changed.
+    State {
+        /// Volume.
+        volume: VolumeId,
+        /// Before.
+        from: State,
+        /// After.
+        to: State,
+        /// Suspension before.
+        susp_before: Susp,
+        /// Suspension after.
+        susp: Susp,
+    },
+    /// The state of the connection changed (0..=9).
+    Connection {
+        /// Before.
+        from: Conn,
+        /// After.
+        to: Conn,
+    },
+    /// Application I/O was suspended or goes on.
+    Suspended {
+        /// Before.
+        from: Susp,
+        /// After.
+        to: Susp,
+    },
+}
+
+/// A line for the kernel log. What is decided is explained here, with the rule and its evidence.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)] // The sentences below say what each is.
+pub enum LogLine {
+    InternalError { what: &'static str },
+    Refused { volume: VolumeId, from: State, to: State, refusal: Refusal },
+    Warning { volume: VolumeId, warning: Warning },
+    DiskError { volume: VolumeId, what: &'static str },
+    NewGeneration { volume: VolumeId, uuids: [u64; 4] },
+    LinkFailed { failure: LinkFailure },
+    Fault { fault: Fault },
+    RequestTimeout { limit_ms: u64 },
+    Handshake { apv: u32, features: u32 },
+    Uuids { volume: VolumeId, own: [u64; 4], own_bits: u64, peer: [u64; 4], peer_bits: u64 },
+    Decision { volume: VolumeId, comparison: Comparison, decision: SyncDecision, by: DecidedBy },
+    ResyncStarted { volume: VolumeId, source: bool, bits: u64 },
+    ResyncDone { volume: VolumeId, source: bool, bits: u64, failed_bits: u64, seconds: u64 },
+    HelperRefused { volume: VolumeId, helper: Helper, exit_code: i32 },
+    UnknownVolume { number: u16 },
+    SizesDiffer { volume: VolumeId, own_sectors: u64, peer_sectors: u64 },
+    SizeRefused { volume: VolumeId, own_sectors: u64, offered_sectors: u64 },
+    PeerExposedDataDiffers { volume: VolumeId, peer: u64, exposed: u64 },
+}
+
+impl LogLine {
+    /// The volume it is about.
+    pub fn volume(&self) -> Option<VolumeId> {
+        match *self {
+            LogLine::Refused { volume, .. }
+            | LogLine::Warning { volume, .. }
+            | LogLine::DiskError { volume, .. }
+            | LogLine::NewGeneration { volume, .. }
+            | LogLine::Uuids { volume, .. }
+            | LogLine::Decision { volume, .. }
+            | LogLine::ResyncStarted { volume, .. }
+            | LogLine::ResyncDone { volume, .. }
+            | LogLine::HelperRefused { volume, .. }
+            | LogLine::SizesDiffer { volume, .. }
+            | LogLine::SizeRefused { volume, .. }
+            | LogLine::PeerExposedDataDiffers { volume, .. } => Some(volume),
+            _ => None,
+        }
+    }
+
+    /// True for what an administrator should not overlook.
+    pub fn is_error(&self) -> bool {
+        matches!(
+            self,
+            LogLine::InternalError { .. }
+                | LogLine::DiskError { .. }
+                | LogLine::Fault { .. }
+                | LogLine::RequestTimeout { .. }
+                | LogLine::HelperRefused { .. }
+                | LogLine::SizeRefused { .. }
+                | LogLine::PeerExposedDataDiffers { .. }
+        )
+    }
+}
+
+impl fmt::Display for LogLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            LogLine::InternalError { what } => write!(f, "internal error: {what}; connecting anew"),
+            LogLine::Refused { from, to, refusal, .. } => {
+                write!(f, "state change refused: {refusal}; from {from} to {to}")
+            }
+            LogLine::Warning { warning, .. } => write!(f, "{warning}"),
+            LogLine::DiskError { what, .. } => write!(f, "local disk: {what}"),
+            LogLine::NewGeneration { uuids: [current, bitmap, ..], .. } => {
+                write!(f, "new data generation {current:016X}, bitmap against {bitmap:016X}")
+            }
+            LogLine::LinkFailed { failure } => f.write_str(match failure {
+                LinkFailure::DataReceive => "the peer closed the data connection, or it broke",
+                LinkFailure::MetaReceive => "the peer closed the meta connection, or it broke",
+                LinkFailure::Send => "sending failed, the connection is broken",
+                LinkFailure::SendTimeout => "the peer takes no data any more, giving the connection up",
+                LinkFailure::LocalAddress => "the local address cannot be used, staying StandAlone",
+            }),
+            LogLine::Fault { fault } => write!(f, "{fault}"),
+            LogLine::RequestTimeout { limit_ms } => {
+                write!(f, "the peer left a request unanswered for more than {limit_ms} ms (timeout x ko-count)")
+            }
+            LogLine::Handshake { apv, features } => {
+                write!(f, "handshake successful: agreed protocol version {apv}, features {features:#x}")
+            }
+            LogLine::Uuids { own, own_bits, peer, peer_bits, .. } => write!(
+                f,
+                "own {:016X}:{:016X}:{:016X}:{:016X} bits {own_bits}, peer {:016X}:{:016X}:{:016X}:{:016X} bits {peer_bits}",
+                own[0], own[1], own[2], own[3], peer[0], peer[1], peer[2], peer[3]
+            ),
+            LogLine::Decision { comparison, decision, by, .. } => write!(f, "{decision} {by} ({comparison})"),
+            LogLine::ResyncStarted { source, bits, .. } => write!(
+                f,
+                "resync starts as {}: {} KiB in {bits} blocks",
+                if source { "source" } else { "target" },
+                bits.saturating_mul(4)
+            ),
+            LogLine::ResyncDone { source, bits, failed_bits, seconds, .. } => write!(
+                f,
+                "resync done as {}: {} KiB in {seconds} s, {failed_bits} blocks failed",
+                if source { "source" } else { "target" },
+                bits.saturating_mul(4)
+            ),
+            LogLine::HelperRefused { helper, exit_code, .. } => {
+                write!(f, "helper {helper} returned {exit_code}: disconnecting")
+            }
+            LogLine::UnknownVolume { number } => {
+                write!(f, "the peer has a volume {number} that is not configured here: ignored")
+            }
+            LogLine::SizesDiffer { own_sectors, peer_sectors, .. } => write!(
+                f,
+                "disk sizes differ considerably: {own_sectors} sectors here, {peer_sectors} at the peer"
+            ),
+            LogLine::SizeRefused { own_sectors, offered_sectors, .. } => write!(
+                f,
+                "the peer's disk is too small: the device has {own_sectors} sectors, the peer offers {offered_sectors}; disconnecting"
+            ),
+            LogLine::PeerExposedDataDiffers { peer, exposed, .. } => write!(
+                f,
+                "the peer's data {peer:016X} is not what the application has seen ({exposed:016X}): disconnecting"
+            ),
+        }
+    }
+}
+
+impl<S: Storage> Engine<S> {
+    /// The next order for the resource's worker.
+    pub fn poll_work(&mut self) -> Option<Work> {
+        self.work.pop()
+    }
+
+    /// Gives an order to the worker. Control events are rare and the queue is long; should it ever be full, log lines
+    /// are the ones that are left out.
+    pub(super) fn work(&mut self, work: Work) {
+        let reserve = 256;
+        if matches!(work, Work::Log(_)) && self.work.free() < reserve {
+            return;
+        }
+        let _pushed = self.work.push(work);
+        self.wakes.insert(Wakes::WORK);
+    }
+
+    pub(super) fn notify(&mut self, notice: Notice) {
+        self.work(Work::Notice(notice));
+    }
+
+    pub(super) fn log(&mut self, line: LogLine) {
+        self.work(Work::Log(line));
+    }
+
+    /// Has a helper program run; nobody waits for its result unless a ticket is remembered.
+    pub(super) fn call_helper(&mut self, helper: Helper, volume: Option<VolumeId>) -> u32 {
+        let ticket = self.new_ticket();
+        let volume = if helper.is_for_resource() { None } else { volume };
+        self.work(Work::Helper { helper, volume, ticket });
+        ticket
+    }
+}
