@@ -65,6 +65,8 @@ step() {
         tail -n 15 "$log" | sed 's/^/        /' >&2
         grep -q 'No space left on device' "$log" &&
             die "the disk is full ($(df -h --output=avail "$cache" | tail -1 | tr -d ' ') left)" "free 10 GB, or DRBD_CACHE=/a/larger/disk make"
+        grep -Eq ' 404 +Not Found' "$log" &&
+            die "the mirror has newer packages than the cache knows of" "make setup REFRESH=1"
         grep -Eq 'Could not resolve|Failed to fetch|Unable to connect|Temporary failure' "$log" &&
             die "Debian's mirror $mirror cannot be reached" "make DEBIAN_MIRROR=http://another/debian"
         die "$what failed, all of its output is in $log" "make setup (goes on where it stopped)"
