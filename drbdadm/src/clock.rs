@@ -52,10 +52,7 @@ mod tests {
             (4_107_542_399, "2100-02-28", "23:59:59"),
             (4_107_542_400, "2100-03-01", "00:00:00"),
         ] {
-            assert_eq!(
-                date_and_time(Duration::from_secs(seconds)),
-                (date.to_owned(), time.to_owned())
-            );
+            assert_eq!(date_and_time(Duration::from_secs(seconds)), (date.to_owned(), time.to_owned()));
         }
     }
 }

@@ -13,18 +13,12 @@ pub struct Failure {
 impl Failure {
     /// A failure that still has to be explained.
     pub fn new(code: i32, message: impl Into<String>) -> Self {
-        Failure {
-            code,
-            message: message.into(),
-        }
+        Failure { code, message: message.into() }
     }
 
     /// A failure whose explanation has been printed.
     pub fn silent(code: i32) -> Self {
-        Failure {
-            code,
-            message: String::new(),
-        }
+        Failure { code, message: String::new() }
     }
 
     /// Prints the sentence, if there is one, and gives the exit code.

@@ -32,20 +32,12 @@ pub struct OptionSpec {
 impl OptionSpec {
     /// An option without a one-letter form.
     pub const fn long(long: &'static str, value: Value) -> Self {
-        OptionSpec {
-            long,
-            short: None,
-            value,
-        }
+        OptionSpec { long, short: None, value }
     }
 
     /// An option with a one-letter form.
     pub const fn both(long: &'static str, short: char, value: Value) -> Self {
-        OptionSpec {
-            long,
-            short: Some(short),
-            value,
-        }
+        OptionSpec { long, short: Some(short), value }
     }
 }
 
@@ -101,27 +93,16 @@ fn find_long<'a>(specs: &'a [OptionSpec], name: &str) -> Result<&'a OptionSpec, 
     if let Some(exact) = specs.iter().find(|spec| spec.long == name) {
         return Ok(exact);
     }
-    let mut candidates = specs
-        .iter()
-        .filter(|spec| !name.is_empty() && spec.long.starts_with(name));
+    let mut candidates = specs.iter().filter(|spec| !name.is_empty() && spec.long.starts_with(name));
     let Some(first) = candidates.next() else {
         return Err(format!("unrecognized option '--{name}'"));
     };
-    let others: Vec<_> = candidates
-        .filter(|spec| spec.long != first.long)
-        .map(|spec| spec.long)
-        .collect();
+    let others: Vec<_> = candidates.filter(|spec| spec.long != first.long).map(|spec| spec.long).collect();
     if others.is_empty() {
         return Ok(first);
     }
-    let all: Vec<_> = std::iter::once(first.long)
-        .chain(others)
-        .map(|long| format!("'--{long}'"))
-        .collect();
-    Err(format!(
-        "option '--{name}' is ambiguous; possibilities: {}",
-        all.join(" ")
-    ))
+    let all: Vec<_> = std::iter::once(first.long).chain(others).map(|long| format!("'--{long}'")).collect();
+    Err(format!("option '--{name}' is ambiguous; possibilities: {}", all.join(" ")))
 }
 
 fn short_options(
@@ -140,17 +121,12 @@ fn short_options(
         match spec.value {
             Value::None => items.push(Item::Option(spec.long, None)),
             _ if !attached.is_empty() => {
-                items.push(Item::Option(
-                    spec.long,
-                    Some(attached.trim_start_matches('=').to_owned()),
-                ));
+                items.push(Item::Option(spec.long, Some(attached.trim_start_matches('=').to_owned())));
                 return Ok(());
             }
             Value::Optional => items.push(Item::Option(spec.long, None)),
             Value::Required => {
-                let value = rest
-                    .pop_front()
-                    .ok_or_else(|| format!("option requires an argument -- '{letter}'"))?;
+                let value = rest.pop_front().ok_or_else(|| format!("option requires an argument -- '{letter}'"))?;
                 items.push(Item::Option(spec.long, Some(value.to_owned())));
             }
         }
@@ -190,20 +166,14 @@ mod tests {
 
     #[test]
     fn a_lone_dash_is_a_word() {
-        assert_eq!(
-            read(&["-c", "-"]).unwrap(),
-            [Item::Option("config-file", Some("-".into()))]
-        );
+        assert_eq!(read(&["-c", "-"]).unwrap(), [Item::Option("config-file", Some("-".into()))]);
         assert_eq!(read(&["-"]).unwrap(), [Item::Word("-".into())]);
     }
 
     #[test]
     fn bad_options_are_named() {
         for (words, message) in [
-            (
-                &["--config-"][..],
-                "option '--config-' is ambiguous; possibilities: '--config-file' '--config-to-test'",
-            ),
+            (&["--config-"][..], "option '--config-' is ambiguous; possibilities: '--config-file' '--config-to-test'"),
             (&["--nope"], "unrecognized option '--nope'"),
             (&["-x"], "invalid option -- 'x'"),
             (&["--dry-run=yes"], "option '--dry-run' doesn't allow an argument"),

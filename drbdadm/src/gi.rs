@@ -50,10 +50,7 @@ impl GenerationIds {
     /// The line `get-gi` prints.
     pub fn line(&self) -> String {
         let mut line: String = self.uuids.iter().map(|uuid| format!("{uuid:016X}:")).collect();
-        let flags: Vec<_> = SHOWN_FLAGS
-            .iter()
-            .map(|(bit, _)| u8::from(self.flags & bit != 0).to_string())
-            .collect();
+        let flags: Vec<_> = SHOWN_FLAGS.iter().map(|(bit, _)| u8::from(self.flags & bit != 0).to_string()).collect();
         line += &flags.join(":");
         line
     }
@@ -70,27 +67,13 @@ impl GenerationIds {
         );
         let last = SHOWN_FLAGS.len() - 1;
         let _ = writeln!(text, "{}", self.line());
-        let _ = writeln!(
-            text,
-            "{:COLUMN_OF_FIRST_FLAG$}{}",
-            "",
-            ["^"; SHOWN_FLAGS.len()].join(" ")
-        );
+        let _ = writeln!(text, "{:COLUMN_OF_FIRST_FLAG$}{}", "", ["^"; SHOWN_FLAGS.len()].join(" "));
         for (index, (_, label)) in SHOWN_FLAGS.iter().enumerate() {
             let column = COLUMN_OF_FIRST_FLAG + 2 * index;
-            let _ = writeln!(
-                text,
-                "{:>column$}+{}",
-                format!("-<  {label}  >--"),
-                " |".repeat(last - index)
-            );
+            let _ = writeln!(text, "{:>column$}+{}", format!("-<  {label}  >--"), " |".repeat(last - index));
         }
         let _ = writeln!(text, "\nflags:{}", self.words());
-        let state = if self.flags & AL_CLEAN != 0 {
-            "clean"
-        } else {
-            "need apply-al"
-        };
+        let state = if self.flags & AL_CLEAN != 0 { "clean" } else { "need apply-al" };
         let _ = writeln!(text, "meta-data: {state}");
         text
     }
@@ -121,10 +104,7 @@ impl GenerationIds {
         for uuid in &mut self.uuids {
             let field = fields.next().unwrap_or("").trim();
             if !field.is_empty() {
-                let digits = field
-                    .strip_prefix("0x")
-                    .or_else(|| field.strip_prefix("0X"))
-                    .unwrap_or(field);
+                let digits = field.strip_prefix("0x").or_else(|| field.strip_prefix("0X")).unwrap_or(field);
                 *uuid = u64::from_str_radix(digits, 16).map_err(|_| format!("'{field}' is not a UUID"))?;
             }
         }
@@ -147,26 +127,16 @@ impl GenerationIds {
 mod tests {
     use super::*;
 
-    const FRESH: GenerationIds = GenerationIds {
-        uuids: [4, 0, 0, 0],
-        flags: AL_CLEAN,
-    };
+    const FRESH: GenerationIds = GenerationIds { uuids: [4, 0, 0, 0], flags: AL_CLEAN };
 
     #[test]
     fn line_of_a_fresh_device() {
-        assert_eq!(
-            FRESH.line(),
-            "0000000000000004:0000000000000000:0000000000000000:0000000000000000:0:0:0:0:0:0:0"
-        );
+        assert_eq!(FRESH.line(), "0000000000000004:0000000000000000:0000000000000000:0000000000000000:0:0:0:0:0:0:0");
     }
 
     #[test]
     fn drawing_points_at_the_fields() {
-        let drawing = GenerationIds {
-            uuids: [4, 0, 0, 0],
-            flags: 0,
-        }
-        .drawing();
+        let drawing = GenerationIds { uuids: [4, 0, 0, 0], flags: 0 }.drawing();
         let expected = r"
        +--<  current UUID: this generation of the data
        |               +--<  bitmap UUID: the generation the bitmap counts from
@@ -191,14 +161,8 @@ meta-data: need apply-al
 
     #[test]
     fn flags_in_words() {
-        let all = GenerationIds {
-            uuids: [0; 4],
-            flags: CHANGEABLE_FLAGS,
-        };
-        assert_eq!(
-            all.words(),
-            " crashed Primary, Connected, UpToDate, need full sync, peer Outdated"
-        );
+        let all = GenerationIds { uuids: [0; 4], flags: CHANGEABLE_FLAGS };
+        assert_eq!(all.words(), " crashed Primary, Connected, UpToDate, need full sync, peer Outdated");
     }
 
     #[test]
@@ -206,19 +170,13 @@ meta-data: need apply-al
         let ids = FRESH.with_changes("0x1111::7:::1:1").unwrap();
         assert_eq!(ids.uuids, [0x1111, 0, 7, 0]);
         assert_eq!(ids.flags, AL_CLEAN | WAS_UP_TO_DATE | PRIMARY);
-        assert_eq!(
-            FRESH.with_changes("0x1111::7:::1:1").unwrap().with_changes("").unwrap(),
-            ids
-        );
+        assert_eq!(FRESH.with_changes("0x1111::7:::1:1").unwrap().with_changes("").unwrap(), ids);
     }
 
     #[test]
     fn bad_values_are_named() {
         assert_eq!(FRESH.with_changes("xyz").unwrap_err(), "'xyz' is not a UUID");
-        assert_eq!(
-            FRESH.with_changes("1:2:3:4:5").unwrap_err(),
-            "'5' is not 0 or 1: data is consistent"
-        );
+        assert_eq!(FRESH.with_changes("1:2:3:4:5").unwrap_err(), "'5' is not 0 or 1: data is consistent");
         assert!(FRESH.with_changes("1:2:3:4:1:1:1:1:1:1:1:1").is_err());
     }
 }

@@ -16,19 +16,14 @@ pub fn is_attached(minor: u32) -> bool {
 
 /// The version of the loaded module as `0xMMmmpp`; 0 when none is loaded.
 pub fn version_code() -> u32 {
-    std::fs::read_to_string(PATH)
-        .ok()
-        .and_then(|text| version_code_in(&text))
-        .unwrap_or(0)
+    std::fs::read_to_string(PATH).ok().and_then(|text| version_code_in(&text)).unwrap_or(0)
 }
 
 fn is_attached_in(text: &str, minor: u32) -> bool {
     let key = format!("{minor}:");
     let line = text.lines().find(|line| line.trim_start().starts_with(&key));
     let disks = line.and_then(|line| line.split_whitespace().find_map(|word| word.strip_prefix("ds:")));
-    disks
-        .and_then(|disks| disks.split('/').next())
-        .is_some_and(|own| own != "Diskless")
+    disks.and_then(|disks| disks.split('/').next()).is_some_and(|own| own != "Diskless")
 }
 
 fn version_code_in(text: &str) -> Option<u32> {

@@ -7,9 +7,7 @@
 //! spec: drbd-conf 2, 3
 
 use super::lexer::{tokens, Token, TokenKind};
-use super::model::{
-    Address, Config, Host, HostKind, MetaDisk, Proxy, Resource, Sections, Setting, Settings, Volume,
-};
+use super::model::{Address, Config, Host, HostKind, MetaDisk, Proxy, Resource, Sections, Setting, Settings, Volume};
 use super::source::{Diagnostic, Span};
 use crate::options::{self, ConfigOption, Section};
 use std::collections::{HashMap, HashSet};
@@ -86,13 +84,8 @@ impl Reader {
     pub fn read_text(&mut self, name: &str, text: &str, directory: &Path) {
         let file = self.config.sources.add(name, text);
         let parsed = tokens(file, text).and_then(|tokens| {
-            let mut parser = Parser {
-                reader: self,
-                tokens,
-                at: 0,
-                directory: directory.to_owned(),
-                seen_in_section: Vec::new(),
-            };
+            let mut parser =
+                Parser { reader: self, tokens, at: 0, directory: directory.to_owned(), seen_in_section: Vec::new() };
             parser.top_level()
         });
         if let Err(diagnostic) = parsed {
@@ -373,7 +366,11 @@ impl Parser<'_> {
         self.next();
         let name = self.expect_text("the name of the resource")?;
         if name.text.is_empty() || name.text.chars().any(char::is_control) {
-            return Err(Diagnostic::error(&name.span, "bad resource name", "a name is needed, without control characters"));
+            return Err(Diagnostic::error(
+                &name.span,
+                "bad resource name",
+                "a name is needed, without control characters",
+            ));
         }
         if let Some(first) = self.reader.config.resources.iter().find(|resource| resource.name == name.text) {
             return Err(conflict("resource section", &name.text, &name.span, &first.span));
@@ -606,8 +603,12 @@ impl Parser<'_> {
         let keyword = self.next();
         self.once("section", "proxy", &keyword.span)?;
         self.expect_word_of(&["on"], "`on`")?;
-        let mut proxy =
-            Proxy { span: keyword.span, hosts: vec![self.expect_text("a host name")?.text], inside: None, outside: None };
+        let mut proxy = Proxy {
+            span: keyword.span,
+            hosts: vec![self.expect_text("a host name")?.text],
+            inside: None,
+            outside: None,
+        };
         while self.peek().is_text() {
             proxy.hosts.push(self.next().text);
         }

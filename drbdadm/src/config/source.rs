@@ -125,9 +125,8 @@ impl Diagnostic {
             Severity::Error => Level::Error,
             Severity::Warning => Level::Warning,
         };
-        let snippet = |file: usize| {
-            Snippet::source(sources.text(file)).origin(sources.name(file)).line_start(1).fold(true)
-        };
+        let snippet =
+            |file: usize| Snippet::source(sources.text(file)).origin(sources.name(file)).line_start(1).fold(true);
         let primary = level.span(self.range_in(sources, &self.span)).label(&self.label);
         let mut first = snippet(self.span.file).annotation(primary);
         let mut second = None;

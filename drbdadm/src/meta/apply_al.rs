@@ -27,9 +27,7 @@ pub fn apply_al(device: &Device, found: &mut Found) -> Result<bool, Failure> {
     let area = read_ring(device, &found.layout)?;
     let blocks = u32::try_from(area.len() / BLOCK_BYTES).unwrap_or(u32::MAX);
     let block_at = |logical: u32| {
-        let start = usize::try_from(found.layout.striping.ring_block(logical))
-            .ok()?
-            .checked_mul(BLOCK_BYTES)?;
+        let start = usize::try_from(found.layout.striping.ring_block(logical)).ok()?.checked_mul(BLOCK_BYTES)?;
         area.get(start..)?.first_chunk::<BLOCK_BYTES>()
     };
     let mut table = vec![0; MAX_SLOTS];
@@ -37,12 +35,7 @@ pub fn apply_al(device: &Device, found: &mut Found) -> Result<bool, Failure> {
     let was_primary = found.superblock.flags.contains(MetaFlags::PRIMARY_IND);
     let applied = match result {
         Replay::Nothing => false,
-        Replay::Replayed {
-            invalid_blocks,
-            skipped_entries,
-            active,
-            ..
-        } => {
+        Replay::Replayed { invalid_blocks, skipped_entries, active, .. } => {
             if invalid_blocks > 0 {
                 eprintln!("{invalid_blocks} blocks of the activity log are torn or damaged and were skipped");
             }
@@ -100,10 +93,7 @@ fn ring_bytes(layout: &Layout) -> Result<usize, Failure> {
     let bytes = layout.al_sectors.saturating_mul(SECTOR_BYTES);
     match usize::try_from(bytes) {
         Ok(len) if bytes <= MAX_AL_BYTES => Ok(len),
-        _ => Err(Failure::new(
-            10,
-            format!("an activity log of {bytes} bytes is larger than {MAX_AL_BYTES}"),
-        )),
+        _ => Err(Failure::new(10, format!("an activity log of {bytes} bytes is larger than {MAX_AL_BYTES}"))),
     }
 }
 
@@ -112,10 +102,7 @@ fn mark_extents(device: &Device, found: &Found, extents: &[u32]) -> Result<(), F
     let on_disk = found.layout.bitmap_sectors * SECTOR_BYTES;
     let limit = bitmap_bytes(found.superblock.la_size_sectors).min(on_disk);
     let extents_per_block = BLOCK_BYTES as u64 / BITMAP_BYTES_PER_EXTENT;
-    let beyond = extents
-        .iter()
-        .filter(|extent| u64::from(**extent) * BITMAP_BYTES_PER_EXTENT >= limit)
-        .count();
+    let beyond = extents.iter().filter(|extent| u64::from(**extent) * BITMAP_BYTES_PER_EXTENT >= limit).count();
     if beyond > 0 {
         eprintln!("{beyond} extents of the activity log lie beyond the end of the bitmap and were skipped");
     }
@@ -135,9 +122,6 @@ fn mark_extents(device: &Device, found: &Found, extents: &[u32]) -> Result<(), F
         }
         device.write(sector, &block)?;
     }
-    eprintln!(
-        "Marked additional {} KB as out-of-sync based on the activity log.",
-        added_bits * 4
-    );
+    eprintln!("Marked additional {} KB as out-of-sync based on the activity log.", added_bits * 4);
     Ok(())
 }

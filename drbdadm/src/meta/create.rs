@@ -78,11 +78,8 @@ pub fn create(session: &Session, options: CreateOptions) -> Result<(), Failure> 
     if let Some((what, same_version)) = same_place {
         let path = device.path().display();
         eprintln!("You want v08 meta data to be created on {path}, and there is already: {what}.");
-        let question = if same_version {
-            "Overwrite the existing meta data?"
-        } else {
-            "Replace it by new v08 meta data?"
-        };
+        let question =
+            if same_version { "Overwrite the existing meta data?" } else { "Replace it by new v08 meta data?" };
         if !confirm(question, session.force) {
             return Err(Failure::new(1, "Nothing was changed."));
         }
@@ -112,17 +109,11 @@ pub fn create(session: &Session, options: CreateOptions) -> Result<(), Failure> 
 pub fn restore(session: &Session, options: CreateOptions, dump: &Dump) -> Result<(), Failure> {
     let (device, index) = (&session.device, session.index);
     if matches!(look(device, index, device.size_sectors())?, Lookup::Valid(_))
-        && !confirm(
-            "There is valid meta data in this place already.\nOverwrite it?",
-            session.force,
-        )
+        && !confirm("There is valid meta data in this place already.\nOverwrite it?", session.force)
     {
         return Err(Failure::new(1, "Nothing was changed."));
     }
-    let recorded = Striping {
-        stripes: dump.al_stripes,
-        stripe_size_4k: dump.al_stripe_size_4k,
-    };
+    let recorded = Striping { stripes: dump.al_stripes, stripe_size_4k: dump.al_stripe_size_4k };
     let striping = options.striping(recorded)?;
     let layout = plan(device, index, striping)?;
     check_existing_data(session, &layout)?;
@@ -260,10 +251,7 @@ fn check_existing_data(session: &Session, layout: &Layout) -> Result<(), Failure
                     "the meta data would overwrite the end of it. Shrink it first, or use an external meta-disk.",
                 );
             }
-            ask(
-                "The meta data seems to fit behind it, but that is only a guess.\nProceed?",
-                session,
-            )
+            ask("The meta data seems to fit behind it, but that is only a guess.\nProceed?", session)
         }
         Contents::Unknown => {
             println!("\nFound some data on {path}\n\n ==> This might destroy existing data! <==");

@@ -89,23 +89,13 @@ impl Device {
     pub fn open(path: &Path, mode: OpenMode) -> Result<Self, OpenError> {
         let other = |text: String| OpenError::Other(Failure::new(20, text));
         let shown = path.display();
-        let open = |flags: OFlag| {
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .custom_flags(flags.bits())
-                .open(path)
-        };
+        let open = |flags: OFlag| OpenOptions::new().read(true).write(true).custom_flags(flags.bits()).open(path);
         let kind = std::fs::metadata(path).map_err(|error| other(format!("open({shown}) failed: {error}")))?;
         let is_block_device = kind.file_type().is_block_device();
         if !is_block_device && !(mode.regular_file && kind.is_file()) {
             return Err(other(format!("'{shown}' is not a block device!")));
         }
-        let exclusive = if mode.exclusive && is_block_device {
-            OFlag::O_EXCL
-        } else {
-            OFlag::empty()
-        };
+        let exclusive = if mode.exclusive && is_block_device { OFlag::O_EXCL } else { OFlag::empty() };
         let file = match open(OFlag::O_DIRECT | exclusive) {
             // A file system without direct I/O; only a regular file can meet it.
             Err(error) if !is_block_device && error.raw_os_error() == Some(nix::libc::EINVAL) => open(OFlag::empty()),
@@ -117,15 +107,9 @@ impl Device {
             }
             result => result.map_err(|error| other(format!("open({shown}) failed: {error}")))?,
         };
-        let size_bytes = file
-            .seek(SeekFrom::End(0))
-            .map_err(|error| other(format!("size of {shown} unknown: {error}")))?;
-        Ok(Device {
-            file,
-            path: path.to_owned(),
-            size_bytes,
-            dry_run: mode.dry_run,
-        })
+        let size_bytes =
+            file.seek(SeekFrom::End(0)).map_err(|error| other(format!("size of {shown} unknown: {error}")))?;
+        Ok(Device { file, path: path.to_owned(), size_bytes, dry_run: mode.dry_run })
     }
 
     /// Size of the device, bytes.
@@ -152,9 +136,7 @@ impl Device {
         let mut buffer = AlignedBuffer::zeroed(len);
         for (index, chunk) in buffer.chunks_mut(CHUNK_BYTES).enumerate() {
             let at = offset + (index * CHUNK_BYTES) as u64;
-            self.file
-                .read_exact_at(chunk, at)
-                .map_err(|error| self.io_failure("read", at, chunk.len(), &error))?;
+            self.file.read_exact_at(chunk, at).map_err(|error| self.io_failure("read", at, chunk.len(), &error))?;
         }
         Ok(buffer)
     }
@@ -170,9 +152,7 @@ impl Device {
         }
         for (index, chunk) in data.chunks(CHUNK_BYTES).enumerate() {
             let at = offset + (index * CHUNK_BYTES) as u64;
-            self.file
-                .write_all_at(chunk, at)
-                .map_err(|error| self.io_failure("write", at, chunk.len(), &error))?;
+            self.file.write_all_at(chunk, at).map_err(|error| self.io_failure("write", at, chunk.len(), &error))?;
         }
         Ok(())
     }
@@ -190,14 +170,7 @@ impl Device {
         let (Ok(start), Ok(length)) = (i64::try_from(offset), i64::try_from(bytes)) else {
             return Err(Failure::new(10, "meta-data area too large"));
         };
-        if fallocate(
-            self.file.as_raw_fd(),
-            FallocateFlags::FALLOC_FL_ZERO_RANGE,
-            start,
-            length,
-        )
-        .is_ok()
-        {
+        if fallocate(self.file.as_raw_fd(), FallocateFlags::FALLOC_FL_ZERO_RANGE, start, length).is_ok() {
             return Ok(());
         }
         let zeroes = AlignedBuffer::zeroed(len.min(CHUNK_BYTES));
@@ -205,9 +178,7 @@ impl Device {
         while done < len {
             let part = zeroes.len().min(len - done);
             let at = offset + done as u64;
-            self.file
-                .write_all_at(&zeroes[..part], at)
-                .map_err(|error| self.io_failure("write", at, part, &error))?;
+            self.file.write_all_at(&zeroes[..part], at).map_err(|error| self.io_failure("write", at, part, &error))?;
             done += part;
         }
         Ok(())
@@ -221,9 +192,7 @@ impl Device {
         if self.dry_run {
             return Ok(());
         }
-        self.file
-            .sync_all()
-            .map_err(|error| Failure::new(10, format!("fsync({}): {error}", self.path.display())))
+        self.file.sync_all().map_err(|error| Failure::new(10, format!("fsync({}): {error}", self.path.display())))
     }
 
     fn check_range(&self, sector: u64, len: usize) -> Result<u64, Failure> {
@@ -237,21 +206,12 @@ impl Device {
             }
             _ => Err(Failure::new(
                 10,
-                format!(
-                    "{}: {len} bytes at sector {sector} are outside of the device",
-                    self.path.display()
-                ),
+                format!("{}: {len} bytes at sector {sector} are outside of the device", self.path.display()),
             )),
         }
     }
 
     fn io_failure(&self, what: &str, offset: u64, len: usize, error: &std::io::Error) -> Failure {
-        Failure::new(
-            10,
-            format!(
-                "{what} of {len} bytes at {offset} of {} failed: {error}",
-                self.path.display()
-            ),
-        )
+        Failure::new(10, format!("{what} of {len} bytes at {offset} of {} failed: {error}", self.path.display()))
     }
 }

@@ -46,12 +46,7 @@ fn write_head(found: &Found, unclean: bool, out: &mut impl Write) -> std::io::Re
     writeln!(out, "# al_offset {}", bytes(layout.al_sector()))?;
     writeln!(out, "# bm_offset {}\n", bytes(layout.bitmap_sector()))?;
     let uuids: Vec<_> = superblock.uuids.iter().map(|uuid| format!("0x{uuid:016X};")).collect();
-    writeln!(
-        out,
-        "uuid {{\n    {}\n    flags 0x{:08X};\n}}",
-        uuids.join(" "),
-        superblock.flags.0
-    )?;
+    writeln!(out, "uuid {{\n    {}\n    flags 0x{:08X};\n}}", uuids.join(" "), superblock.flags.0)?;
     writeln!(out, "# al-extents {};", superblock.al_nr_extents)?;
     writeln!(out, "la-size-sect {};", superblock.la_size_sectors)?;
     writeln!(out, "bm-byte-per-bit {};", superblock.bm_bytes_per_bit)?;
@@ -216,14 +211,8 @@ impl<'a> DumpWords<'a> {
     }
 
     fn failure(&self, expected: &str) -> Failure {
-        let line = self
-            .words
-            .get(self.at)
-            .or(self.words.last())
-            .map_or(1, |(line, _)| *line);
-        let found = self
-            .peek()
-            .map_or("the end of the file".to_owned(), |word| format!("'{word}'"));
+        let line = self.words.get(self.at).or(self.words.last()).map_or(1, |(line, _)| *line);
+        let found = self.peek().map_or("the end of the file".to_owned(), |word| format!("'{word}'"));
         Failure::new(10, format!("dump, line {line}: expected {expected}, found {found}"))
     }
 
@@ -236,10 +225,7 @@ impl<'a> DumpWords<'a> {
     }
 
     fn hexadecimal(&mut self, digits: usize) -> Result<u64, Failure> {
-        let text = self
-            .peek()
-            .and_then(|word| word.strip_prefix("0x"))
-            .filter(|text| text.len() == digits);
+        let text = self.peek().and_then(|word| word.strip_prefix("0x")).filter(|text| text.len() == digits);
         let value = text.and_then(|text| u64::from_str_radix(text, 16).ok());
         let value = value.ok_or_else(|| self.failure(&format!("0x and {digits} hexadecimal digits")))?;
         self.at += 1;
@@ -310,41 +296,18 @@ bm { 16 times 0xFFFFFFFFFFFFFFFF; 0x0000000000000001; }
     #[test]
     fn a_dump_is_read() {
         let dump = Dump::parse(TEXT).unwrap();
-        assert_eq!(
-            (dump.uuids[1], dump.flags, dump.la_size_sectors, dump.device_uuid),
-            (1, 0x81, 204_720, 0xAB)
-        );
+        assert_eq!((dump.uuids[1], dump.flags, dump.la_size_sectors, dump.device_uuid), (1, 0x81, 204_720, 0xAB));
         assert_eq!(dump.bitmap, [(16, u64::MAX), (1, 1)]);
     }
 
     #[test]
     fn mistakes_are_named_with_their_line() {
         for (from, to, message) in [
-            (
-                "\"v08\"",
-                "\"v09\"",
-                "dump, line 2: expected '\"v08\"', found '\"v09\"'",
-            ),
-            (
-                "al-stripes",
-                "al-strips",
-                "dump, line 5: expected 'al-stripes', found 'al-strips'",
-            ),
-            (
-                "0x00000081",
-                "81",
-                "dump, line 3: expected 0x and 8 hexadecimal digits, found '81'",
-            ),
-            (
-                "}\n# bits",
-                "\n# bits",
-                "dump, line 6: expected a number, found the end of the file",
-            ),
-            (
-                "# bits",
-                "x # bits",
-                "dump, line 7: expected the end of the file, found 'x'",
-            ),
+            ("\"v08\"", "\"v09\"", "dump, line 2: expected '\"v08\"', found '\"v09\"'"),
+            ("al-stripes", "al-strips", "dump, line 5: expected 'al-stripes', found 'al-strips'"),
+            ("0x00000081", "81", "dump, line 3: expected 0x and 8 hexadecimal digits, found '81'"),
+            ("}\n# bits", "\n# bits", "dump, line 6: expected a number, found the end of the file"),
+            ("# bits", "x # bits", "dump, line 7: expected the end of the file, found 'x'"),
         ] {
             assert_eq!(Dump::parse(&TEXT.replacen(from, to, 1)).unwrap_err().message, message);
         }

@@ -44,10 +44,7 @@ pub fn classify(head: &[u8]) -> Contents {
         return Contents::Empty;
     }
     let detectors = [swap, lvm, ext, xfs, jfs, reiserfs];
-    detectors
-        .iter()
-        .find_map(|detect| detect(head))
-        .unwrap_or(Contents::Unknown)
+    detectors.iter().find_map(|detect| detect(head)).unwrap_or(Contents::Unknown)
 }
 
 /// Asks the volume manager for the size of a physical volume; [`Contents::Unsized`] stays what it is if it does not know.
@@ -94,12 +91,9 @@ fn sized(name: &'static str, blocks: u64, block_bytes: u64) -> Contents {
 }
 
 fn swap(head: &[u8]) -> Option<Contents> {
-    let found = [4096, 8192]
-        .into_iter()
-        .any(|page| has(head, page - 10, b"SWAP-SPACE") || has(head, page - 10, b"SWAPSPACE2"));
-    found.then_some(Contents::Unsized {
-        name: "swap space signature",
-    })
+    let found =
+        [4096, 8192].into_iter().any(|page| has(head, page - 10, b"SWAP-SPACE") || has(head, page - 10, b"SWAPSPACE2"));
+    found.then_some(Contents::Unsized { name: "swap space signature" })
 }
 
 fn lvm(head: &[u8]) -> Option<Contents> {
@@ -110,11 +104,7 @@ fn ext(head: &[u8]) -> Option<Contents> {
     if le16(head, 0x438)? != 0xEF53 {
         return None;
     }
-    let name = if head.get(0x45C)? & 4 != 0 {
-        "ext3 filesystem"
-    } else {
-        "ext2 filesystem"
-    };
+    let name = if head.get(0x45C)? & 4 != 0 { "ext3 filesystem" } else { "ext2 filesystem" };
     let block_bytes = match le32(head, 0x418)? {
         code @ 0..=2 => 1024 << code,
         _ => 0,
@@ -127,22 +117,14 @@ fn xfs(head: &[u8]) -> Option<Contents> {
         return None;
     }
     let block_bytes = u32::from_be_bytes(bytes_at(head, 4)?);
-    Some(sized(
-        "xfs filesystem",
-        u64::from_be_bytes(bytes_at(head, 8)?),
-        u64::from(block_bytes),
-    ))
+    Some(sized("xfs filesystem", u64::from_be_bytes(bytes_at(head, 8)?), u64::from(block_bytes)))
 }
 
 fn jfs(head: &[u8]) -> Option<Contents> {
     if !has(head, 0x8000, b"JFS1") {
         return None;
     }
-    Some(sized(
-        "jfs filesystem",
-        u64::from_le_bytes(bytes_at(head, 0x8008)?),
-        le32(head, 0x8018)?,
-    ))
+    Some(sized("jfs filesystem", u64::from_le_bytes(bytes_at(head, 0x8008)?), le32(head, 0x8018)?))
 }
 
 fn reiserfs(head: &[u8]) -> Option<Contents> {
@@ -172,59 +154,23 @@ mod tests {
         let table = [
             (head(&[]), Contents::Empty),
             (head(&[(5, b"x")]), Contents::Unknown),
-            (
-                head(&[(4086, b"SWAPSPACE2")]),
-                Contents::Unsized {
-                    name: "swap space signature",
-                },
-            ),
-            (
-                head(&[(8182, b"SWAP-SPACE")]),
-                Contents::Unsized {
-                    name: "swap space signature",
-                },
-            ),
+            (head(&[(4086, b"SWAPSPACE2")]), Contents::Unsized { name: "swap space signature" }),
+            (head(&[(8182, b"SWAP-SPACE")]), Contents::Unsized { name: "swap space signature" }),
             (head(&[(0x218, b"LVM2")]), Contents::Unsized { name: LVM }),
-            (
-                head(ext2),
-                Contents::Sized {
-                    name: "ext2 filesystem",
-                    bytes: 65536 * 4096,
-                },
-            ),
-            (
-                head(ext3),
-                Contents::Sized {
-                    name: "ext3 filesystem",
-                    bytes: 16 * 1024,
-                },
-            ),
-            (
-                head(strange),
-                Contents::Unsized {
-                    name: "ext2 filesystem",
-                },
-            ),
+            (head(ext2), Contents::Sized { name: "ext2 filesystem", bytes: 65536 * 4096 }),
+            (head(ext3), Contents::Sized { name: "ext3 filesystem", bytes: 16 * 1024 }),
+            (head(strange), Contents::Unsized { name: "ext2 filesystem" }),
             (
                 head(&[(0, b"XFSB\0\0\x10\0"), (8, &[0, 0, 0, 0, 0, 0, 0, 7])]),
-                Contents::Sized {
-                    name: "xfs filesystem",
-                    bytes: 7 * 4096,
-                },
+                Contents::Sized { name: "xfs filesystem", bytes: 7 * 4096 },
             ),
             (
                 head(&[(0x8000, b"JFS1"), (0x8008, &[9]), (0x8018, &[0, 2])]),
-                Contents::Sized {
-                    name: "jfs filesystem",
-                    bytes: 9 * 512,
-                },
+                Contents::Sized { name: "jfs filesystem", bytes: 9 * 512 },
             ),
             (
                 head(&[(0x10034, b"ReIsEr2Fs"), (0x10000, &[3]), (0x1002C, &[0, 16])]),
-                Contents::Sized {
-                    name: "reiser filesystem",
-                    bytes: 3 * 4096,
-                },
+                Contents::Sized { name: "reiser filesystem", bytes: 3 * 4096 },
             ),
         ];
         for (bytes, expected) in table {

@@ -79,17 +79,10 @@ mod tests {
 
     #[test]
     fn both_lines_survive() {
-        let note = LastKnown {
-            size_bytes: 4096,
-            path: "/dev/sdb1".into(),
-            device_uuid: Some(0xAB),
-        };
+        let note = LastKnown { size_bytes: 4096, path: "/dev/sdb1".into(), device_uuid: Some(0xAB) };
         assert_eq!(note.encode(), "4096\t/dev/sdb1\nuuid:\t00000000000000AB\n");
         assert_eq!(LastKnown::decode(&note.encode()), Some(note.clone()));
-        let without = LastKnown {
-            device_uuid: None,
-            ..note
-        };
+        let without = LastKnown { device_uuid: None, ..note };
         assert_eq!(LastKnown::decode(&without.encode()), Some(without));
     }
 

@@ -49,19 +49,11 @@ struct CommandRow {
 }
 
 const fn row(name: &'static str, modifies: bool, arguments: &'static str) -> CommandRow {
-    CommandRow {
-        name,
-        modifies,
-        arguments,
-    }
+    CommandRow { name, modifies, arguments }
 }
 
 const COMMANDS: &[CommandRow] = &[
-    row(
-        "create-md",
-        true,
-        "[--peer-max-bio-size=N] [--al-stripes=N] [--al-stripe-size-kB=N]",
-    ),
+    row("create-md", true, "[--peer-max-bio-size=N] [--al-stripes=N] [--al-stripe-size-kB=N]"),
     row("dump-md", false, ""),
     row("restore-md", true, "FILE"),
     row("verify-dump", false, "FILE"),
@@ -193,11 +185,7 @@ impl Request {
             }
         }
         request.positional(positional)?;
-        let is_set = request
-            .options
-            .al_stripes
-            .or(request.options.al_stripe_size_kib)
-            .is_some();
+        let is_set = request.options.al_stripes.or(request.options.al_stripe_size_kib).is_some();
         let creates = request.command.name == "create-md";
         if (is_set && !creates && request.command.name != "restore-md")
             || (request.options.peer_max_bio_bytes.is_some() && !creates)
@@ -216,12 +204,7 @@ impl Request {
         };
         match value.parse().ok().filter(|number| (min..=max).contains(number)) {
             Some(number) => *target = Some(number),
-            None => {
-                return Err(Failure::new(
-                    10,
-                    format!("--{name}: '{value}' is not a number from {min} to {max}"),
-                ))
-            }
+            None => return Err(Failure::new(10, format!("--{name}: '{value}' is not a number from {min} to {max}"))),
         }
         Ok(())
     }
@@ -235,10 +218,7 @@ impl Request {
             return Err(Failure::silent(20));
         };
         if format != "v08" {
-            return Err(Failure::new(
-                20,
-                format!("Unknown format '{format}'; this tool knows v08."),
-            ));
+            return Err(Failure::new(20, format!("Unknown format '{format}'; this tool knows v08.")));
         }
         self.minor = minor_of(&minor).ok_or_else(|| Failure::new(20, format!("'{minor}' is no minor number")))?;
         self.index = index_of(&index).ok_or_else(|| Failure::new(20, format!("'{index}' is no meta-data index")))?;
@@ -247,10 +227,7 @@ impl Request {
         self.command = *row.ok_or_else(|| Failure::new(20, format!("Unknown command '{command}'.")))?;
         self.arguments = words.collect();
         if self.arguments.len() > 1 {
-            return Err(Failure::new(
-                20,
-                format!("'{}' is one word too many.", self.arguments[1]),
-            ));
+            return Err(Failure::new(20, format!("'{}' is one word too many.", self.arguments[1])));
         }
         Ok(())
     }
@@ -267,11 +244,7 @@ fn minor_of(word: &str) -> Option<i64> {
         return Some(-1);
     }
     let digits = word.strip_prefix("/dev/drbd").unwrap_or(word);
-    digits
-        .parse::<u32>()
-        .ok()
-        .filter(|minor| *minor < 1 << 20)
-        .map(i64::from)
+    digits.parse::<u32>().ok().filter(|minor| *minor < 1 << 20).map(i64::from)
 }
 
 fn index_of(word: &str) -> Option<MetaIndex> {
@@ -311,32 +284,19 @@ fn execute(request: &Request) -> Result<i32, Failure> {
 fn open(request: &Request) -> Result<Device, Failure> {
     let path = Path::new(&request.path);
     let exclusive = !matches!(request.index, MetaIndex::Fixed(_));
-    let mode = OpenMode {
-        exclusive,
-        regular_file: request.force,
-        dry_run: request.dry_run,
-    };
+    let mode = OpenMode { exclusive, regular_file: request.force, dry_run: request.dry_run };
     match Device::open(path, mode) {
         Ok(device) => Ok(device),
         Err(OpenError::Other(failure)) => Err(failure),
         Err(OpenError::Busy) => {
-            let text = format!(
-                "{} is in use by somebody else (mounted, attached, part of another device).",
-                request.path
-            );
+            let text =
+                format!("{} is in use by somebody else (mounted, attached, part of another device).", request.path);
             eprintln!("{text}");
             let force = request.force;
             if (request.command.name == "apply-al" && !force) || !confirm("Open it nevertheless?", force) {
                 return Err(Failure::new(20, "Nothing was changed."));
             }
-            Device::open(
-                path,
-                OpenMode {
-                    exclusive: false,
-                    ..mode
-                },
-            )
-            .map_err(|error| match error {
+            Device::open(path, OpenMode { exclusive: false, ..mode }).map_err(|error| match error {
                 OpenError::Other(failure) => failure,
                 OpenError::Busy => Failure::new(20, text),
             })
@@ -353,9 +313,7 @@ fn run(request: &Request, session: &Session) -> Result<i32, Failure> {
         }
         "dump-md" => return dump_md(request, session),
         "apply-al" => {
-            let mut found = session
-                .find_or_move()?
-                .ok_or_else(|| Failure::new(1, "No valid meta data found"))?;
+            let mut found = session.find_or_move()?.ok_or_else(|| Failure::new(1, "No valid meta data found"))?;
             if apply_al::apply_al(&session.device, &mut found)? {
                 session.remember(&found.superblock);
             }
@@ -367,10 +325,7 @@ fn run(request: &Request, session: &Session) -> Result<i32, Failure> {
         "outdate" => return outdate(session),
         "invalidate" => {
             let mut found = session.require()?;
-            found
-                .superblock
-                .flags
-                .clear(MetaFlags::CONSISTENT | MetaFlags::WAS_UP_TO_DATE);
+            found.superblock.flags.clear(MetaFlags::CONSISTENT | MetaFlags::WAS_UP_TO_DATE);
             found.superblock.flags.set(MetaFlags::FULL_SYNC);
             session.write(&found, found.superblock.magic)?;
         }
@@ -394,10 +349,7 @@ fn run(request: &Request, session: &Session) -> Result<i32, Failure> {
 }
 
 fn ids_of(superblock: &Superblock) -> GenerationIds {
-    GenerationIds {
-        uuids: superblock.uuids,
-        flags: superblock.flags.0,
-    }
+    GenerationIds { uuids: superblock.uuids, flags: superblock.flags.0 }
 }
 
 fn show_gi(superblock: &Superblock) {
@@ -512,27 +464,13 @@ mod tests {
 
     #[test]
     fn command_line_forms() {
-        let r = request(&[
-            "/dev/drbd7",
-            "v08",
-            "/dev/sdb1",
-            "flex-external",
-            "create-md",
-            "--force",
-            "--al-stripes",
-            "2",
-        ])
-        .unwrap();
-        assert_eq!(
-            (r.minor, r.index, r.command.name, r.force),
-            (7, MetaIndex::FlexibleExternal, "create-md", true)
-        );
+        let r =
+            request(&["/dev/drbd7", "v08", "/dev/sdb1", "flex-external", "create-md", "--force", "--al-stripes", "2"])
+                .unwrap();
+        assert_eq!((r.minor, r.index, r.command.name, r.force), (7, MetaIndex::FlexibleExternal, "create-md", true));
         assert_eq!(r.options.al_stripes, Some(2));
         let r = request(&["--force", "-", "v08", "x", "3", "set-gi", "1:2"]).unwrap();
-        assert_eq!(
-            (r.minor, r.index, r.arguments),
-            (-1, MetaIndex::Fixed(3), vec!["1:2".to_owned()])
-        );
+        assert_eq!((r.minor, r.index, r.arguments), (-1, MetaIndex::Fixed(3), vec!["1:2".to_owned()]));
     }
 
     #[test]

@@ -51,9 +51,7 @@ pub fn look(device: &Device, index: MetaIndex, device_sectors: u64) -> Result<Lo
         Err(other) => return Ok(Lookup::OtherVersion(other)),
     };
     let layout = superblock.striping().ok().and_then(|striping| {
-        Layout::compute(index, device_sectors, device_sectors, striping)
-            .ok()
-            .filter(|l| l.matches(&superblock))
+        Layout::compute(index, device_sectors, device_sectors, striping).ok().filter(|l| l.matches(&superblock))
     });
     Ok(match layout {
         Some(layout) if superblock.bm_bytes_per_bit == BM_BLOCK_BYTES => Lookup::Valid(Found { layout, superblock }),
@@ -80,10 +78,7 @@ pub fn look_at_last_known(
     };
     let same_device = note.device_uuid.is_none_or(|uuid| uuid == found.superblock.device_uuid);
     if !same_device && !force {
-        eprintln!(
-            "The note about {} is about another device, it is ignored.",
-            device.path().display()
-        );
+        eprintln!("The note about {} is about another device, it is ignored.", device.path().display());
         return Ok(None);
     }
     Ok(Some(found))
@@ -153,9 +148,6 @@ pub fn update_note(device: &Device, index: MetaIndex, superblock: &Superblock, n
     };
     if let Err(error) = result {
         // Only a grown device would need the note: worth a word, no reason to fail.
-        eprintln!(
-            "The note about minor {minor} in {} is not up to date: {error}",
-            note_dir.display()
-        );
+        eprintln!("The note about minor {minor} in {} is not up to date: {error}", note_dir.display());
     }
 }
