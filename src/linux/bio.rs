@@ -13,7 +13,7 @@ use super::mem::{PageChain, Piece};
 use super::raw;
 use super::work::{Deferred, DeferredArc};
 use core::marker::PhantomData;
-use core::mem::{offset_of, MaybeUninit};
+use core::mem::{offset_of, ManuallyDrop, MaybeUninit};
 use core::ptr::{self, NonNull};
 use kernel::error::to_result;
 use kernel::prelude::*;
@@ -179,8 +179,8 @@ impl OwnedBio {
 
     /// Ends it. Any context, but not under a lock that the submitter's completion might want.
     pub(crate) fn complete(self, status: Status) {
-        let (bio, accounted_from) = (self.bio.as_ptr(), self.accounted_from);
-        core::mem::forget(self);
+        let this = ManuallyDrop::new(self);
+        let (bio, accounted_from) = (this.bio.as_ptr(), this.accounted_from);
         if status != Status::OK {
             // SAFETY: By the invariant; nobody else writes the status before the request ends.
             unsafe { (*bio).bi_status = status.0 };
@@ -284,8 +284,7 @@ impl BioList {
 
     /// Adds a request whose accounting has not started at the end.
     pub(crate) fn push_back(&mut self, bio: OwnedBio) {
-        let raw = bio.bio.as_ptr();
-        core::mem::forget(bio);
+        let raw = ManuallyDrop::new(bio).bio.as_ptr();
         // SAFETY: Owned; `bi_next` belongs to the request's owner.
         unsafe { (*raw).bi_next = ptr::null_mut() };
         if self.head.is_null() {
@@ -299,8 +298,7 @@ impl BioList {
 
     /// Puts a request back at the front.
     pub(crate) fn push_front(&mut self, bio: OwnedBio) {
-        let raw = bio.bio.as_ptr();
-        core::mem::forget(bio);
+        let raw = ManuallyDrop::new(bio).bio.as_ptr();
         // SAFETY: Owned; `bi_next` belongs to the request's owner.
         unsafe { (*raw).bi_next = self.head };
         if self.head.is_null() {

@@ -13,7 +13,7 @@ use kernel::sync::atomic::{Atomic, Full, Relaxed};
 use kernel::sync::Arc;
 
 /// Block major number. spec: proc-and-sysfs 3
-const MAJOR: u32 = 147;
+pub(crate) const MAJOR: u32 = 147;
 /// What it is called in `/proc/devices`, and what names of disks start with.
 const NAME: &CStr = c"drbd";
 

@@ -41,6 +41,18 @@ errors! {
     eintr = EINTR;
     /// Address family not supported.
     eafnosupport = EAFNOSUPPORT;
+    /// Connection refused.
+    econnrefused = ECONNREFUSED;
+    /// The connection is being made.
+    einprogress = EINPROGRESS;
+    /// Network is unreachable.
+    enetunreach = ENETUNREACH;
+    /// Host is down.
+    ehostdown = EHOSTDOWN;
+    /// No route to the host.
+    ehostunreach = EHOSTUNREACH;
+    /// Interrupted by a signal, to be started anew.
+    erestartsys = ERESTARTSYS;
     /// Message too long.
     emsgsize = EMSGSIZE;
     /// Timed out.

@@ -10,7 +10,7 @@ use crate::linux::mem::{PageChain, PagePool, PAGE_BYTES};
 use crate::linux::work::Deferred;
 use engine::metadata::layout::{check_meta_device, superblock_sector, MetaIndex};
 use engine::netlink::{DiskConf, RetCode};
-use engine::resource::{self, BackingLimits, PeerId, RequestId};
+use engine::resource::{self, AttachTables, BackingLimits, PeerId, RequestId};
 use kernel::prelude::*;
 use kernel::str::CString;
 use kernel::sync::Arc;
@@ -79,6 +79,24 @@ impl Opened {
             meta_sectors: self.backing.meta().size_sectors(),
             limits: self.backing.limits(),
         })
+    }
+}
+
+impl Opened {
+    /// Makes the tables that the attach needs, and begins it; its answer comes as that of any request of an
+    /// administrator. The devices must have been given to the volume before. May sleep.
+    ///
+    /// # Errors
+    /// The number for the reply, when it did not begin.
+    pub(crate) fn begin(&self, volume: &Arc<Volume>, conf: &DiskConf) -> Result<(), i32> {
+        let backing = self.describe().ok_or(RetCode::Nomem.number())?;
+        let resource = &volume.resource;
+        let plan = resource.locked.with(|locked| locked.engine.plan_attach(volume.id, conf, &backing))?;
+        let tables = AttachTables::new(plan).map_err(RetCode::number)?;
+        disk_io::enter(resource, Context::Process, |locked| {
+            locked.engine.attach(volume.id, conf, &backing, tables, clock::monotonic_ms());
+        });
+        Ok(())
     }
 }
 

@@ -24,8 +24,10 @@ pub(crate) const UNATTACHED: DiskLimits = DiskLimits {
 
 /// The limits that apply now. May sleep.
 pub(crate) fn compute(volume: &Volume) -> DiskLimits {
+    let status = volume.resource.locked.with(|locked| locked.engine.volume_status(volume.id));
+    let most = status.map_or(0, |status| status.max_bio_bytes).clamp(4096, MAX_REQUEST_BYTES);
     let Some(backing) = volume.backing() else {
-        return UNATTACHED;
+        return DiskLimits { max_request_bytes: most, ..UNATTACHED };
     };
     let lower = backing.data().limits();
     let clears = if lower.max_discard_bytes > 0 {
@@ -34,7 +36,7 @@ pub(crate) fn compute(volume: &Volume) -> DiskLimits {
         0
     };
     DiskLimits {
-        max_request_bytes: lower.max_request_bytes.clamp(4096, MAX_REQUEST_BYTES),
+        max_request_bytes: most,
         logical_block_bytes: lower.logical_block_bytes,
         physical_block_bytes: lower.physical_block_bytes,
         io_min_bytes: lower.io_min_bytes,

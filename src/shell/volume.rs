@@ -18,6 +18,7 @@ use crate::linux::sync::{new_wait_queue, WaitQueue};
 use crate::linux::work::DeferredArc;
 use crate::linux::{bio, clock, errno, param};
 use engine::netlink::RetCode;
+use engine::state::Disk as DiskState;
 use engine::resource::{IoFlags, IoRequest, Op, OpenError, Submit, VolumeId};
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Full, Relaxed};
@@ -195,13 +196,15 @@ impl Volume {
     /// that nothing uses them any more. May sleep.
     pub(crate) fn release_backing(self: &Arc<Self>) {
         self.drop_backing();
-        disk_io::enter(&self.resource, Context::Process, |locked| {
-            locked.engine.backing_released(self.id, clock::monotonic_ms());
+        let tables = disk_io::enter(&self.resource, Context::Process, |locked| {
+            locked.engine.backing_released(self.id, clock::monotonic_ms())
         });
+        // Large, so they are freed without the lock.
+        drop(tables);
     }
 
-    /// Takes the devices away again after an attach that the engine refused at once. May sleep.
-    pub(crate) fn drop_backing(&self) {
+    /// Closes the devices, and returns when they are closed. May sleep.
+    fn drop_backing(&self) {
         let backing = self
             .resource
             .locked
@@ -215,6 +218,16 @@ impl Volume {
         // Requests that are just ending may still hold it.
         drop(backing.into_inner());
         self.released.wait_until(|| self.live_backings.load(Relaxed) == 0);
+    }
+
+    /// Takes the devices away again after a failed attach, as soon as the engine has no disk any more. May sleep.
+    pub(crate) fn attach_failed(self: &Arc<Self>) {
+        let resource = &self.resource;
+        resource.changed.wait_until(|| {
+            let status = resource.locked.with(|locked| locked.engine.volume_status(self.id));
+            status.is_none_or(|status| status.state.disk == DiskState::Diskless)
+        });
+        self.drop_backing();
     }
 
     /// Counts a backing that refers to this volume.
