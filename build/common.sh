@@ -109,6 +109,8 @@ once() {
 
 need_root() {
     [ "$(id -u)" = 0 ] || die "this works in a Debian root of its own and needs to be root" "sudo make${1:+ $1}"
+    unshare --mount true 2>/dev/null ||
+        die "this container is not allowed to mount" "run it on a machine, or in a container with CAP_SYS_ADMIN"
 }
 
 # The mirror: the caller's, else the one that this machine's apt uses for Debian, else Debian's own.
