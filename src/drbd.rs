@@ -32,13 +32,29 @@ module! {
 
 /// Everything the module registered. Fields are dropped in order: first what lets new work in.
 struct Module {
+    _proc: shell::proc::File,
+    _family: shell::control::Family,
+    _running: shell::Running,
     _major: linux::disk::Major,
+    _work: linux::work::WorkQueue,
 }
 
 impl kernel::Module for Module {
     fn init(_module: &'static ThisModule) -> Result<Self> {
-        Ok(Module {
-            _major: linux::disk::Major::register()?,
-        })
+        shell::params::check()?;
+        let work = linux::work::WorkQueue::new()?;
+        let major = linux::disk::Major::register()?;
+        let driver = shell::Driver::new()?;
+        let running = shell::Running::start(driver.clone())?;
+        let family = shell::control::register(driver.clone())?;
+        let module = Module {
+            _proc: shell::proc::register(driver)?,
+            _family: family,
+            _running: running,
+            _major: major,
+            _work: work,
+        };
+        pr_info!("initialized, version {}, block major {}\n", shell::proc::VERSION, linux::disk::MAJOR);
+        Ok(module)
     }
 }

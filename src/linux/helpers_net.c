@@ -62,10 +62,9 @@ void drbd_h_sock_receive_timeout(struct socket *sock, unsigned int receive_ms)
 	WRITE_ONCE(sock->sk->sk_rcvtimeo, timeout_jiffies(receive_ms));
 }
 
-void drbd_h_sock_timeouts(struct socket *sock, unsigned int send_ms, unsigned int receive_ms)
+void drbd_h_sock_send_timeout(struct socket *sock, unsigned int send_ms)
 {
 	WRITE_ONCE(sock->sk->sk_sndtimeo, timeout_jiffies(send_ms));
-	drbd_h_sock_receive_timeout(sock, receive_ms);
 }
 
 void drbd_h_sock_priority(struct socket *sock, u32 priority)
@@ -423,6 +422,18 @@ void drbd_h_param_usermode_helper(char *out, size_t bytes)
 const char *drbd_h_source_version(void)
 {
 	return THIS_MODULE->srcversion;
+}
+
+/* ---- the module's own reference count ---- */
+
+bool drbd_h_module_get(void)
+{
+	return try_module_get(THIS_MODULE);
+}
+
+void drbd_h_module_put(void)
+{
+	module_put(THIS_MODULE);
 }
 
 /* ---- threads ---- */

@@ -18,7 +18,7 @@ struct proc_dir_entry;
 int drbd_h_sock_create(int family, struct socket **result);
 void drbd_h_sock_prepare(struct socket *sock);
 void drbd_h_sock_buffers(struct socket *sock, u32 send_bytes, u32 receive_bytes);
-void drbd_h_sock_timeouts(struct socket *sock, unsigned int send_ms, unsigned int receive_ms);
+void drbd_h_sock_send_timeout(struct socket *sock, unsigned int send_ms);
 void drbd_h_sock_receive_timeout(struct socket *sock, unsigned int receive_ms);
 void drbd_h_sock_priority(struct socket *sock, u32 priority);
 void drbd_h_sock_nodelay(struct socket *sock);
@@ -102,7 +102,11 @@ int drbd_h_param_proc_details(void);
 void drbd_h_param_usermode_helper(char *out, size_t bytes);
 const char *drbd_h_source_version(void);
 
-/* Threads and helper processes. */
+/* The module's own reference count. */
+bool drbd_h_module_get(void);
+void drbd_h_module_put(void);
+
+/* Threads. */
 void drbd_h_completion_init(struct completion *done);
 void drbd_h_thread_fifo_low(void);
 

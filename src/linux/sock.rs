@@ -130,6 +130,16 @@ pub(crate) enum Priority {
     Meta = 6,
 }
 
+/// How pages are sent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sending {
+    /// The pages may change afterwards. Without it the network stack keeps using them until the peer has acknowledged
+    /// them.
+    pub(crate) copy: bool,
+    /// More follows soon: an incomplete segment may wait for it.
+    pub(crate) more: bool,
+}
+
 /// An owned `struct socket`.
 ///
 /// # Invariants
@@ -250,8 +260,14 @@ impl Stream {
 
     /// Limits the time of one send and one receive call in milliseconds; 0: no limit.
     pub(crate) fn set_timeouts(&self, send_ms: u32, receive_ms: u32) {
+        self.set_send_timeout(send_ms);
+        self.set_receive_timeout(receive_ms);
+    }
+
+    /// Limits the time of one send call in milliseconds; 0: no limit.
+    pub(crate) fn set_send_timeout(&self, send_ms: u32) {
         // SAFETY: by the type's invariant.
-        unsafe { raw::drbd_h_sock_timeouts(self.0.raw(), send_ms, receive_ms) };
+        unsafe { raw::drbd_h_sock_send_timeout(self.0.raw(), send_ms) };
     }
 
     /// Limits the time of one receive call in milliseconds; 0: no limit.
@@ -317,16 +333,15 @@ impl Stream {
         length_of(unsafe { raw::drbd_h_sock_receive(self.0.raw(), bytes.as_mut_ptr().cast(), bytes.len(), all) })
     }
 
-    /// Sends some bytes of `pages[from_byte..to_byte]`, at least one. With `copy` the pages may change afterwards;
-    /// without it the network stack keeps using them until the peer has acknowledged them.
+    /// Sends some bytes of `pages[from_byte..to_byte]`, at least one.
     ///
     /// # Errors
     /// As [`Stream::send`].
-    pub(crate) fn send_pages(&self, pages: &PageChain, from_byte: usize, to_byte: usize, copy: bool) -> Result<usize> {
+    pub(crate) fn send_pages(&self, pages: &PageChain, from_byte: usize, to_byte: usize, how: Sending) -> Result<usize> {
         let mut bvecs = [const { EMPTY_BVEC }; SEGMENTS_PER_CALL];
         let count = pages.bvecs(from_byte, &mut bvecs);
         let bvecs = bvecs.get(..count).ok_or(EINVAL)?;
-        self.send_bvecs(bvecs, 0, to_byte.saturating_sub(from_byte), copy)
+        self.send_bvecs(bvecs, 0, to_byte.saturating_sub(from_byte), how)
     }
 
     /// Receives bytes into `pages[from_byte..to_byte]`, waiting until they are full or the time is over.
@@ -344,13 +359,13 @@ impl Stream {
     ///
     /// # Errors
     /// As [`Stream::send`].
-    pub(crate) fn send_lent(&self, bio: &Lent, from_byte: usize, copy: bool) -> Result<usize> {
+    pub(crate) fn send_lent(&self, bio: &Lent, from_byte: usize, how: Sending) -> Result<usize> {
         let (bvecs, skip, bytes) = bio.raw_bvecs();
         self.send_bvecs(
             bvecs,
             skip.saturating_add(from_byte),
             bytes.saturating_sub(from_byte),
-            copy,
+            how,
         )
     }
 
@@ -363,15 +378,15 @@ impl Stream {
         self.receive_bvecs(bvecs, skip.saturating_add(from_byte), bytes.saturating_sub(from_byte))
     }
 
-    fn send_bvecs(&self, bvecs: &[raw::bio_vec], skip: usize, bytes: usize, copy: bool) -> Result<usize> {
+    fn send_bvecs(&self, bvecs: &[raw::bio_vec], skip: usize, bytes: usize, how: Sending) -> Result<usize> {
         let count = bvecs.len() as u32;
         let bytes = bytes.min(total_bytes(bvecs).saturating_sub(skip));
         // SAFETY: `bvecs` are `count` valid vectors; only the page flags are looked at.
-        let splice = !copy && unsafe { raw::drbd_h_bvecs_spliceable(bvecs.as_ptr(), count) };
+        let splice = !how.copy && unsafe { raw::drbd_h_bvecs_spliceable(bvecs.as_ptr(), count) };
         // SAFETY: the socket by the type's invariant; `bvecs` are `count` vectors over pages that whoever lends them
         // keeps alive; with `splice` the network stack takes its own page references.
         length_of(unsafe {
-            raw::drbd_h_sock_send_bvecs(self.0.raw(), bvecs.as_ptr(), count, skip, bytes, false, splice)
+            raw::drbd_h_sock_send_bvecs(self.0.raw(), bvecs.as_ptr(), count, skip, bytes, how.more, splice)
         })
     }
 

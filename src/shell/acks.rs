@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The meta socket: acknowledgements, pings and answers to state requests, received by `drbd_a_NAME` and sent by
+//! `drbd_k_NAME`.
+//!
+//! Acknowledgements come in bursts of small packets, so the receiver takes what has arrived in one call and hands the
+//! packets to the engine out of its buffer.
+// spec: wire-protocol 10.1
+
+use super::log::log_info;
+use super::connection::{failed, is_running, tenths_ms, Closing, Sockets};
+use super::resource::{Locked, Resource};
+use super::sender::{complete, Patience};
+use crate::linux::clock;
+use crate::linux::mem::NoIoScope;
+use crate::linux::thread::{self, Thread};
+use engine::resource::{Fault, LinkFailure, PACKET_BUFFER_BYTES};
+use kernel::prelude::*;
+use kernel::sync::atomic::Relaxed;
+use kernel::sync::Arc;
+
+/// How long the sender sleeps at most before it looks whether the link still runs.
+const LOOK_AGAIN_MS: u32 = 1000;
+/// Bytes received in one call at most.
+const INBOX_BYTES: usize = 4096;
+/// Largest packet header in bytes; the header of the meta socket is as large as that of the data socket.
+const HEADER_BYTES_MAX: usize = 16;
+/// Largest body of a packet on the meta socket in bytes; the longest of the catalogue has 24.
+const BODY_BYTES_MAX: usize = 256;
+
+/// Starts the thread that receives.
+///
+/// # Errors
+/// `ENOMEM`.
+pub(crate) fn start_receiver(resource: &Arc<Resource>, sockets: &Arc<Sockets>) -> Result<Thread> {
+    let mut receiver = AckReceiver {
+        resource: resource.clone(),
+        sockets: sockets.clone(),
+        inbox: KVec::from_elem(0u8, INBOX_BYTES, GFP_KERNEL)?,
+        start: 0,
+        end: 0,
+        timeout_ms: u32::MAX,
+    };
+    Thread::spawn(fmt!("drbd_a_{}", resource.name.as_str()), move || {
+        let _no_io = NoIoScope::enter();
+        // spec: wire-protocol 1.1 (reader priority)
+        thread::set_fifo_low();
+        while receiver.packet().is_ok() {}
+        receiver.sockets.shutdown();
+        receiver.resource.wake_link();
+    })
+}
+
+/// Starts the thread that sends.
+///
+/// # Errors
+/// `ENOMEM`.
+pub(crate) fn start_sender(resource: &Arc<Resource>, sockets: &Arc<Sockets>) -> Result<Thread> {
+    let mut sender = AckSender {
+        resource: resource.clone(),
+        sockets: sockets.clone(),
+        buffer: KVec::from_elem(0u8, PACKET_BUFFER_BYTES, GFP_KERNEL)?,
+        held_back: false,
+    };
+    Thread::spawn(fmt!("drbd_k_{}", resource.name.as_str()), move || {
+        let _no_io = NoIoScope::enter();
+        sender.run();
+        sender.sockets.shutdown();
+        sender.resource.wake_link();
+    })
+}
+
+struct AckReceiver {
+    resource: Arc<Resource>,
+    sockets: Arc<Sockets>,
+    /// Received and not handed over yet: `inbox[start..end]`.
+    inbox: KVec<u8>,
+    start: usize,
+    end: usize,
+    /// Receive timeout that is set at the socket.
+    timeout_ms: u32,
+}
+
+impl AckReceiver {
+    /// Hands one packet to the engine.
+    fn packet(&mut self) -> Result<(), Closing> {
+        let bytes = self.resource.look(|locked| locked.engine.data_header_bytes());
+        let mut header = [0; HEADER_BYTES_MAX];
+        let header = header.get_mut(..bytes).ok_or(Closing)?;
+        self.take(header)?;
+        let head = self.engine(|locked| locked.engine.meta_header(header, clock::monotonic_ms()))?;
+        let mut body = [0; BODY_BYTES_MAX];
+        let Some(body) = body.get_mut(..head.body_bytes as usize) else {
+            return Err(failed(&self.resource, LinkFailure::MetaReceive));
+        };
+        self.take(body)?;
+        self.engine(|locked| locked.engine.meta_packet(&head, body, clock::monotonic_ms()))
+    }
+
+    /// Fills `buffer` from the inbox, and the inbox from the socket.
+    fn take(&mut self, buffer: &mut [u8]) -> Result<(), Closing> {
+        while self.end.saturating_sub(self.start) < buffer.len() {
+            self.receive()?;
+        }
+        let end = self.start.saturating_add(buffer.len());
+        let bytes = self.inbox.get(self.start..end).ok_or(Closing)?;
+        buffer.copy_from_slice(bytes);
+        self.start = end;
+        Ok(())
+    }
+
+    fn receive(&mut self) -> Result<(), Closing> {
+        self.inbox.copy_within(self.start..self.end, 0);
+        self.end = self.end.saturating_sub(self.start);
+        self.start = 0;
+        self.set_timeout();
+        let packets = self.sockets.packets_received.load(Relaxed);
+        let place = self.inbox.get_mut(self.end..).ok_or(Closing)?;
+        match self.sockets.meta.receive(place, false) {
+            Ok(bytes) if bytes > 0 => {
+                self.end = self.end.saturating_add(bytes);
+                Ok(())
+            }
+            Err(error) if error == EAGAIN => {
+                let arrived = self.sockets.packets_received.load(Relaxed) != packets
+                    || self.sockets.data.unread_bytes() > 0;
+                self.engine(|locked| locked.engine.meta_timeout(arrived, clock::monotonic_ms()))
+            }
+            Ok(_) => Err(failed(&self.resource, LinkFailure::MetaReceive)),
+            Err(error) => {
+                if is_running(&self.resource) {
+                    log_info!("{}: receiving on the meta socket failed: {:?}", self.resource.name.as_str(), error);
+                }
+                Err(failed(&self.resource, LinkFailure::MetaReceive))
+            }
+        }
+    }
+
+    fn set_timeout(&mut self) {
+        let timeout_ms = self.resource.look(|locked| locked.engine.meta_receive_timeout_ms());
+        if timeout_ms != self.timeout_ms {
+            self.sockets.meta.set_receive_timeout(timeout_ms);
+            self.timeout_ms = timeout_ms;
+        }
+    }
+
+    fn engine<R>(&self, f: impl FnOnce(&mut Locked) -> Result<R, Fault>) -> Result<R, Closing> {
+        // The engine has logged the fault and changed its state.
+        self.resource.engine(f).map_err(|_fault| Closing)
+    }
+}
+
+struct AckSender {
+    resource: Arc<Resource>,
+    sockets: Arc<Sockets>,
+    buffer: KVec<u8>,
+    /// TCP holds the tail of a packet back.
+    held_back: bool,
+}
+
+impl AckSender {
+    fn run(&mut self) {
+        self.sockets.meta.set_send_timeout(tenths_ms(self.sockets.options.timeout));
+        let mut sent = None;
+        loop {
+            let buffer = &mut self.buffer;
+            let next = self.resource.engine(|locked| {
+                let now_ms = clock::monotonic_ms();
+                if let Some(ok) = sent.take() {
+                    locked.engine.meta_sent(ok, now_ms);
+                }
+                locked.engine.next_meta(buffer, now_ms)
+            });
+            let Some(outgoing) = next else {
+                if !is_running(&self.resource) {
+                    break;
+                }
+                self.wait();
+                continue;
+            };
+            let more = self.sockets.options.tcp_cork && !outgoing.last;
+            let result = self.send(outgoing.head_bytes, more);
+            sent = Some(result.is_ok());
+            if result.is_err() {
+                break;
+            }
+        }
+        if let Some(ok) = sent {
+            self.resource.engine(|locked| locked.engine.meta_sent(ok, clock::monotonic_ms()));
+        }
+    }
+
+    fn send(&mut self, bytes: usize, more: bool) -> Result<(), Closing> {
+        let packet = self.buffer.get(..bytes).ok_or(Closing)?;
+        let meta = &self.sockets.meta;
+        let mut patience = Patience::for_meta(&self.resource);
+        complete(&mut patience, bytes, |done| meta.send(packet.get(done..).unwrap_or_default(), more))?;
+        self.held_back = more;
+        Ok(())
+    }
+
+    fn wait(&mut self) {
+        if self.held_back {
+            self.held_back = false;
+            self.sockets.meta.set_nodelay();
+        }
+        self.resource.acks.wait_timeout_ms(LOOK_AGAIN_MS);
+    }
+}

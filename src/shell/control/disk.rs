@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0
+//! ATTACH, DETACH, CHG_DISK_OPTS, RESIZE, OUTDATE, SUSPEND_IO, RESUME_IO.
+
+use super::sync::on_volume;
+use super::{ask, is_success, unless_refused, wait_for_result, Answer, Task};
+use crate::shell::backing::Opened;
+use crate::shell::resource::Resource;
+use crate::shell::volume::Volume;
+use engine::netlink::{DetachParms, DiskConf, Nest, ParseMode, ResizeParms, RetCode};
+use engine::resource::{AdminInfo, AdminRequest, AdminResult, VolumeId};
+use kernel::prelude::*;
+use kernel::sync::Arc;
+
+// spec: netlink 6 ATTACH
+pub(super) fn attach(task: &mut Task<'_>) -> Answer {
+    let minor = task.minor()?;
+    let mut conf = KBox::new(DiskConf::default(), GFP_KERNEL)?;
+    if unless_refused!(task.parse(&mut *conf, ParseMode::Create)).is_none() {
+        return Ok(task.refuse(RetCode::MandatoryTag, "required attribute missing").0);
+    }
+    if let Some(refused) = adjust(task, &mut conf) {
+        return Ok(refused);
+    }
+    let _admin = minor.resource.admin.lock();
+    let Some(volume) = volume_of(&minor.resource, minor.id) else { return Ok(RetCode::MinorInvalid.number()) };
+    let opened = match Opened::open(&volume, &conf) {
+        Ok(opened) => opened,
+        Err(code) => return Ok(code.number()),
+    };
+    // The engine uses the devices as soon as it was asked.
+    volume.set_backing(opened.backing());
+    let result = match opened.begin(&volume, &conf) {
+        Ok(()) => wait_for_result(&minor.resource),
+        Err(code) => AdminResult { code, info: AdminInfo::None },
+    };
+    // Before the devices can be closed again.
+    drop(opened);
+    if !is_success(result.code) {
+        volume.attach_failed();
+    }
+    task.answer(&result)
+}
+
+/// Brings numbers into their limits, and refuses what this version cannot do.
+// spec: netlink 6 CHG_DISK_OPTS
+fn adjust(task: &mut Task<'_>, conf: &mut DiskConf) -> Option<i32> {
+    conf.clamp();
+    if conf.resync_after < 0 {
+        return None;
+    }
+    task.explain("resync-after is not available in this version of the module");
+    Some(RetCode::ResyncAfter.number())
+}
+
+fn volume_of(resource: &Resource, id: VolumeId) -> Option<Arc<Volume>> {
+    resource.config.lock().volume(id).map(|config| config.volume.clone())
+}
+
+// spec: netlink 6 DETACH
+pub(super) fn detach(task: &mut Task<'_>) -> Answer {
+    let mut parms = DetachParms::default();
+    unless_refused!(task.parse(&mut parms, ParseMode::Create));
+    let force = parms.force_detach;
+    on_volume(task, |volume| AdminRequest::Detach { volume, force })
+}
+
+/// Detaches a volume on the way down.
+pub(super) fn take_down(resource: &Arc<Resource>, volume: VolumeId) -> AdminResult {
+    ask(resource, AdminRequest::Detach { volume, force: false })
+}
+
+// spec: netlink 6 CHG_DISK_OPTS
+pub(super) fn chg_disk_opts(task: &mut Task<'_>) -> Answer {
+    let minor = task.minor()?;
+    let _admin = minor.resource.admin.lock();
+    let mut conf = KBox::new(DiskConf::default(), GFP_KERNEL)?;
+    match minor.resource.look(|locked| locked.engine.disk_conf(minor.id).copied()) {
+        Some(old) => *conf = old,
+        None => return Ok(RetCode::NoDisk.number()),
+    }
+    if task.sets_defaults() {
+        conf.reset_changeable();
+    }
+    unless_refused!(task.parse(&mut *conf, ParseMode::Change));
+    if let Some(refused) = adjust(task, &mut conf) {
+        return Ok(refused);
+    }
+    let result = ask(&minor.resource, AdminRequest::DiskOptions { volume: minor.id, conf: &conf });
+    task.answer(&result)
+}
+
+/// Resizing is not carried out by this version; saying so is better than pretending.
+pub(super) fn resize(task: &mut Task<'_>) -> Answer {
+    let minor = task.minor()?;
+    unless_refused!(task.parse(&mut ResizeParms::default(), ParseMode::Create));
+    if minor.resource.look(|locked| locked.engine.disk_conf(minor.id).is_none()) {
+        return Ok(RetCode::NoDisk.number());
+    }
+    Ok(task.refuse(RetCode::InvalidRequest, "online resize is not available in this version of the module").0)
+}
+
+pub(super) fn outdate(task: &mut Task<'_>) -> Answer {
+    on_volume(task, |volume| AdminRequest::Outdate { volume })
+}
+
+pub(super) fn suspend_io(task: &mut Task<'_>) -> Answer {
+    on_volume(task, |volume| AdminRequest::SuspendIo { volume })
+}
+
+pub(super) fn resume_io(task: &mut Task<'_>) -> Answer {
+    on_volume(task, |volume| AdminRequest::ResumeIo { volume })
+}

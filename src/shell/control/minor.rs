@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: GPL-2.0
+//! NEW_MINOR, DEL_MINOR.
+
+use super::{volume_number, Answer, Task, DONE};
+use crate::linux::clock;
+use crate::shell::events;
+use crate::shell::resource::{Resource, VolumeConfig};
+use crate::shell::volume::Volume;
+use crate::shell::Minor;
+use engine::netlink::{RetCode, MINOR_MAX};
+use engine::resource::VolumeId;
+use kernel::prelude::*;
+use kernel::sync::Arc;
+
+// spec: netlink 6 NEW_MINOR
+pub(super) fn new_minor(task: &mut Task<'_>) -> Answer {
+    let resource = task.resource()?;
+    let number = task.request.minor;
+    if number > MINOR_MAX {
+        return Ok(task.refuse(RetCode::InvalidRequest, "requested minor out of range").0);
+    }
+    let Some(volume_number) = volume_number(&task.context) else {
+        return Ok(task.refuse(RetCode::InvalidRequest, "requested volume id out of range").0);
+    };
+    if task.minor.is_some() {
+        let code = if task.request.exclusive { RetCode::MinorOrVolumeExists } else { RetCode::NoError };
+        return Ok(code.number());
+    }
+    let _admin = resource.admin.lock();
+    match create(task, &resource, number, volume_number) {
+        Ok(id) => {
+            events::tell_volume_created(&resource, id);
+            DONE
+        }
+        Err(code) => Ok(code.number()),
+    }
+}
+
+fn create(
+    task: &Task<'_>,
+    resource: &Arc<Resource>,
+    number: u32,
+    volume_number: u16,
+) -> Result<VolumeId, RetCode> {
+    resource.config.lock().volumes.reserve(1, GFP_KERNEL).map_err(|_| RetCode::Nomem)?;
+    let id = resource.engine(|locked| locked.engine.add_volume(volume_number, number, clock::monotonic_ms()))?;
+    let created = Volume::create(resource, id, number, volume_number);
+    let registered = created.and_then(|volume| {
+        register(task, resource, VolumeConfig { id, number: volume_number, minor: number, volume })
+    });
+    if registered.is_err() {
+        // It was added a moment ago, nobody has used it.
+        let _ = resource.engine(|locked| locked.engine.remove_volume(id, clock::monotonic_ms()));
+    }
+    registered.map(|()| id)
+}
+
+fn register(task: &Task<'_>, resource: &Arc<Resource>, config: VolumeConfig) -> Result<(), RetCode> {
+    let minor =
+        Minor { number: config.minor, resource: resource.clone(), id: config.id, volume_number: config.number };
+    let volume = config.volume.clone();
+    if task.driver.directory.lock().add_minor(minor).is_err() {
+        volume.remove();
+        return Err(RetCode::Nomem);
+    }
+    let mut configuration = resource.config.lock();
+    let at = configuration.volumes.partition_point(|other| other.number < config.number);
+    // Room was reserved before.
+    configuration.volumes.insert_within_capacity(at, config).map_err(|_| RetCode::Nomem)
+}
+
+// spec: netlink 6 DEL_MINOR
+pub(super) fn del_minor(task: &mut Task<'_>) -> Answer {
+    let minor = task.minor()?;
+    let _admin = minor.resource.admin.lock();
+    match delete(task, &minor.resource, minor.number) {
+        Ok(()) => DONE,
+        Err(code) => Ok(code.number()),
+    }
+}
+
+/// Deletes a volume; the caller holds `resource.admin`.
+///
+/// # Errors
+/// 160 when it has a disk or is Primary.
+pub(super) fn delete(task: &Task<'_>, resource: &Arc<Resource>, number: u32) -> Result<(), RetCode> {
+    let (id, volume) = {
+        let config = resource.config.lock();
+        let found = config.volumes.iter().find(|volume| volume.minor == number);
+        found.map(|config| (config.id, config.volume.clone())).ok_or(RetCode::MinorInvalid)?
+    };
+    let destroyed = events::VolumeDestroyed::prepare(resource, id);
+    resource.engine(|locked| locked.engine.remove_volume(id, clock::monotonic_ms()))?;
+    task.driver.directory.lock().remove_minor(number);
+    resource.config.lock().volumes.retain(|volume| volume.id != id);
+    volume.remove();
+    destroyed.tell(resource);
+    Ok(())
+}

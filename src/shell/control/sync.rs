@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: GPL-2.0
+//! INVALIDATE, INVAL_PEER, PAUSE_SYNC, RESUME_SYNC, START_OV, NEW_C_UUID.
+
+use super::{ask, unless_refused, Answer, Task};
+use engine::netlink::{NetConf, NewCUuidParms, ParseMode, RetCode, StartOvParms, StateResult};
+use engine::resource::{AdminRequest, VolumeId};
+
+pub(super) fn invalidate(task: &mut Task<'_>) -> Answer {
+    on_volume(task, |volume| AdminRequest::Invalidate { volume })
+}
+
+pub(super) fn inval_peer(task: &mut Task<'_>) -> Answer {
+    on_volume(task, |volume| AdminRequest::InvalidateRemote { volume })
+}
+
+pub(super) fn pause_sync(task: &mut Task<'_>) -> Answer {
+    on_volume(task, |volume| AdminRequest::PauseSync { volume })
+}
+
+pub(super) fn resume_sync(task: &mut Task<'_>) -> Answer {
+    on_volume(task, |volume| AdminRequest::ResumeSync { volume })
+}
+
+/// Verification is not carried out by this version; saying so is better than pretending.
+pub(super) fn start_ov(task: &mut Task<'_>) -> Answer {
+    let minor = task.minor()?;
+    unless_refused!(task.parse(&mut StartOvParms::default(), ParseMode::Create));
+    let has_algorithm = |net: &NetConf| !net.verify_alg.is_empty();
+    if !minor.resource.look(|locked| locked.engine.net_conf().is_some_and(has_algorithm)) {
+        return Ok(StateResult::NoVerifyAlg.number());
+    }
+    task.explain("online verification is not available in this version of the module");
+    Ok(StateResult::NotSupported.number())
+}
+
+pub(super) fn new_current_uuid(task: &mut Task<'_>) -> Answer {
+    let mut parms = NewCUuidParms::default();
+    unless_refused!(task.parse(&mut parms, ParseMode::Create));
+    let clear_bitmap = parms.clear_bm;
+    on_volume(task, |volume| AdminRequest::NewCurrentUuid { volume, clear_bitmap })
+}
+
+/// Hands a request about the volume to the engine.
+pub(super) fn on_volume(
+    task: &mut Task<'_>,
+    request: impl FnOnce(VolumeId) -> AdminRequest<'static>,
+) -> Answer {
+    let minor = task.minor()?;
+    if minor.resource.config.lock().volume(minor.id).is_none() {
+        // Deleted by a request that was let in before this one.
+        return Ok(RetCode::MinorInvalid.number());
+    }
+    let _admin = minor.resource.admin.lock();
+    let result = ask(&minor.resource, request(minor.id));
+    task.answer(&result)
+}

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: GPL-2.0
+//! One resource: its engine, its volumes, its threads.
+//!
+//! # Locks
+//! In this order: [`Resource::admin`] (one administrator's request at a time; held while it waits),
+//! [`Driver::directory`](super::Driver), [`Resource::config`], [`Resource::link`], [`Resource::locked`]. The first
+//! four are mutexes for process context; the last is a spinlock, taken in any context, and is held only for one call
+//! into the engine.
+
+use super::connection::Link;
+use super::slots::Slots;
+use super::volume::Volume;
+use super::disk_io::{self, BlockState, Context};
+use super::Shared;
+use crate::linux::bio::OwnedBio;
+use crate::linux::clock;
+use crate::linux::mem::PageChain;
+use crate::linux::module::ModulePin;
+use crate::linux::sock::SockAddr;
+use crate::linux::storage::KernelStorage;
+use crate::linux::sync::{new_event, new_irq_lock, new_wait_queue, Event, IrqLock, WaitQueue};
+use crate::linux::thread::Thread;
+use engine::netlink::{ResourceOpts, Text};
+use engine::resource::{
+    Engine, TableLimits, VolumeId, Wakes, MAX_PEER_REQUESTS_PER_RESOURCE, MAX_REQUESTS_PER_RESOURCE,
+    MAX_VOLUMES_PER_RESOURCE,
+};
+use kernel::prelude::*;
+use kernel::sync::atomic::{Atomic, Relaxed};
+use kernel::sync::{new_mutex, Arc, Mutex};
+
+/// Name of a resource, at most 127 bytes.
+pub(crate) type Name = Text<128>;
+
+/// A resource.
+#[pin_data]
+pub(crate) struct Resource {
+    /// Counts up with every resource ever created; never reused.
+    pub(crate) id: u64,
+    /// Its name.
+    pub(crate) name: Name,
+    /// What it shares with all others.
+    pub(crate) shared: Arc<Shared>,
+    /// The engine and what belongs to its slots.
+    #[pin]
+    pub(crate) locked: IrqLock<Locked>,
+    /// One administrator's request at a time.
+    #[pin]
+    pub(crate) admin: Mutex<()>,
+    /// Volumes, and the addresses of the connection.
+    #[pin]
+    pub(crate) config: Mutex<Config>,
+    /// The connection's sockets and thread.
+    #[pin]
+    pub(crate) link: Mutex<Link>,
+    /// The worker, while the resource is in the directory.
+    #[pin]
+    pub(crate) worker_thread: Mutex<Option<Thread>>,
+    /// Something may be sent on the data socket.
+    #[pin]
+    pub(crate) sender: Event,
+    /// Something may be sent on the meta socket.
+    #[pin]
+    pub(crate) acks: Event,
+    /// The receiver may go on.
+    #[pin]
+    pub(crate) receiver: Event,
+    /// There is work for the worker.
+    #[pin]
+    pub(crate) worker: Event,
+    /// The connection's thread has something to look at.
+    #[pin]
+    pub(crate) link_event: Event,
+    /// Woken whenever the result of an administrator's request, or what the link has to do, changes.
+    #[pin]
+    pub(crate) changed: WaitQueue,
+    /// [`Config::connection`] is there.
+    pub(crate) has_connection: Atomic<bool>,
+    /// The supervisor has to look at the link.
+    pub(crate) link_changed: Atomic<bool>,
+    /// The worker has to end.
+    pub(crate) stopping: Atomic<bool>,
+    /// The module stays while there are resources.
+    module: ModulePin,
+}
+
+/// What the resource's spinlock protects.
+pub(crate) struct Locked {
+    /// The engine.
+    pub(crate) engine: KBox<Engine<KernelStorage>>,
+    /// Volumes by the index in their [`VolumeId`].
+    pub(crate) volumes: [Option<Arc<Volume>>; MAX_VOLUMES_PER_RESOURCE],
+    /// Application bios by request slot.
+    pub(crate) uppers: Slots<OwnedBio>,
+    /// Pages by peer request slot.
+    pub(crate) peer_pages: Slots<PageChain>,
+    /// What belongs to the disks.
+    pub(crate) block: BlockState,
+}
+
+/// What a resource consists of.
+pub(crate) struct Config {
+    /// The connection, once configured.
+    pub(crate) connection: Option<ConnectionConfig>,
+    /// Volumes, by ascending number.
+    pub(crate) volumes: KVec<VolumeConfig>,
+}
+
+/// The addresses of a connection.
+#[derive(Clone, Copy)]
+pub(crate) struct ConnectionConfig {
+    /// Own address.
+    pub(crate) my_address: SockAddr,
+    /// The peer's address.
+    pub(crate) peer_address: SockAddr,
+    /// The engine has begun to use it.
+    pub(crate) started: bool,
+}
+
+/// A volume of a resource.
+pub(crate) struct VolumeConfig {
+    /// In the engine's table.
+    pub(crate) id: VolumeId,
+    /// Volume number.
+    pub(crate) number: u16,
+    /// Minor number.
+    pub(crate) minor: u32,
+    /// The device.
+    pub(crate) volume: Arc<Volume>,
+}
+
+impl Resource {
+    /// A resource without volumes, StandAlone. Its worker is started by [`Resource::start`].
+    ///
+    /// # Errors
+    /// `ENOMEM`; `EBUSY` while the module is being unloaded.
+    pub(crate) fn new(id: u64, name: Name, options: &ResourceOpts, shared: Arc<Shared>) -> Result<Arc<Self>> {
+        let module = ModulePin::new()?;
+        let engine = KBox::new(Engine::new(options, TableLimits::default()).map_err(|_| ENOMEM)?, GFP_KERNEL)?;
+        let locked = Locked {
+            engine,
+            volumes: [const { None }; MAX_VOLUMES_PER_RESOURCE],
+            uppers: Slots::new(MAX_REQUESTS_PER_RESOURCE)?,
+            peer_pages: Slots::new(MAX_PEER_REQUESTS_PER_RESOURCE)?,
+            block: BlockState::default(),
+        };
+        let config = Config { connection: None, volumes: KVec::new() };
+        let resource = Arc::pin_init(
+            pin_init!(Resource {
+                id,
+                name,
+                shared,
+                locked <- new_irq_lock!(locked, c"drbd::Resource::locked"),
+                admin <- new_mutex!((), "drbd::Resource::admin"),
+                config <- new_mutex!(config, "drbd::Resource::config"),
+                link <- new_mutex!(Link::default(), "drbd::Resource::link"),
+                worker_thread <- new_mutex!(None, "drbd::Resource::worker_thread"),
+                sender <- new_event!(c"drbd::Resource::sender"),
+                acks <- new_event!(c"drbd::Resource::acks"),
+                receiver <- new_event!(c"drbd::Resource::receiver"),
+                worker <- new_event!(c"drbd::Resource::worker"),
+                link_event <- new_event!(c"drbd::Resource::link_event"),
+                changed <- new_wait_queue!(c"drbd::Resource::changed"),
+                has_connection: Atomic::new(false),
+                link_changed: Atomic::new(false),
+                stopping: Atomic::new(false),
+                module,
+            }),
+            GFP_KERNEL,
+        )?;
+        resource.add_entropy();
+        Ok(resource)
+    }
+
+    /// The way into the engine for process context: calls `f` under the lock, and afterwards, without it, looks after
+    /// everything the engine now wants done.
+    pub(crate) fn engine<R>(self: &Arc<Self>, f: impl FnOnce(&mut Locked) -> R) -> R {
+        disk_io::enter(self, Context::Process, f)
+    }
+
+    /// As [`Resource::engine`], for timers and completions.
+    pub(crate) fn engine_atomic<R>(self: &Arc<Self>, f: impl FnOnce(&mut Locked) -> R) -> R {
+        disk_io::enter(self, Context::Atomic, f)
+    }
+
+    /// Looks at the engine without giving it anything to do.
+    pub(crate) fn look<R>(&self, f: impl FnOnce(&Locked) -> R) -> R {
+        self.locked.with(|locked| f(locked))
+    }
+
+    /// Wakes the threads that have something to do. Any context. The orders to disks are not among it: `disk_io` looks
+    /// after them.
+    pub(crate) fn wake(&self, wakes: Wakes) {
+        for (wake, event) in [
+            (Wakes::DATA_SENDER, &self.sender),
+            (Wakes::META_SENDER, &self.acks),
+            (Wakes::RECEIVER, &self.receiver),
+            (Wakes::WORK, &self.worker),
+        ] {
+            if wakes.contains(wake) {
+                event.set();
+            }
+        }
+        if wakes.contains(Wakes::LINK) {
+            self.wake_link();
+        }
+        if wakes.contains(Wakes::ADMIN) || wakes.contains(Wakes::LINK) || wakes.contains(Wakes::WORK) {
+            self.changed.wake_all();
+        }
+    }
+
+    /// Makes the supervisor and all threads of the link look at what the link has to do now.
+    pub(crate) fn wake_link(&self) {
+        self.link_changed.store(true, Relaxed);
+        for event in [&self.sender, &self.acks, &self.receiver, &self.link_event] {
+            event.set();
+        }
+        self.shared.supervisor.set();
+    }
+
+    /// Fills the engine's stock of random numbers.
+    pub(crate) fn add_entropy(self: &Arc<Self>) {
+        while self.look(|locked| locked.engine.wants_entropy()) {
+            let random = clock::random_u64();
+            self.engine(|locked| locked.engine.add_entropy(random));
+        }
+    }
+
+    /// Addresses of the connection: own and the peer's.
+    pub(crate) fn addresses(&self) -> Option<(SockAddr, SockAddr)> {
+        let config = self.config.lock();
+        config.connection.as_ref().map(|connection| (connection.my_address, connection.peer_address))
+    }
+}
+
+impl Config {
+    /// The volume with this identifier.
+    pub(crate) fn volume(&self, id: VolumeId) -> Option<&VolumeConfig> {
+        self.volumes.iter().find(|volume| volume.id == id)
+    }
+}

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The resource's worker (`drbd_w_NAME`): carries out, in order, what the engine wants done outside of the data path.
+
+use super::log::{log_error, log_info};
+use super::resource::{Resource, VolumeConfig};
+use super::volume::Volume;
+use super::control::net;
+use super::{events, helpers};
+use crate::linux::clock;
+use crate::linux::mem::NoIoScope;
+use crate::linux::thread::Thread;
+use core::fmt;
+use engine::bitmap::BitmapTables;
+use engine::resource::{LogLine, Notice, VolumeId, Work};
+use engine::state::{Conn, State, Susp};
+use kernel::prelude::*;
+use kernel::sync::atomic::Relaxed;
+use kernel::sync::Arc;
+
+/// How long the worker sleeps at most before it tops up random numbers.
+const LOOK_AGAIN_MS: u32 = 5000;
+
+/// Starts the thread.
+///
+/// # Errors
+/// `ENOMEM`.
+pub(crate) fn start(resource: &Arc<Resource>) -> Result {
+    let worker = resource.clone();
+    let thread = Thread::spawn(fmt!("drbd_w_{}", resource.name.as_str()), move || run(&worker))?;
+    *resource.worker_thread.lock() = Some(thread);
+    Ok(())
+}
+
+/// Ends the thread after it has done what was ordered.
+pub(crate) fn stop(resource: &Arc<Resource>) {
+    resource.stopping.store(true, Relaxed);
+    resource.worker.set();
+    let thread = resource.worker_thread.lock().take();
+    // Joins without the lock.
+    drop(thread);
+}
+
+fn run(resource: &Arc<Resource>) {
+    let _no_io = NoIoScope::enter();
+    loop {
+        while let Some(work) = resource.engine(|locked| locked.engine.poll_work()) {
+            carry_out(resource, work);
+        }
+        resource.add_entropy();
+        if resource.stopping.load(Relaxed) {
+            return;
+        }
+        resource.worker.wait_timeout_ms(LOOK_AGAIN_MS);
+    }
+}
+
+fn carry_out(resource: &Arc<Resource>, work: Work) {
+    match work {
+        Work::Notice(notice) => {
+            log_notice(resource, &notice);
+            events::tell(resource, &notice);
+            if matches!(notice, Notice::Connection { to: Conn::StandAlone, .. }) {
+                net::forget_if_down(resource);
+            }
+        }
+        Work::Log(line) => log(resource, &line),
+        Work::Capacity { volume, sectors } => with_volume(resource, volume, |volume| volume.set_capacity(sectors)),
+        Work::Resize { volume, sectors } => resize(resource, volume, sectors),
+        Work::Limits { volume } => with_volume(resource, volume, Volume::update_limits),
+        Work::ReadOnly { volume, read_only } => {
+            with_volume(resource, volume, |volume| volume.set_role_read_only(read_only));
+        }
+        Work::Uevent { volume } => with_volume(resource, volume, Volume::uevent_change),
+        Work::ReleaseBacking { volume } => with_volume(resource, volume, Volume::release_backing),
+        Work::Helper { helper, volume, ticket } => {
+            let exit_code = helpers::run(resource, helper, volume);
+            resource.engine(|locked| locked.engine.helper_done(ticket, exit_code, clock::monotonic_ms()));
+        }
+        // Volumes with a dependency are looked at by the supervisor at every tick.
+        Work::ResyncDependencies => resource.shared.supervisor.set(),
+    }
+}
+
+/// Makes a bitmap of the new size without the engine's lock, and drops the old one without it.
+fn resize(resource: &Arc<Resource>, volume: VolumeId, sectors: u64) {
+    let tables = BitmapTables::new(sectors).ok();
+    let old = resource.engine(|locked| locked.engine.resize(volume, tables, clock::monotonic_ms()));
+    drop(old);
+}
+
+fn with_volume(resource: &Arc<Resource>, id: VolumeId, f: impl FnOnce(&Arc<Volume>)) {
+    let volume = resource.config.lock().volume(id).map(|config| config.volume.clone());
+    if let Some(volume) = volume {
+        f(&volume);
+    }
+}
+
+/// The prefix of log lines about a volume: `r0/0 drbd0`.
+pub(crate) struct Prefix<'a> {
+    resource: &'a Resource,
+    volume: Option<(u16, u32)>,
+}
+
+impl<'a> Prefix<'a> {
+    /// For a volume, or for the resource.
+    pub(crate) fn new(resource: &'a Resource, id: Option<VolumeId>) -> Self {
+        let numbers = |config: &VolumeConfig| (config.number, config.minor);
+        let volume = id.and_then(|id| resource.config.lock().volume(id).map(numbers));
+        Prefix { resource, volume }
+    }
+}
+
+impl fmt::Display for Prefix<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.resource.name.as_str())?;
+        match self.volume {
+            Some((number, minor)) => write!(f, "/{number} drbd{minor}"),
+            None => Ok(()),
+        }
+    }
+}
+
+fn log(resource: &Resource, line: &LogLine) {
+    let prefix = Prefix::new(resource, line.volume());
+    if line.is_error() {
+        log_error!("{}: {}", prefix, line);
+    } else {
+        log_info!("{}: {}", prefix, line);
+    }
+}
+
+// spec: proc-and-sysfs 7 (state change)
+fn log_notice(resource: &Resource, notice: &Notice) {
+    match notice {
+        Notice::State { volume, from, to, susp_before, susp } => {
+            let change = StateChange { from, to, susp_before: *susp_before, susp: *susp };
+            log_info!("{}: {}", Prefix::new(resource, Some(*volume)), change);
+        }
+        Notice::Connection { from, to } => {
+            log_info!("{}: conn( {} -> {} )", resource.name.as_str(), from, to);
+        }
+        Notice::Suspended { from, to } => {
+            log_info!("{}: susp( {} -> {} )", resource.name.as_str(), u8::from(from.any()), u8::from(to.any()));
+        }
+    }
+}
+
+/// `role( Secondary -> Primary ) disk( ...`: what changed, in the words administrators know.
+struct StateChange<'a> {
+    from: &'a State,
+    to: &'a State,
+    susp_before: Susp,
+    susp: Susp,
+}
+
+impl fmt::Display for StateChange<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (from, to) = (self.from, self.to);
+        let mut changes = Changes { f, any: false };
+        changes.add("peer", &from.peer.text(), &to.peer.text())?;
+        changes.add("role", &from.role.text(), &to.role.text())?;
+        changes.add("conn", &from.conn.text(), &to.conn.text())?;
+        changes.add("disk", &from.disk.text(), &to.disk.text())?;
+        changes.add("pdsk", &from.pdsk.text(), &to.pdsk.text())?;
+        changes.add("susp", &u8::from(self.susp_before.any()), &u8::from(self.susp.any()))?;
+        changes.add("aftr_isp", &u8::from(from.aftr_isp), &u8::from(to.aftr_isp))?;
+        changes.add("peer_isp", &u8::from(from.peer_isp), &u8::from(to.peer_isp))?;
+        changes.add("user_isp", &u8::from(from.user_isp), &u8::from(to.user_isp))
+    }
+}
+
+struct Changes<'a, 'b> {
+    f: &'a mut fmt::Formatter<'b>,
+    any: bool,
+}
+
+impl Changes<'_, '_> {
+    fn add<T: fmt::Display + PartialEq>(&mut self, name: &str, from: &T, to: &T) -> fmt::Result {
+        if from == to {
+            return Ok(());
+        }
+        let space = if self.any { " " } else { "" };
+        self.any = true;
+        write!(self.f, "{space}{name}( {from} -> {to} )")
+    }
+}
