@@ -403,9 +403,10 @@ impl<S: Storage> Engine<S> {
 
     // The meta socket.
 
-    /// Bytes of a header on the meta socket.
-    pub fn meta_header_bytes(&self) -> usize {
-        header_size(self.link.wire_version)
+    /// Bytes of a header on the meta socket. `None` until the features have been exchanged on the data socket: the size
+    /// is not known before, and the peer's first packet here may overtake its features. Wait for `Wakes::RECEIVER`.
+    pub fn meta_header_bytes(&self) -> Option<usize> {
+        (self.link.handshake == Handshake::Running).then(|| header_size(self.link.wire_version))
     }
 
     /// A header of the meta socket.

@@ -21,7 +21,7 @@ use crate::storage::Storage;
 use crate::wire::UuidFlags;
 
 /// Version before the features are exchanged. spec: wire-protocol 1.2
-const VERSION_BEFORE_FEATURES: u32 = 80;
+pub(super) const VERSION_BEFORE_FEATURES: u32 = 80;
 
 /// How far the handshake on the data socket has got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,6 +199,8 @@ impl<S: Storage> Engine<S> {
         self.link.wire_version = apv;
         self.link.features = features;
         self.link.handshake = Handshake::Running;
+        // The reader of the meta socket knows the size of a header now.
+        self.wakes.insert(Wakes::RECEIVER);
         self.queue_control(Control::Protocol);
         let any_volume = self.volumes().next().is_some();
         self.link.state_sent = any_volume;

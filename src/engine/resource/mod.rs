@@ -53,6 +53,7 @@
 //! payload_received(PeerId, now_ms) -> Result<(), Fault>
 //! read_reply_received(RequestId, now_ms) -> Result<(), Fault>
 //! receiver_may_read() -> bool                                   // false: wait for Wakes::RECEIVER before the next header
+//! meta_header_bytes() -> Option<usize>                          // 8 or 16; None: features not exchanged, wait for RECEIVER, read nothing
 //! meta_header(&[u8], now_ms) -> Result<PacketHead, Fault>; meta_packet(&PacketHead, &[u8], now_ms) -> Result<(), Fault>
 //! meta_receive_timeout_ms() -> u32; meta_timeout(data_arrived: bool, now_ms) -> Result<(), Fault>
 //! next_data(&mut [u8], now_ms) -> Option<Outgoing>; data_sent(ok: bool, now_ms)     // strictly alternating

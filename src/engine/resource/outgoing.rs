@@ -7,6 +7,7 @@
 //! spec: wire-protocol 2, 3, 3.6, 5
 
 use super::api::{Outgoing, Payload, PeerId, RequestId, VolumeId, Wakes};
+use super::link::VERSION_BEFORE_FEATURES;
 use super::slots::{Net, PeerKind, PeerPhase};
 use super::Engine;
 use crate::state::{Conn, Disk, Role, State, Susp};
@@ -214,7 +215,8 @@ impl<S: Storage> Engine<S> {
         extra_bytes: u32,
         body: impl FnOnce(&mut [u8]) -> Result<usize, BufferTooSmall>,
     ) -> Option<usize> {
-        let apv = self.link.wire_version;
+        // The peer's features may arrive before ours are sent: those go out in the oldest format always.
+        let apv = if command == Command::ConnectionFeatures { VERSION_BEFORE_FEATURES } else { self.link.wire_version };
         let header_bytes = header_size(apv);
         let written = body(buffer.get_mut(header_bytes..)?).ok()?;
         let length = u32::try_from(written).ok()?.checked_add(extra_bytes)?;
