@@ -167,6 +167,11 @@ impl<S: Storage> Engine<S> {
     pub(super) fn log_activity(&mut self, index: u16) {
         let Some(slot) = self.requests.at_mut(index) else { return };
         slot.phase = Phase::ActivityLog;
+        if slot.in_activity_log {
+            // It had got this far before a write of the peer came between.
+            self.activate(index);
+            return;
+        }
         let (id, (first, last)) = (slot.volume, slot.extents());
         let Some(volume) = self.volume_mut(id) else { return };
         match volume.begin_activity(first, last) {
@@ -226,6 +231,12 @@ impl<S: Storage> Engine<S> {
 
     /// Sends and submits a write: both halves in the same breath. spec: state-machine 18.3, 18.4
     fn activate(&mut self, index: u16) {
+        if !self.overlaps.activate(u32::from(index)) {
+            if let Some(slot) = self.requests.at_mut(index) {
+                slot.phase = Phase::Overlap;
+            }
+            return;
+        }
         let Some(slot) = self.requests.at(index).copied() else { return };
         let request = RequestId { index, generation: slot.generation };
         let id = slot.volume;
@@ -299,6 +310,9 @@ impl<S: Storage> Engine<S> {
         }
         if result.is_err() {
             self.local_request_failed(request.index);
+        }
+        if slot.postponed {
+            self.yield_to_peer(request.index);
         }
         self.settle(request.index);
         self.check_disk_idle(slot.volume);
@@ -427,6 +441,11 @@ impl<S: Storage> Engine<S> {
                 self.peer_overlap_ended(index);
                 continue;
             }
+            let Engine { requests, restarts, .. } = self;
+            if let Some(index) = requests.pop(restarts) {
+                self.restart_write(index);
+                continue;
+            }
             let retry = self.volumes_with(|volume| volume.log_retry).next();
             if let Some(id) = retry {
                 self.retry_activity(id);
@@ -478,6 +497,65 @@ impl<S: Storage> Engine<S> {
         }
         self.settle(request.index);
         Some(())
+    }
+
+    /// The peer, Primary as well, has written the same range: its write goes first, then ours is done again.
+    /// spec: wire-protocol 6 (P_RETRY_WRITE)
+    pub(super) fn postpone(&mut self, request: RequestId, sector: u64) -> Option<()> {
+        let slot = self.requests.get_mut(request).filter(|slot| slot.io.sector == sector && slot.in_log)?;
+        slot.postponed = true;
+        if slot.local != Local::Pending {
+            self.yield_to_peer(request.index);
+        }
+        Some(())
+    }
+
+    fn yield_to_peer(&mut self, index: u16) {
+        let Engine { overlaps, peers, ready_peers, requests, .. } = self;
+        let capacity = requests.capacity() as u32;
+        overlaps.yield_to_peer(u32::from(index), |id| {
+            if id >= capacity {
+                peers.push(ready_peers, ((id - capacity) / 2) as u16);
+            }
+        });
+    }
+
+    /// The peer's write overrides ours: it counts as done, but is not in the epoch any more.
+    /// spec: wire-protocol 6 (P_SUPERSEDED)
+    pub(super) fn superseded(&mut self, request: RequestId, sector: u64) -> Option<()> {
+        self.requests.get(request).filter(|slot| slot.io.sector == sector && slot.in_log)?;
+        if self.requests.get(request)?.postponed {
+            return Some(());
+        }
+        self.leave_log(request.index);
+        self.acknowledged(request, sector, Net::Ok)
+    }
+
+    /// Takes a write off the transfer log before its barrier is acknowledged.
+    fn leave_log(&mut self, index: u16) {
+        let Some(epoch) = self.requests.at(index).filter(|slot| slot.in_log).map(|slot| slot.epoch) else { return };
+        let mut log = self.log;
+        log.remove(&mut self.requests, index);
+        self.log = log;
+        self.link.departed.count(epoch);
+    }
+
+    /// A write that had to yield to the peer's starts from the beginning.
+    pub(super) fn restart_write(&mut self, index: u16) {
+        self.leave_log(index);
+        self.leave_overlaps(u32::from(index));
+        let request = self.requests.id(index);
+        let Some(slot) = self.requests.at_mut(index) else { return };
+        let pending = matches!(slot.net, Net::Queued | Net::Waiting);
+        slot.postponed = false;
+        slot.local = Local::None;
+        slot.net = Net::None;
+        slot.phase = Phase::Overlap;
+        let id = slot.volume;
+        if pending {
+            self.with_volume(id, |volume| volume.peer_pending = volume.peer_pending.saturating_sub(1));
+        }
+        self.start_write(request);
     }
 
     /// A packet of an application request has been handed to TCP (or could not be).
@@ -544,6 +622,7 @@ impl<S: Storage> Engine<S> {
         let pending = matches!(slot.net, Net::Queued | Net::Waiting) && !slot.notice_only;
         slot.net = if slot.notice_only { Net::None } else { Net::Failed };
         slot.notice_only = false;
+        slot.postponed = false;
         if pending {
             if let Some(volume) = self.volume_mut(id) {
                 volume.peer_pending = volume.peer_pending.saturating_sub(1);

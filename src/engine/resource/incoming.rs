@@ -76,6 +76,7 @@ pub enum Fault {
     DataRefused,
     PeerRebooted,
     PingTimeout,
+    MissingSequence { seq: u32 },
     NotSupported { command: Command },
     Closing,
 }
@@ -124,6 +125,9 @@ impl fmt::Display for Fault {
             Fault::SizeRefused => f.write_str("the peer's size is not acceptable; see above"),
             Fault::DataRefused => f.write_str("the peer's data is not acceptable; see above"),
             Fault::PeerRebooted => f.write_str("the peer was restarted while I/O was frozen: connecting anew"),
+            Fault::MissingSequence { seq } => {
+                write!(f, "packet {seq} of the peer arrived, but not the acknowledgements that it sent before")
+            }
             Fault::PingTimeout => f.write_str("the peer did not answer a ping in time"),
             Fault::NotSupported { command } => write!(f, "{} is not supported by this version", command.name()),
             Fault::Closing => f.write_str("the connection is being closed"),
@@ -318,7 +322,8 @@ impl<S: Storage> Engine<S> {
     /// True when the next packet of the data socket may be read. spec: wire-protocol 3.6 (barrier), 5.2
     pub fn receiver_may_read(&self) -> bool {
         let room = self.peers.used() < self.peers.capacity();
-        self.link.is_closing() || (room && !self.link.received_epoch.is_closing() && !self.resizing())
+        self.link.is_closing()
+            || (room && !self.link.received_epoch.is_closing() && !self.resizing() && self.link.sequence_wait.is_none())
     }
 
     fn resizing(&self) -> bool {
@@ -463,6 +468,7 @@ impl<S: Storage> Engine<S> {
         }
         let ack = BlockAck::decode(body).map_err(bad)?;
         self.with_volume(id, |volume| volume.peer_seq = newer(volume.peer_seq, ack.seq));
+        self.check_sequence();
         self.receive_block_ack(id, command, &ack)
     }
 
@@ -474,7 +480,15 @@ impl<S: Storage> Engine<S> {
                 self.resync_acknowledged(id, ack.sector, ack.size_bytes);
             }
             Command::NegAck if resync => self.resync_failed(id, ack.sector, ack.size_bytes),
-            Command::RecvAck | Command::WriteAck | Command::Superseded => {
+            Command::Superseded => {
+                let request = RequestId::from_block_id(ack.block_id).ok_or(unknown)?;
+                self.superseded(request, ack.sector).ok_or(unknown)?;
+            }
+            Command::RetryWrite => {
+                let request = RequestId::from_block_id(ack.block_id).ok_or(unknown)?;
+                self.postpone(request, ack.sector).ok_or(unknown)?;
+            }
+            Command::RecvAck | Command::WriteAck => {
                 let request = RequestId::from_block_id(ack.block_id).ok_or(unknown)?;
                 self.acknowledged(request, ack.sector, Net::Ok).ok_or(unknown)?;
             }
@@ -529,7 +543,12 @@ impl<S: Storage> Engine<S> {
             size += 1;
             at = self.log.next(&self.requests, index);
         }
-        if ack.number != epoch || ack.set_size != size {
+        // Writes that the peer's own overrode are off our list; the peer may have counted them.
+        let departed = self.link.departed.of(epoch);
+        if ack.number != epoch || ack.set_size < size || ack.set_size > size.saturating_add(departed) {
+            if ack.number != epoch && self.link.departed.of(ack.number) > 0 {
+                return Ok(());
+            }
             return Err(Fault::BarrierMismatch { expected: Some((epoch, size)), found });
         }
         for _ in 0..size {

@@ -45,6 +45,41 @@ pub enum Reconnect {
     Never,
 }
 
+/// Writes that left the transfer log before their barrier, by epoch: only conflicts of two Primaries do that.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Departed {
+    epochs: [(u32, u32); 8],
+    next: usize,
+}
+
+impl Departed {
+    /// One more of this epoch. The oldest of eight epochs is forgotten.
+    pub(super) fn count(&mut self, epoch: u32) {
+        if let Some(entry) = self.epochs.iter_mut().find(|entry| entry.0 == epoch && entry.1 > 0) {
+            entry.1 += 1;
+            return;
+        }
+        if let Some(entry) = self.epochs.get_mut(self.next) {
+            *entry = (epoch, 1);
+        }
+        self.next = (self.next + 1) % self.epochs.len();
+    }
+
+    /// How many of this epoch.
+    pub(super) fn of(&self, epoch: u32) -> u32 {
+        self.epochs.iter().filter(|entry| entry.0 == epoch).map(|entry| entry.1).sum()
+    }
+}
+
+/// A write of the peer that waits for packets on the meta socket that were sent before it. spec: wire-protocol 3.5
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SequenceWait {
+    pub(super) peer: super::PeerId,
+    pub(super) volume: VolumeId,
+    pub(super) seq: u32,
+    pub(super) until_ms: u64,
+}
+
 /// The connection.
 pub(super) struct Link {
     /// Between StandAlone and WFReportParams.
@@ -77,6 +112,8 @@ pub(super) struct Link {
     pub(super) sent_epoch: u32,
     pub(super) sent_writes: u32,
     pub(super) received_epoch: ReceivedEpoch,
+    pub(super) departed: Departed,
+    pub(super) sequence_wait: Option<SequenceWait>,
     pub(super) sending: Sending,
     pub(super) sending_meta: bool,
     /// A P_PING has not been answered.
@@ -120,6 +157,8 @@ impl Link {
             sent_epoch: 0,
             sent_writes: 0,
             received_epoch: ReceivedEpoch::default(),
+            departed: Departed::default(),
+            sequence_wait: None,
             sending: Sending::Nothing,
             sending_meta: false,
             ping_outstanding: false,
@@ -183,8 +222,12 @@ impl<S: Storage> Engine<S> {
         link.ping_again = false;
         link.bitmap_for = None;
         link.received_epoch = ReceivedEpoch::default();
+        link.departed = Departed::default();
+        link.sequence_wait = None;
         link.discarding = link.net.discard_my_data;
         link.fault = None;
+        self.overlaps.set_resolves(resolve_conflicts);
+        let link = &mut self.link;
         link.tear_down = None;
         link.catch_up_at_ms = None;
         // The first write sent on the new connection defines the current epoch.

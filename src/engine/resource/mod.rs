@@ -167,6 +167,8 @@ pub struct Engine<S: Storage> {
     /// Became ready during the present call; started by [`Engine::pump`].
     ready: List,
     ready_peers: List,
+    /// Writes to be done again, after a write of a peer that is Primary as well.
+    restarts: List,
     local: Ring<LocalIo, S>,
     completions: Ring<Completion, S>,
     data_out: Ring<DataOut, S>,
@@ -203,6 +205,7 @@ impl<S: Storage> Engine<S> {
             log: TransferLog::EMPTY,
             ready: List::EMPTY,
             ready_peers: List::EMPTY,
+            restarts: List::EMPTY,
             local: Ring::new(requests + peers + volumes)?,
             completions: Ring::new(requests)?,
             // A slot has at most one entry; the control packets have one each.

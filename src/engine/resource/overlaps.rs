@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Who has to wait for whom because they touch the same sectors.
 //!
-//! Every write, and every read or write of a resync, that is under way has an entry here. A new entry waits for all
-//! earlier entries that overlap it and whose kind it has to respect ([`Kind::waits_for`]); when the last of them is
-//! removed it is ready. Waiting is by arrival, so there is no starvation, and an entry only ever waits for earlier
-//! ones, so there is no cycle.
+//! Every write, and every read or write of a resync, that is under way has an entry here. An entry that is blocked by
+//! another one ([`Overlaps::blocks`]) waits; it becomes ready when the last that blocks it is gone. Once *active* it is
+//! on its way to the disk or the peer and does not wait again.
+//!
+//! Waiting is by arrival, so there is no starvation. The exception are the writes of a peer that is Primary as well: they
+//! do not wait for local writes that have not been sent yet, because those in turn have to wait for the peer's.
+//! Nothing waits for an entry that (over whatever detour) waits for it: active entries wait for nobody; among the others
+//! an application write may wait for a younger write of the peer, but no write of the peer waits for it.
 //!
 //! Entries are found through buckets of 1 MiB of the device, hashed; a longer range (a discard) is kept in a list of
 //! its own that every look-up also visits.
-//!
-//! # Invariants
-//! `waits` of an entry is the number of entries present that are older, overlap it and have a kind it waits for.
-//! spec: wire-protocol 5.1, 5.2 (8), 6; state-machine 18.3
+//! spec: wire-protocol 5.1, 5.2 (8), 6; state-machine 18.3, 18.12
 
 use crate::storage::{OutOfMemory, Storage};
 
@@ -30,23 +31,6 @@ pub(super) enum Kind {
     ResyncRead,
 }
 
-impl Kind {
-    /// True when a new entry of this kind has to wait for an older entry of kind `older`.
-    ///
-    /// A write of the peer does not wait for resync data that has not arrived: the source sends that data only after
-    /// the same write has been acknowledged by us, so waiting would never end.
-    fn waits_for(self, older: Kind) -> bool {
-        use Kind::{Application, Peer, ResyncRead, ResyncRequest, ResyncWrite};
-        match self {
-            Application => true,
-            Peer => matches!(older, Application | Peer | ResyncWrite | ResyncRead),
-            ResyncRequest => matches!(older, Application),
-            ResyncWrite => matches!(older, Peer | ResyncWrite),
-            ResyncRead => matches!(older, Application | Peer),
-        }
-    }
-}
-
 const NONE: u32 = u32::MAX;
 const BUCKET_SHIFT: u32 = 11; // 2048 sectors, 1 MiB
 const BUCKETS: usize = 512;
@@ -59,10 +43,15 @@ struct Entry {
     kind: Kind,
     volume: u8,
     long: bool,
+    /// On its way; waits for nobody any more.
+    active: bool,
+    /// Told to be ready; becomes active or waits again.
+    ready: bool,
+    /// A local write that the peer wants to be done again: the peer's write goes first.
+    yielding: bool,
     first: u64,
     end: u64,
     order: u64,
-    waits: u32,
     /// Links in the bucket of the first and of the last sector (the same chain is used once when they are equal).
     next: [u32; 2],
     previous: [u32; 2],
@@ -73,10 +62,12 @@ const ABSENT: Entry = Entry {
     kind: Kind::Application,
     volume: 0,
     long: false,
+    active: false,
+    ready: false,
+    yielding: false,
     first: 0,
     end: 0,
     order: 0,
-    waits: 0,
     next: [NONE; 2],
     previous: [NONE; 2],
 };
@@ -86,12 +77,44 @@ pub(super) struct Overlaps<S: Storage> {
     entries: S::Table<Entry>,
     heads: S::Table<u32>,
     next_order: u64,
+    /// This node decides conflicts of two Primaries: writes of the peer do not wait for the application's.
+    resolves: bool,
 }
 
 impl<S: Storage> Overlaps<S> {
     /// Room for `entries` entries; an entry's number is chosen by the caller.
     pub(super) fn new(entries: usize) -> Result<Self, OutOfMemory> {
-        Ok(Overlaps { entries: S::table(entries, |_| ABSENT)?, heads: S::table(BUCKETS + 1, |_| NONE)?, next_order: 0 })
+        Ok(Overlaps {
+            entries: S::table(entries, |_| ABSENT)?,
+            heads: S::table(BUCKETS + 1, |_| NONE)?,
+            next_order: 0,
+            resolves: false,
+        })
+    }
+
+    /// Whether this node decides conflicts of two Primaries.
+    pub(super) fn set_resolves(&mut self, resolves: bool) {
+        self.resolves = resolves;
+    }
+
+    /// True when `other` keeps `entry` from starting.
+    ///
+    /// A write of the peer does not wait for resync data that has not arrived: the source sends that data only after
+    /// the same write has been acknowledged by us, so waiting would never end.
+    fn blocks(&self, other: &Entry, entry: &Entry) -> bool {
+        use Kind::{Application, Peer, ResyncRead, ResyncRequest, ResyncWrite};
+        let older = other.order < entry.order;
+        match (entry.kind, other.kind) {
+            (Application, Peer) => older || other.active,
+            (Application, _) => older,
+            (Peer, Application) => !self.resolves && other.active && !other.yielding,
+            (Peer, Peer | ResyncWrite | ResyncRead) => older,
+            (Peer, ResyncRequest) => false,
+            (ResyncRequest, Application) | (ResyncWrite, Peer | ResyncWrite) | (ResyncRead, Application | Peer) => {
+                older
+            }
+            (ResyncRequest | ResyncWrite | ResyncRead, _) => false,
+        }
     }
 
     /// Adds an entry; returns true when it is ready at once.
@@ -101,24 +124,69 @@ impl<S: Storage> Overlaps<S> {
         self.next_order += 1;
         let long = end.saturating_sub(sector) > LONGEST_BUCKETED_SECTORS;
         let mut new = Entry { present: true, kind, volume, long, first: sector, end, order, ..ABSENT };
-        let mut waits = 0u32;
-        self.for_each_overlapping(&new, |_, entry| {
-            if kind.waits_for(entry.kind) {
-                waits += 1;
-            }
-        });
-        new.waits = waits;
+        // Everything but the writes of two Primaries is active as soon as it is ready.
+        new.ready = !self.is_blocked(&new, id);
+        new.active = new.ready && kind != Kind::Application;
         if let Some(place) = self.entries.get_mut(id as usize) {
             *place = new;
         }
         for link in 0..Self::links(&new) {
             self.chain(id, link);
         }
-        waits == 0
+        new.ready
     }
 
-    /// Removes an entry and calls `ready` for every entry that waited for it last.
-    pub(super) fn remove(&mut self, id: u32, mut ready: impl FnMut(u32)) {
+    fn is_blocked(&self, entry: &Entry, id: u32) -> bool {
+        let mut blocked = false;
+        self.for_each_overlapping(entry, |other, found| blocked |= other != id && self.blocks(found, entry));
+        blocked
+    }
+
+    /// A ready application write wants to start now. False: a write of the peer came between, it is told again.
+    pub(super) fn activate(&mut self, id: u32) -> bool {
+        let Some(entry) = self.entries.get(id as usize).copied().filter(|entry| entry.present) else { return true };
+        let blocked = !entry.active && self.is_blocked(&entry, id);
+        if let Some(place) = self.entries.get_mut(id as usize) {
+            place.active = !blocked;
+            place.ready = !blocked;
+        }
+        !blocked
+    }
+
+    /// A local write lets the writes of the peer pass that overlap it; calls `ready` for those that can start.
+    pub(super) fn yield_to_peer(&mut self, id: u32, ready: impl FnMut(u32)) {
+        let Some(place) = self.entries.get_mut(id as usize).filter(|entry| entry.present) else { return };
+        place.yielding = true;
+        let entry = *place;
+        self.release_waiters(&entry, ready);
+    }
+
+    /// Calls `visit` for every local write under way that overlaps the entry and yields to it.
+    pub(super) fn for_each_yielding(&self, id: u32, mut visit: impl FnMut(u32)) {
+        let Some(entry) = self.entries.get(id as usize).copied().filter(|entry| entry.present) else { return };
+        self.for_each_overlapping(&entry, |other, found| {
+            if found.yielding {
+                visit(other);
+            }
+        });
+    }
+
+    /// How a write of the peer meets the local writes under way: `None` when it meets none, otherwise whether one of
+    /// them covers it completely. spec: wire-protocol 6
+    pub(super) fn conflict(&self, id: u32) -> Option<bool> {
+        let entry = self.entries.get(id as usize).copied().filter(|entry| entry.present)?;
+        let mut covered = None;
+        self.for_each_overlapping(&entry, |other, found| {
+            if other != id && found.kind == Kind::Application && found.active {
+                let covers = found.first <= entry.first && found.end >= entry.end;
+                covered = Some(covered.unwrap_or(false) || covers);
+            }
+        });
+        covered
+    }
+
+    /// Removes an entry and calls `ready` for every entry that nothing blocks any more.
+    pub(super) fn remove(&mut self, id: u32, ready: impl FnMut(u32)) {
         let Some(gone) = self.entries.get(id as usize).copied().filter(|entry| entry.present) else { return };
         for link in 0..Self::links(&gone) {
             self.unchain(id, link);
@@ -126,30 +194,31 @@ impl<S: Storage> Overlaps<S> {
         if let Some(place) = self.entries.get_mut(id as usize) {
             *place = ABSENT;
         }
-        // Collected in order of arrival by repeated search: there are few, and the order matters.
-        let mut after = gone.order;
+        self.release_waiters(&gone, ready);
+    }
+
+    /// In order of arrival, by repeated search: there are few, and the order matters.
+    fn release_waiters(&mut self, range: &Entry, mut ready: impl FnMut(u32)) {
+        let mut after = None;
         loop {
             let mut first: Option<(u64, u32)> = None;
-            self.for_each_overlapping(&gone, |other, entry| {
-                let waited = entry.order > after && entry.kind.waits_for(gone.kind);
-                if waited && first.is_none_or(|(order, _)| entry.order < order) {
+            self.for_each_overlapping(range, |other, entry| {
+                let next = !entry.ready && after.is_none_or(|after| entry.order > after);
+                if next && first.is_none_or(|(order, _)| entry.order < order) {
                     first = Some((entry.order, other));
                 }
             });
             let Some((order, other)) = first else { return };
-            after = order;
-            if let Some(entry) = self.entries.get_mut(other as usize) {
-                entry.waits = entry.waits.saturating_sub(1);
-                if entry.waits == 0 {
-                    ready(other);
+            after = Some(order);
+            let Some(entry) = self.entries.get(other as usize).copied() else { return };
+            if !self.is_blocked(&entry, other) {
+                if let Some(place) = self.entries.get_mut(other as usize) {
+                    place.ready = true;
+                    place.active = place.kind != Kind::Application;
                 }
+                ready(other);
             }
         }
-    }
-
-    /// True when the entry waits for nobody.
-    pub(super) fn is_ready(&self, id: u32) -> bool {
-        self.entries.get(id as usize).is_some_and(|entry| entry.present && entry.waits == 0)
     }
 
     /// The entry of this kind that starts at `sector`, if there is one.
@@ -161,16 +230,6 @@ impl<S: Storage> Overlaps<S> {
                 found = Some(id);
             }
         });
-        found
-    }
-
-    /// True when anything of the given kinds overlaps the range.
-    pub(super) fn any(&self, volume: u8, sector: u64, size_bytes: u32, mut of: impl FnMut(Kind) -> bool) -> bool {
-        let end = sector.saturating_add(u64::from(size_bytes).div_ceil(512));
-        let long = end.saturating_sub(sector) > LONGEST_BUCKETED_SECTORS;
-        let probe = Entry { present: true, volume, long, first: sector, end, ..ABSENT };
-        let mut found = false;
-        self.for_each_overlapping(&probe, |_, entry| found |= of(entry.kind));
         found
     }
 
@@ -283,20 +342,35 @@ mod tests {
     use super::*;
     use crate::storage::HeapStorage;
 
+    /// Removes an entry; application writes that become ready start at once.
     fn remove(overlaps: &mut Overlaps<HeapStorage>, id: u32) -> Vec<u32> {
         let mut ready = Vec::new();
         overlaps.remove(id, |id| ready.push(id));
+        for &id in &ready {
+            assert!(overlaps.activate(id));
+        }
         ready
+    }
+
+    fn insert(
+        overlaps: &mut Overlaps<HeapStorage>,
+        id: u32,
+        kind: Kind,
+        volume: u8,
+        sector: u64,
+        size_bytes: u32,
+    ) -> bool {
+        overlaps.insert(id, kind, volume, sector, size_bytes) && overlaps.activate(id)
     }
 
     #[test]
     fn a_later_write_waits_for_every_earlier_one_and_is_ready_in_order() {
         let mut overlaps: Overlaps<HeapStorage> = Overlaps::new(8).unwrap();
-        assert!(overlaps.insert(0, Kind::Application, 0, 100, 4096));
-        assert!(overlaps.insert(1, Kind::Application, 0, 108, 4096), "neighbours do not overlap");
-        assert!(!overlaps.insert(2, Kind::Application, 0, 104, 4096));
-        assert!(!overlaps.insert(3, Kind::Application, 0, 100, 512), "must queue behind 0 only");
-        assert!(overlaps.insert(4, Kind::Application, 1, 100, 4096), "another volume");
+        assert!(insert(&mut overlaps, 0, Kind::Application, 0, 100, 4096));
+        assert!(insert(&mut overlaps, 1, Kind::Application, 0, 108, 4096), "neighbours do not overlap");
+        assert!(!insert(&mut overlaps, 2, Kind::Application, 0, 104, 4096));
+        assert!(!insert(&mut overlaps, 3, Kind::Application, 0, 100, 512), "must queue behind 0 only");
+        assert!(insert(&mut overlaps, 4, Kind::Application, 1, 100, 4096), "another volume");
         assert!(remove(&mut overlaps, 1).is_empty());
         assert_eq!(remove(&mut overlaps, 0), [2, 3]);
     }
@@ -304,50 +378,97 @@ mod tests {
     #[test]
     fn a_write_of_the_peer_passes_resync_data_that_has_not_arrived() {
         let mut overlaps: Overlaps<HeapStorage> = Overlaps::new(8).unwrap();
-        assert!(overlaps.insert(0, Kind::ResyncRequest, 0, 0, 1 << 20));
-        assert!(overlaps.insert(1, Kind::Peer, 0, 8, 4096));
-        assert!(!overlaps.insert(2, Kind::Application, 0, 16, 4096), "the application waits for the resync");
-        assert!(!overlaps.insert(3, Kind::ResyncWrite, 0, 0, 1 << 20), "arrived data waits for the peer's write");
-        assert!(!overlaps.insert(4, Kind::Peer, 0, 8, 4096), "and the peer's next write for the data");
+        assert!(insert(&mut overlaps, 0, Kind::ResyncRequest, 0, 0, 1 << 20));
+        assert!(insert(&mut overlaps, 1, Kind::Peer, 0, 8, 4096));
+        assert!(!insert(&mut overlaps, 2, Kind::Application, 0, 16, 4096), "the application waits for the resync");
+        assert!(!insert(&mut overlaps, 3, Kind::ResyncWrite, 0, 0, 1 << 20), "arrived data waits for the peer's write");
+        assert!(!insert(&mut overlaps, 4, Kind::Peer, 0, 8, 4096), "and the peer's next write for the data");
         assert_eq!(remove(&mut overlaps, 1), [3]);
         assert_eq!(overlaps.find(Kind::ResyncRequest, 0, 0), Some(0));
         assert_eq!(remove(&mut overlaps, 3), [4]);
         assert_eq!(remove(&mut overlaps, 0), [2], "the request is removed only when its data is on the disk");
     }
 
-    /// The index against a list searched from end to end.
+    #[test]
+    fn with_two_primaries_the_peers_write_passes_what_has_not_been_sent() {
+        let mut overlaps: Overlaps<HeapStorage> = Overlaps::new(8).unwrap();
+        // Ready, but it has to wait for the activity log.
+        assert!(overlaps.insert(0, Kind::Application, 0, 0, 4096));
+        assert!(overlaps.insert(1, Kind::Peer, 0, 0, 4096));
+        assert!(!overlaps.activate(0), "a write of the peer is on the disk");
+        assert_eq!(remove(&mut overlaps, 1), [0]);
+    }
+
+    #[test]
+    fn the_node_that_does_not_decide_waits_until_its_write_yields() {
+        let mut overlaps: Overlaps<HeapStorage> = Overlaps::new(8).unwrap();
+        assert!(insert(&mut overlaps, 0, Kind::Application, 0, 0, 8192));
+        assert!(!overlaps.insert(1, Kind::Peer, 0, 8, 4096));
+        let mut ready = Vec::new();
+        overlaps.yield_to_peer(0, |id| ready.push(id));
+        assert_eq!(ready, [1]);
+        let mut yielding = Vec::new();
+        overlaps.for_each_yielding(1, |id| yielding.push(id));
+        assert_eq!(yielding, [0]);
+    }
+
+    #[test]
+    fn the_node_that_decides_tells_how_writes_meet() {
+        let mut overlaps: Overlaps<HeapStorage> = Overlaps::new(8).unwrap();
+        overlaps.set_resolves(true);
+        assert!(insert(&mut overlaps, 0, Kind::Application, 0, 0, 8192));
+        assert!(overlaps.insert(1, Kind::Peer, 0, 8, 4096), "it does not wait");
+        assert_eq!(overlaps.conflict(1), Some(true), "covered completely");
+        assert!(remove(&mut overlaps, 1).is_empty());
+        assert!(overlaps.insert(2, Kind::Peer, 0, 12, 4096));
+        assert_eq!(overlaps.conflict(2), Some(false));
+        assert!(overlaps.insert(3, Kind::Peer, 0, 100, 4096));
+        assert_eq!(overlaps.conflict(3), None);
+    }
+
+    /// The index against a list searched from end to end, without and with writes of the peer (how those pass writes of
+    /// the application is tested above).
     #[test]
     fn agrees_with_a_naive_model() {
-        let kinds = [Kind::Application, Kind::Peer, Kind::ResyncRequest, Kind::ResyncWrite, Kind::ResyncRead];
+        use Kind::{Application, Peer, ResyncRead, ResyncRequest, ResyncWrite};
+        agrees([Application, ResyncRequest, ResyncWrite, ResyncRead]);
+        agrees([Peer, ResyncRequest, ResyncWrite, ResyncRead]);
+    }
+
+    fn agrees(kinds: [Kind; 4]) {
         let mut seed = 7u64;
         let mut random = move |below: u64| {
             seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             (seed >> 33) % below
         };
         let mut overlaps: Overlaps<HeapStorage> = Overlaps::new(64).unwrap();
-        let mut model: Vec<(u32, Kind, u8, u64, u64)> = Vec::new(); // in order of arrival
-        let waits = |model: &[(u32, Kind, u8, u64, u64)], at: usize| {
-            let (_, kind, volume, first, end) = model[at];
-            model[..at].iter().any(|&(_, k, v, f, e)| kind.waits_for(k) && v == volume && f < end && first < e)
+        let mut model: Vec<(u32, Entry)> = Vec::new(); // in order of arrival
+        let blocked = |overlaps: &Overlaps<HeapStorage>, model: &[(u32, Entry)], new: &Entry| {
+            let blocks = |other: &Entry| Overlaps::<HeapStorage>::overlap(other, new) && overlaps.blocks(other, new);
+            model.iter().any(|(_, other)| other.order != new.order && blocks(other))
         };
-        for _ in 0..20_000 {
+        for order in 0..20_000 {
             let id = random(64) as u32;
             if let Some(at) = model.iter().position(|entry| entry.0 == id) {
-                let before: Vec<u32> = (0..model.len()).filter(|&i| !waits(&model, i)).map(|i| model[i].0).collect();
                 model.remove(at);
-                let expected: Vec<u32> = (0..model.len())
-                    .filter(|&i| !waits(&model, i))
-                    .map(|i| model[i].0)
-                    .filter(|id| !before.contains(id))
-                    .collect();
+                let mut expected = Vec::new();
+                for at in 0..model.len() {
+                    let (id, entry) = model[at];
+                    if !entry.active && !blocked(&overlaps, &model, &entry) {
+                        expected.push(id);
+                        model[at].1.active = true;
+                    }
+                }
                 assert_eq!(remove(&mut overlaps, id), expected);
             } else {
-                let (kind, volume) = (kinds[random(5) as usize], random(2) as u8);
+                let (kind, volume) = (kinds[random(4) as usize], random(2) as u8);
                 let size = if random(50) == 0 { 8 << 20 } else { (1 + random(2048)) as u32 * 512 };
                 let first = random(4096 * 3);
-                model.push((id, kind, volume, first, first + u64::from(size) / 512));
-                let ready = overlaps.insert(id, kind, volume, first, size);
-                assert_eq!(ready, !waits(&model, model.len() - 1));
+                let end = first + u64::from(size) / 512;
+                let mut new = Entry { present: true, kind, volume, first, end, order, ..ABSENT };
+                new.active = !blocked(&overlaps, &model, &new);
+                model.push((id, new));
+                assert_eq!(insert(&mut overlaps, id, kind, volume, first, size), new.active);
             }
         }
     }

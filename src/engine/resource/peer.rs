@@ -9,6 +9,7 @@
 
 use super::api::{IoFlags, IoResult, LocalIo, Next, Op, PeerId, VolumeId, Wakes};
 use super::incoming::Fault;
+use super::link::SequenceWait;
 use super::outgoing::{DataOut, MetaOut};
 use super::overlaps::Kind;
 use super::slots::{PeerKind, PeerPhase};
@@ -58,7 +59,6 @@ impl<S: Storage> Engine<S> {
     /// P_DATA, P_TRIM, P_ZEROES. spec: wire-protocol 5.2
     pub(super) fn receive_write(&mut self, id: VolumeId, write: &IncomingWrite) -> Result<Next, Fault> {
         let Some(volume) = self.volume_mut(id) else { return Err(Fault::UnknownVolume) };
-        volume.peer_seq = newer(volume.peer_seq, write.data.seq);
         if volume.state.disk < Disk::Inconsistent {
             self.link.received_epoch.size += 1;
             self.queue_meta(MetaOut::Ack {
@@ -88,6 +88,7 @@ impl<S: Storage> Engine<S> {
             slot.size_bytes = write.size_bytes;
             slot.block_id = write.data.block_id;
             slot.flags = write.data.flags;
+            slot.seq = write.data.seq;
             slot.in_epoch = true;
         }
         self.link.received_epoch.size += 1;
@@ -143,11 +144,99 @@ impl<S: Storage> Engine<S> {
                 size_bytes: slot.size_bytes,
             });
         }
+        if slot.kind == PeerKind::Write && self.wait_for_sequence(peer, &slot) {
+            return Ok(());
+        }
+        self.enter_overlaps(peer, kind, data);
+        Ok(())
+    }
+
+    fn enter_overlaps(&mut self, peer: PeerId, kind: Kind, data: bool) {
+        let Some(slot) = self.peers.get(peer).copied() else { return };
         let entry = self.overlap_entry(peer.index, data);
         if self.overlaps.insert(entry, kind, slot.volume.0, slot.sector, slot.size_bytes) {
             self.peer_overlap_ended(peer.index);
         }
-        Ok(())
+    }
+
+    // Two Primaries. spec: wire-protocol 3.5, 6; state-machine 18.12
+
+    /// Keeps track of the peer's sequence numbers. True: the write waits for what the peer sent before it.
+    fn wait_for_sequence(&mut self, peer: PeerId, slot: &super::slots::PeerRequest) -> bool {
+        let strict = self.link.net.two_primaries && self.link.resolve_conflicts;
+        let until_ms = self.now_ms + u64::from(self.link.net.ping_timeo) * 100;
+        let Some(volume) = self.volume_mut(slot.volume) else { return false };
+        let missing = newer(volume.peer_seq, slot.seq.wrapping_sub(1)) != volume.peer_seq;
+        if !(strict && missing) {
+            volume.peer_seq = newer(volume.peer_seq, slot.seq);
+            return false;
+        }
+        if let Some(slot) = self.peers.get_mut(peer) {
+            slot.phase = PeerPhase::Sequence;
+        }
+        self.link.sequence_wait = Some(SequenceWait { peer, volume: slot.volume, seq: slot.seq, until_ms });
+        true
+    }
+
+    /// A packet arrived on the meta socket: is it the one that was missing?
+    pub(super) fn check_sequence(&mut self) {
+        let Some(wait) = self.link.sequence_wait else { return };
+        let Some(volume) = self.volume_mut(wait.volume) else { return };
+        if newer(volume.peer_seq, wait.seq.wrapping_sub(1)) != volume.peer_seq {
+            return;
+        }
+        volume.peer_seq = newer(volume.peer_seq, wait.seq);
+        self.link.sequence_wait = None;
+        if let Some(slot) = self.peers.get_mut(wait.peer) {
+            slot.phase = PeerPhase::Overlap;
+        }
+        self.enter_overlaps(wait.peer, Kind::Peer, false);
+        self.wakes.insert(Wakes::RECEIVER);
+    }
+
+    /// The missing packet does not come: something is wrong with the peer.
+    pub(super) fn check_sequence_timeout(&mut self) {
+        if let Some(wait) = self.link.sequence_wait.filter(|wait| self.now_ms > wait.until_ms) {
+            self.fail(Fault::MissingSequence { seq: wait.seq }, Conn::ProtocolError);
+        }
+    }
+
+    /// A write of the peer meets a write of our application, and this node decides: ours stays.
+    fn decide_conflict(&mut self, peer: PeerId, slot: &super::slots::PeerRequest) -> bool {
+        if !(self.link.net.two_primaries && self.link.resolve_conflicts) || slot.orphan {
+            return false;
+        }
+        let entry = self.overlap_entry(peer.index, false);
+        let Some(covered) = self.overlaps.conflict(entry) else { return false };
+        let command = if covered || self.link.apv < 100 { Command::Superseded } else { Command::RetryWrite };
+        self.queue_meta(MetaOut::Ack {
+            command,
+            volume: slot.volume,
+            sector: slot.sector,
+            block_id: slot.block_id,
+            size_bytes: slot.size_bytes,
+        });
+        self.leave_overlaps(entry);
+        self.end_peer(peer, slot.volume);
+        if slot.in_epoch {
+            self.link.received_epoch.active = self.link.received_epoch.active.saturating_sub(1);
+            self.close_received_epoch();
+        }
+        true
+    }
+
+    /// Our writes that had to let this one pass are done again.
+    fn restart_postponed(&mut self, peer: PeerId) {
+        let entry = self.overlap_entry(peer.index, false);
+        let Engine { overlaps, requests, restarts, .. } = self;
+        let capacity = requests.capacity() as u32;
+        overlaps.for_each_yielding(entry, |id| {
+            let postponed = (id < capacity).then(|| requests.at_mut(id as u16)).flatten();
+            if let Some(slot) = postponed.filter(|slot| slot.postponed) {
+                slot.postponed = false;
+                requests.push(restarts, id as u16);
+            }
+        });
     }
 
     fn wants_receive_ack(&self, flags: DataFlags) -> bool {
@@ -180,6 +269,11 @@ impl<S: Storage> Engine<S> {
             PeerPhase::Overlap => {}
             _ => return,
         }
+        let waiting = *slot;
+        if waiting.kind == PeerKind::Write && self.decide_conflict(peer, &waiting) {
+            return;
+        }
+        let Some(slot) = self.peers.at_mut(index) else { return };
         slot.phase = PeerPhase::Disk;
         let slot = *slot;
         let op = match slot.kind {
@@ -258,6 +352,7 @@ impl<S: Storage> Engine<S> {
             });
         }
         let counted = slot.in_epoch && !slot.orphan;
+        self.restart_postponed(peer);
         self.leave_overlaps(self.overlap_entry(peer.index, false));
         self.end_peer(peer, slot.volume);
         if slot.result.is_err() {
@@ -547,6 +642,7 @@ impl<S: Storage> Engine<S> {
                     // Received completely: the writer may count on it (protocol B). It goes to the disk.
                 }
                 PeerPhase::Receiving
+                | PeerPhase::Sequence
                 | PeerPhase::Overlap
                 | PeerPhase::Planned
                 | PeerPhase::Asked

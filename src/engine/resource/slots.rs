@@ -80,6 +80,8 @@ pub(super) struct Request {
     pub(super) protocol: WireProtocol,
     /// When it became active, for the request timeout.
     pub(super) start_ms: u64,
+    /// The peer, Primary as well, wants it to be done again after its own write of the range.
+    pub(super) postponed: bool,
     /// A read that failed on one path and may try the other.
     pub(super) local_read_failed: bool,
     pub(super) remote_read_failed: bool,
@@ -109,6 +111,7 @@ impl Request {
         epoch: 0,
         protocol: WireProtocol::C,
         start_ms: 0,
+        postponed: false,
         local_read_failed: false,
         remote_read_failed: false,
         link: NIL,
@@ -149,6 +152,8 @@ pub(super) enum PeerPhase {
     Free,
     /// Its payload is being received into its pages.
     Receiving,
+    /// Waits until everything the peer sent before it on the meta socket has arrived (two Primaries).
+    Sequence,
     /// Waits for an overlapping request.
     Overlap,
     /// Resync: waits until no application write is under way in the range.
@@ -174,6 +179,8 @@ pub(super) struct PeerRequest {
     /// The peer's handle, echoed bit for bit.
     pub(super) block_id: u64,
     pub(super) flags: DataFlags,
+    /// Sequence number of its packet.
+    pub(super) seq: u32,
     /// It counts in the epoch being received.
     pub(super) in_epoch: bool,
     /// Result of the disk.
@@ -195,6 +202,7 @@ impl PeerRequest {
         size_bytes: 0,
         block_id: 0,
         flags: DataFlags(0),
+        seq: 0,
         in_epoch: false,
         result: Ok(()),
         orphan: false,

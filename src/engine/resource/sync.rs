@@ -196,7 +196,14 @@ impl<S: Storage> Engine<S> {
                     volume.resync.position = bit;
                     continue;
                 }
-                Scan::None => return,
+                Scan::None => {
+                    let resync = &mut volume.resync;
+                    // Bits behind us: the source cancelled requests. Once more from the start, in the next turn.
+                    if resync.requests_in_flight == 0 {
+                        resync.position = 0;
+                    }
+                    return;
+                }
             };
             let size_bytes = merge_request(&disk.bitmap, bit, &limits);
             if size_bytes == 0 || !self.ask_for(id, bit * 8, size_bytes) {
@@ -345,6 +352,7 @@ impl<S: Storage> Engine<S> {
             self.sync_metadata(id);
         }
         self.check_request_timeouts();
+        self.check_sequence_timeout();
         self.catch_up();
         self.admin_step();
     }
