@@ -14,11 +14,12 @@ use crate::linux::clock;
 use crate::linux::mem::NoIoScope;
 use crate::linux::thread::{self, Thread};
 use engine::resource::{Fault, LinkFailure, PACKET_BUFFER_BYTES};
+use engine::state::Conn;
 use kernel::prelude::*;
 use kernel::sync::atomic::Relaxed;
 use kernel::sync::Arc;
 
-/// How long the sender sleeps at most before it looks whether the link still runs.
+/// How long a thread sleeps at most before it looks whether the link still runs.
 const LOOK_AGAIN_MS: u32 = 1000;
 /// Bytes received in one call at most.
 const INBOX_BYTES: usize = 4096;
@@ -44,7 +45,9 @@ pub(crate) fn start_receiver(resource: &Arc<Resource>, sockets: &Arc<Sockets>) -
         let _no_io = NoIoScope::enter();
         // spec: wire-protocol 1.1 (reader priority)
         thread::set_fifo_low();
-        while receiver.packet().is_ok() {}
+        if receiver.wait_for_handshake().is_ok() {
+            while receiver.packet().is_ok() {}
+        }
         receiver.sockets.shutdown();
         receiver.resource.wake_link();
     })
@@ -81,6 +84,19 @@ struct AckReceiver {
 }
 
 impl AckReceiver {
+    /// Nothing may be read before the peer's features are known: they decide how large a header is.
+    // spec: wire-protocol 4.1 (7)
+    fn wait_for_handshake(&self) -> Result<(), Closing> {
+        let state = || self.resource.look(|locked| locked.engine.connection_status().state);
+        while is_running(&self.resource) {
+            let known = || !(Conn::WFConnection..Conn::WFReportParams).contains(&state());
+            if self.resource.changed.wait_until_timeout_ms(LOOK_AGAIN_MS, known) && state() >= Conn::WFReportParams {
+                return Ok(());
+            }
+        }
+        Err(Closing)
+    }
+
     /// Hands one packet to the engine.
     fn packet(&mut self) -> Result<(), Closing> {
         let bytes = self.resource.look(|locked| locked.engine.data_header_bytes());
