@@ -1,1 +1,16 @@
-//! Being written.
+//! What the tests in the machines, the demonstration and the benchmark share.
+//!
+//! * [`pair`]: resource `r0` on two machines, each with a module and tools of its own choice.
+//! * [`pattern`]: sectors that say where they belong and when they were written; [`acks`]: what a writer was promised.
+//! * [`proc_drbd`]: `/proc/drbd` taken apart; [`config`]: drbd.conf put together.
+//! * [`guest`]: the program that runs inside the machines (`src/bin/guest.rs`), seen from the host.
+
+pub mod acks;
+pub mod config;
+pub mod guest;
+pub mod pair;
+pub mod pattern;
+pub mod proc_drbd;
+
+pub use anyhow::Result;
+pub use pair::{Pair, Pairing};

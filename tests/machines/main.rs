@@ -1,0 +1,7 @@
+//! Tests that need the two machines: one file a scenario.
+//!
+//! `make machine-test` runs them all; `build/cargo test -p machine-tests --features machines -- --test-threads=1 interop::` a
+//! part of them. `LAB_INSTEAD=both` runs the same scenarios with the C module and drbd-utils on both sides: what fails then is
+//! wrong in the test.
+
+mod interop;

@@ -1,0 +1,145 @@
+//! What a writer was promised, and whether it was kept.
+//!
+//! A write that was acknowledged must be found, or a later one at the same place. A write that was under way when the
+//! power went may be there or not, sector by sector.
+
+use crate::pattern::Content;
+use anyhow::{bail, Context, Result};
+use std::collections::BTreeMap;
+
+/// How many wrong sectors a message lists.
+const SHOWN: usize = 8;
+
+/// The acknowledged writes of a run, as the last one of each sector.
+#[derive(Clone, Debug, Default)]
+pub struct Acks {
+    last: BTreeMap<u64, u64>,
+    writes: u64,
+    sectors: u64,
+    highest: u64,
+}
+
+impl Acks {
+    /// Reads the lines `ack SEQUENCE SECTOR COUNT` of a writer; a last line without its end is not one yet.
+    pub fn parse(output: &[u8]) -> Result<Acks> {
+        let mut acks = Acks::default();
+        acks.add(output)?;
+        Ok(acks)
+    }
+
+    /// Adds the lines of another writer.
+    pub fn add(&mut self, output: &[u8]) -> Result<()> {
+        let end = output.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+        for line in std::str::from_utf8(&output[..end])?.lines() {
+            let mut words = line.split(' ');
+            if words.next() != Some("ack") {
+                bail!("the writer said {line:?}");
+            }
+            let mut number = || words.next().and_then(|word| word.parse::<u64>().ok());
+            let (Some(sequence), Some(sector), Some(count)) = (number(), number(), number()) else {
+                bail!("the writer said {line:?}");
+            };
+            self.writes += 1;
+            self.sectors += count;
+            self.highest = self.highest.max(sequence);
+            for sector in sector..sector + count {
+                let last = self.last.entry(sector).or_default();
+                *last = sequence.max(*last);
+            }
+        }
+        Ok(())
+    }
+
+    /// How many writes.
+    pub fn writes(&self) -> u64 {
+        self.writes
+    }
+
+    /// How many KiB were written, places written twice counted twice, rounded up.
+    pub fn kib(&self) -> u64 {
+        self.sectors.div_ceil(2)
+    }
+
+    /// The highest number of a write; the next writer starts above it.
+    pub fn highest(&self) -> u64 {
+        self.highest
+    }
+
+    /// Compares with what was found.
+    pub fn check(&self, found: &Scan) -> Result<()> {
+        let mut wrong = Vec::new();
+        for (&sector, &content) in &found.sectors {
+            if content == Content::Bad {
+                wrong.push(format!("sector {sector}: garbage"));
+            }
+        }
+        for (&sector, &sequence) in &self.last {
+            match found.sectors.get(&sector) {
+                Some(&Content::Written(other)) if other >= sequence => (),
+                Some(Content::Bad) => (),
+                other => wrong.push(format!("sector {sector}: acknowledged write {sequence}, found {other:?}")),
+            }
+        }
+        if wrong.is_empty() {
+            return Ok(());
+        }
+        let more = wrong.len().saturating_sub(SHOWN);
+        wrong.truncate(SHOWN);
+        bail!(
+            "of {} sectors with acknowledged data, these are wrong:\n{}\nand {more} more",
+            self.last.len(),
+            wrong.join("\n")
+        )
+    }
+}
+
+/// What a device holds, sector by sector.
+#[derive(Clone, Debug, Default)]
+pub struct Scan {
+    sectors: BTreeMap<u64, Content>,
+}
+
+impl Scan {
+    /// Reads the lines `SECTOR COUNT blank|bad|SEQUENCE` of `guest scan`.
+    pub fn parse(text: &str) -> Result<Scan> {
+        let mut scan = Scan::default();
+        for line in text.lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            let &[sector, count, content] = words.as_slice() else {
+                bail!("the scan said {line:?}");
+            };
+            let content = match content {
+                "blank" => Content::Blank,
+                "bad" => Content::Bad,
+                number => Content::Written(number.parse().with_context(|| line.to_owned())?),
+            };
+            let (sector, count): (u64, u64) = (sector.parse()?, count.parse()?);
+            scan.sectors.extend((sector..sector + count).map(|sector| (sector, content)));
+        }
+        Ok(scan)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_acknowledged_write_or_a_later_one_must_be_there() {
+        let acks = Acks::parse(b"ack 1 0 4\nack 2 2 1\nack 3 9").unwrap();
+        assert_eq!((acks.writes(), acks.kib(), acks.highest()), (2, 3, 2));
+        let check = |text: &str| acks.check(&Scan::parse(text).unwrap());
+        check("0 2 1\n2 1 2\n3 1 1\n4 4 blank").unwrap();
+        check("0 2 1\n2 1 5\n3 1 1").unwrap();
+        let error = check("0 4 1").unwrap_err().to_string();
+        assert!(error.contains("sector 2: acknowledged write 2, found Some(Written(1))"), "{error}");
+        assert!(check("0 2 1\n2 1 2").is_err());
+        assert!(check("0 2 1\n2 1 2\n3 1 1\n100 1 bad").is_err());
+    }
+
+    #[test]
+    fn what_is_no_line_of_a_writer_is_refused() {
+        assert!(Acks::parse(b"error\n").is_err());
+        assert!(Scan::parse("1 2").is_err());
+    }
+}

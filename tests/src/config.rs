@@ -1,0 +1,56 @@
+//! drbd.conf put together: resource `r0` with one volume on the lab's two machines.
+
+use lab::{ADDRESSES, NAMES};
+use std::fmt::{self, Display};
+
+/// Where the file goes.
+pub const PATH: &str = "/etc/drbd.conf";
+
+/// A configuration; [`Display`] writes the file. Both machines get the same one.
+///
+/// The defaults are made for tests: a lost peer is noticed within five seconds, and a resync runs as fast as it can.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `A`, `B` or `C`.
+    pub protocol: char,
+    /// More options of the `net` section, each with its semicolon.
+    pub net: String,
+    /// More options of the `disk` section.
+    pub disk: String,
+    /// The lower device.
+    pub lower: String,
+    /// `internal` or the meta device.
+    pub meta: String,
+    /// The port of both machines.
+    pub port: u16,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            protocol: 'C',
+            net: String::new(),
+            disk: String::new(),
+            lower: "/dev/sdb1".into(),
+            meta: "internal".into(),
+            port: 7788,
+        }
+    }
+}
+
+impl Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Config { protocol, net, disk, lower, meta, port } = self;
+        writeln!(f, "global {{ usage-count no; }}")?;
+        writeln!(f, "resource r0 {{")?;
+        writeln!(f, "  net {{ protocol {protocol}; connect-int 3; ping-int 3; timeout 20; ping-timeout 10; {net} }}")?;
+        writeln!(f, "  disk {{ on-io-error detach; c-plan-ahead 0; resync-rate 100M; c-min-rate 0; {disk} }}")?;
+        for (name, address) in NAMES.iter().zip(ADDRESSES) {
+            writeln!(
+                f,
+                "  on {name} {{ device /dev/drbd0; disk {lower}; address {address}:{port}; meta-disk {meta}; }}"
+            )?;
+        }
+        writeln!(f, "}}")
+    }
+}
