@@ -631,6 +631,39 @@ impl<S: Storage> Engine<S> {
         self.settle(index);
     }
 
+    /// The connection is back while I/O was frozen: what has no acknowledgement is sent again, as new packets in the
+    /// present epoch; what has one is on the peer's disk. spec: state-machine 18.6 (RESEND); wire-protocol 11.2 (3)
+    pub(super) fn resend(&mut self) {
+        let mut at = self.log.front();
+        while let Some(index) = at {
+            at = self.log.next(&self.requests, index);
+            let request = self.requests.id(index);
+            let epoch = self.link.epoch;
+            let Some(slot) = self.requests.at_mut(index) else { continue };
+            if slot.net == Net::Ok {
+                let mut log = self.log;
+                log.remove(&mut self.requests, index);
+                self.log = log;
+                self.settle(index);
+                continue;
+            }
+            slot.net = Net::Queued;
+            slot.epoch = epoch;
+            slot.postponed = false;
+            self.link.epoch_writes += 1;
+            self.queue_data(DataOut::Write(request));
+        }
+        for index in 0..self.requests.capacity() as u16 {
+            let request = self.requests.id(index);
+            let Some(slot) = self.requests.at_mut(index) else { continue };
+            let read = slot.phase == Phase::Active && slot.io.op == Op::Read;
+            if read && matches!(slot.net, Net::Queued | Net::Waiting) {
+                slot.net = Net::Queued;
+                self.queue_data(DataOut::ReadRequest(request));
+            }
+        }
+    }
+
     /// Completions that were withheld may go now.
     pub(super) fn settle_all(&mut self) {
         for index in 0..self.requests.capacity() as u16 {

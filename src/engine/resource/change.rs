@@ -257,11 +257,16 @@ impl<S: Storage> Engine<S> {
             }
             Effect::HelperPriOnInconDegr => _ = self.call_helper(Helper::PriOnInconDegr, Some(id)),
             Effect::HelperLocalIoError => _ = self.call_helper(Helper::LocalIoError, Some(id)),
-            Effect::ThawNoDataResend | Effect::ThawNoDataRestartDisk => self.thaw(Susp { no_data: false, ..self.susp }),
+            Effect::ThawNoDataResend => {
+                self.resend();
+                self.thaw(Susp { no_data: false, ..self.susp });
+            }
+            Effect::ThawNoDataRestartDisk => self.thaw(Susp { no_data: false, ..self.susp }),
             Effect::ThawFencing => {
                 for other in self.volume_ids() {
                     self.with_volume(other, |volume| volume.generation_due = false);
                 }
+                self.resend();
                 self.thaw(Susp { fencing: false, ..self.susp });
             }
             Effect::SyncUuid => self.start_sync_generation(id),
@@ -370,6 +375,13 @@ impl<S: Storage> Engine<S> {
                 self.mark_out_of_sync(id, sector, size);
             }
         }
+    }
+
+    /// A resync of another volume that this one has to wait for began (`paused`) or ended.
+    /// spec: state-machine 17.5; called by the owner, who knows all volumes, on `Work::ResyncDependencies`
+    pub fn set_paused_by_dependency(&mut self, id: VolumeId, paused: bool, now_ms: u64) {
+        self.now_ms = now_ms;
+        let _outcome = self.change(id, Change::aftr_isp(paused), Kind::Hard);
     }
 
     /// A reason for suspended I/O is gone.
