@@ -36,9 +36,9 @@ fn mirror(pairing: Pairing) -> Result<()> {
         reconnect_with(&pair, &Config { protocol, ..config.clone() })?;
         writes(&pair)?;
     }
-    file_system(&pair)?;
     outage(&pair)?;
     roles_exchanged(&pair)?;
+    file_system(&pair)?;
     clean_disconnect(&pair)?;
     pair.compare_disks()?;
     pair.both("drbdadm down r0")?;
@@ -86,9 +86,9 @@ fn writes(pair: &Pair) -> Result<()> {
 
 fn file_system(pair: &Pair) -> Result<()> {
     let files = "cd /mnt && find . -type f | sort | xargs sha256sum; cd /; umount /mnt";
-    let there = pair
-        .first()
-        .run_ok(&format!("mkfs.ext4 -q /dev/drbd0 && mount /dev/drbd0 /mnt && cp -r /etc/init.d /etc/default /bin/bash /mnt && {files}"))?;
+    let there = pair.first().run_ok(&format!(
+        "mkfs.ext4 -q /dev/drbd0 && mount /dev/drbd0 /mnt && cp -r /etc/init.d /etc/default /bin/bash /mnt && {files}"
+    ))?;
     pair.hand_over(pair.first(), pair.second())?;
     let here = pair.second().run_ok(&format!("mount /dev/drbd0 /mnt && {files}"))?;
     assert_eq!(there, here);

@@ -5,3 +5,6 @@
 //! wrong in the test.
 
 mod interop;
+mod powercut;
+mod tools;
+mod transcript;

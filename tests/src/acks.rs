@@ -50,6 +50,17 @@ impl Acks {
         Ok(())
     }
 
+    /// Adds what another writer was promised.
+    pub fn merge(&mut self, other: &Acks) {
+        for (&sector, &sequence) in &other.last {
+            let last = self.last.entry(sector).or_default();
+            *last = sequence.max(*last);
+        }
+        self.writes += other.writes;
+        self.sectors += other.sectors;
+        self.highest = self.highest.max(other.highest);
+    }
+
     /// How many writes.
     pub fn writes(&self) -> u64 {
         self.writes

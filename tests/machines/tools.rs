@@ -1,0 +1,199 @@
+//! The tools and the modules in every combination: unmodified drbd-utils and our tools drive the C module and ours through the
+//! same list of commands. Each command must say and return what drbd-utils on the C module say and return.
+
+use crate::transcript::{Compare, Transcript};
+use anyhow::anyhow;
+use lab::{Machine, Module, Tools};
+use machine_tests::config::Config;
+use machine_tests::pair::{Pair, Pairing, SOON};
+use machine_tests::Result;
+use std::sync::Mutex;
+use std::time::Duration;
+
+#[test]
+fn utils_drive_our_module() -> Result<()> {
+    check(Module::Ours, Tools::Utils, Compare::Everything)
+}
+
+#[test]
+fn our_tools_drive_the_c_module() -> Result<()> {
+    check(Module::Stock, Tools::Ours, Compare::NotTheErrors)
+}
+
+#[test]
+fn our_tools_drive_our_module() -> Result<()> {
+    check(Module::Ours, Tools::Ours, Compare::NotTheErrors)
+}
+
+fn check(module: Module, tools: Tools, compare: Compare) -> Result<()> {
+    let expected = expected()?;
+    session(Pairing::new([module; 2], [tools; 2]))?.check(&expected, compare)
+}
+
+/// What drbd-utils say about the C module; made once.
+fn expected() -> Result<Transcript> {
+    static EXPECTED: Mutex<Option<Transcript>> = Mutex::new(None);
+    let mut expected = EXPECTED.lock().map_err(|_| anyhow!("the reference could not be made"))?;
+    if expected.is_none() {
+        *expected = Some(session(Pairing::new([Module::Stock; 2], [Tools::Utils; 2]))?);
+    }
+    expected.clone().ok_or_else(|| anyhow!("no reference"))
+}
+
+/// Everything that asks and changes nothing.
+const QUESTIONS: &[&str] = &[
+    "drbdadm role r0",
+    "drbdadm cstate r0",
+    "drbdadm dstate r0",
+    "drbdadm status r0",
+    "drbdsetup role 0",
+    "drbdsetup cstate 0",
+    "drbdsetup dstate /dev/drbd0",
+    "drbdsetup status",
+    "drbdsetup status r0 --verbose",
+    "drbdsetup status r0 --verbose --statistics",
+    "drbdsetup show r0",
+    "drbdsetup show r0 --show-defaults",
+    "drbdsetup events2 --now",
+    "drbdsetup events2 --now --statistics r0",
+    "drbdadm get-gi r0",
+    "drbdadm show-gi r0",
+    "drbdadm adjust r0",
+    "cat /proc/drbd",
+];
+
+fn session(pairing: Pairing) -> Result<Transcript> {
+    let config = Config::default();
+    let pair = Pair::new(pairing, &config)?;
+    let (first, second) = (pair.first(), pair.second());
+    let mut transcript = Transcript::default();
+    let ask = |transcript: &mut Transcript| {
+        pair.wait_idle()?;
+        transcript.run_all(first, QUESTIONS)?;
+        transcript.run_all(second, QUESTIONS)
+    };
+
+    pair.both("drbdadm create-md --force r0")?;
+    unconfigured(&mut transcript, first)?;
+    pair.both("drbdadm up r0")?;
+    pair.wait_connected()?;
+    ask(&mut transcript)?;
+    refused(&mut transcript, first)?;
+
+    let events = first.spawn("exec drbdsetup events2 r0")?;
+    transcript.run(first, "drbdadm primary --force r0")?;
+    pair.wait_in_sync(SOON)?;
+    ask(&mut transcript)?;
+    transcript.run(second, "drbdadm primary r0")?;
+
+    transcript.run(second, "drbdadm disconnect r0")?;
+    pair.wait(first, SOON, "a peer that left", |device| device.connection == "WFConnection")?;
+    ask_alone(&mut transcript, first, second)?;
+    transcript.run(second, "drbdadm connect r0")?;
+    pair.wait_in_sync(SOON)?;
+    transcript.run_all(first, &["drbdadm wait-connect r0", "drbdsetup wait-sync 0"])?;
+
+    transcript.run(first, "drbdadm detach r0")?;
+    pair.wait(second, SOON, "a peer without disk", |device| device.disks == "UpToDate/Diskless")?;
+    ask_alone(&mut transcript, first, second)?;
+    transcript.run(first, "drbdadm attach r0")?;
+    pair.wait_in_sync(SOON)?;
+
+    adjusted(&pair, &mut transcript, &config)?;
+    ask(&mut transcript)?;
+    transcript.run(first, "drbdadm secondary r0")?;
+    ask(&mut transcript)?;
+    transcript.run(first, "drbdadm down r0")?;
+    pair.wait(second, SOON, "a peer that left", |device| device.connection == "WFConnection")?;
+    let events = events.wait_or_stop()?;
+    transcript.note(first, "drbdsetup events2 r0", &events);
+    unconfigured(&mut transcript, first)?;
+    transcript.run(second, "drbdadm down r0")?;
+    pair.finish()?;
+    Ok(transcript)
+}
+
+fn ask_alone(transcript: &mut Transcript, first: &Machine, second: &Machine) -> Result<()> {
+    transcript.run_all(first, QUESTIONS)?;
+    transcript.run_all(second, QUESTIONS)
+}
+
+/// Nothing is configured.
+fn unconfigured(transcript: &mut Transcript, machine: &Machine) -> Result<()> {
+    transcript.run_all(
+        machine,
+        &[
+            "drbdsetup status",
+            "drbdsetup show",
+            "drbdsetup events2 --now",
+            "drbdsetup role 0",
+            "drbdsetup status nobody",
+            "drbdsetup down nobody",
+            "drbdadm dstate r0",
+            "drbdadm -d up r0",
+            "drbdadm -d adjust r0",
+            "drbdadm sh-resources",
+            "drbdadm sh-dev r0",
+        ],
+    )
+}
+
+/// What must be refused, and how.
+fn refused(transcript: &mut Transcript, machine: &Machine) -> Result<()> {
+    transcript.run_all(
+        machine,
+        &[
+            "drbdadm primary r0",
+            "drbdsetup primary 0",
+            "drbdsetup secondary 7",
+            "drbdsetup attach 0 /dev/sdb1 /dev/sdb1 internal",
+            "drbdsetup new-minor r0 0 1",
+            "drbdsetup new-resource r0",
+            "drbdsetup del-resource r0",
+            "drbdsetup del-minor 0",
+            "drbdsetup connect r0 ipv4:192.168.1.11:7788 ipv4:192.168.1.12:7788",
+            "drbdsetup nonsense 0",
+            "drbdadm nonsense r0",
+            "drbdadm up nobody",
+            "rmmod drbd",
+        ],
+    )
+}
+
+/// The configuration changes while everything runs.
+fn adjusted(pair: &Pair, transcript: &mut Transcript, config: &Config) -> Result<()> {
+    pair.configure(&Config {
+        disk: "al-extents 257; c-max-rate 50M;".into(),
+        net: "max-buffers 4000; ko-count 5;".into(),
+        ..config.clone()
+    })?;
+    for machine in [pair.second(), pair.first()] {
+        transcript.run_all(machine, &["drbdadm -d adjust r0", "drbdadm adjust r0", "drbdadm -d adjust r0"])?;
+    }
+    // Both sides tell each other their new settings.
+    std::thread::sleep(Duration::from_millis(200));
+    Ok(())
+}
+
+/// The end of a command that follows events: it may end with its resource or go on.
+trait WaitOrStop {
+    fn wait_or_stop(self) -> Result<String>;
+}
+
+impl WaitOrStop for lab::Process {
+    fn wait_or_stop(self) -> Result<String> {
+        std::thread::sleep(Duration::from_millis(500));
+        let text = String::from_utf8_lossy(&self.stdout()).into_owned();
+        self.kill()?;
+        Ok(changes(&text))
+    }
+}
+
+/// The states that events told about, each once and sorted: the order of two messages from different threads is not fixed, nor
+/// is how often a resync tells how far it is.
+fn changes(text: &str) -> String {
+    let mut lines: Vec<&str> = text.lines().collect();
+    lines.sort_unstable();
+    lines.dedup();
+    lines.join("\n")
+}

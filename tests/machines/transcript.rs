@@ -1,0 +1,156 @@
+//! What a list of commands says, so that two programs or two modules can be compared.
+
+use anyhow::bail;
+use lab::Machine;
+use machine_tests::Result;
+
+/// A command, where it ran and what came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    machine: String,
+    command: String,
+    code: i32,
+    output: Vec<String>,
+    errors: Vec<String>,
+}
+
+/// What is compared besides exit codes and standard output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Compare {
+    /// The standard error output too: the same program on both sides.
+    Everything,
+    /// Not the standard error output: the programs say things in their own words.
+    NotTheErrors,
+}
+
+/// The commands so far.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Transcript {
+    entries: Vec<Entry>,
+}
+
+impl Transcript {
+    /// Runs a command and notes what it says.
+    pub(crate) fn run(&mut self, machine: &Machine, command: &str) -> Result<()> {
+        let output = machine.run(command)?;
+        self.entries.push(Entry {
+            machine: machine.name().into(),
+            command: command.into(),
+            code: output.code(),
+            output: normalise(&output.text()),
+            errors: normalise(&output.error_text()),
+        });
+        Ok(())
+    }
+
+    /// Runs several commands.
+    pub(crate) fn run_all(&mut self, machine: &Machine, commands: &[&str]) -> Result<()> {
+        commands.iter().try_for_each(|command| self.run(machine, command))
+    }
+
+    /// Notes lines that were collected otherwise.
+    pub(crate) fn note(&mut self, machine: &Machine, what: &str, text: &str) {
+        self.entries.push(Entry {
+            machine: machine.name().into(),
+            command: what.into(),
+            code: 0,
+            output: normalise(text),
+            errors: Vec::new(),
+        });
+    }
+
+    /// Compares with what is expected; the error lists all differences.
+    pub(crate) fn check(&self, expected: &Transcript, compare: Compare) -> Result<()> {
+        let mut differences = Vec::new();
+        for (found, expected) in self.entries.iter().zip(&expected.entries) {
+            let errors_differ = compare == Compare::Everything && found.errors != expected.errors;
+            if found.code != expected.code || found.output != expected.output || errors_differ {
+                differences.push(format!(
+                    "{}: `{}`\n  expected {}\n  found    {}",
+                    found.machine,
+                    found.command,
+                    show(expected),
+                    show(found)
+                ));
+            }
+        }
+        if self.entries.len() != expected.entries.len() {
+            differences.push(format!("{} commands, expected {}", self.entries.len(), expected.entries.len()));
+        }
+        if differences.is_empty() {
+            return Ok(());
+        }
+        bail!("{} differences:\n{}", differences.len(), differences.join("\n"))
+    }
+}
+
+fn show(entry: &Entry) -> String {
+    let mut text = format!("exit code {}", entry.code);
+    for line in &entry.output {
+        text.push_str(&format!("\n    | {line}"));
+    }
+    for line in &entry.errors {
+        text.push_str(&format!("\n    ! {line}"));
+    }
+    text
+}
+
+/// Statistics that depend on timing, as the tools name them.
+const VARIABLE: &[&str] = &[
+    "read:",
+    "written:",
+    "al-writes:",
+    "bm-writes:",
+    "upper-pending:",
+    "lower-pending:",
+    "received:",
+    "sent:",
+    "pending:",
+    "unacked:",
+    "ns:",
+    "nr:",
+    "dw:",
+    "dr:",
+    "al:",
+    "bm:",
+    "lo:",
+    "pe:",
+    "ua:",
+    "ap:",
+    "ep:",
+];
+
+/// Replaces what differs between any two runs: generation numbers, checksums, counters.
+pub(crate) fn normalise(text: &str) -> Vec<String> {
+    text.lines()
+        .filter(|line| !line.starts_with("srcversion:"))
+        .map(|line| {
+            let words = line.split(' ').map(|word| match VARIABLE.iter().find(|name| word.starts_with(**name)) {
+                Some(name) => format!("{name}N"),
+                None => generations(word),
+            });
+            words.collect::<Vec<_>>().join(" ").trim_end().to_owned()
+        })
+        .collect()
+}
+
+/// A word with every run of 16 hexadecimal digits replaced, except those that are all zero.
+fn generations(word: &str) -> String {
+    let mut result = String::new();
+    let mut digits = String::new();
+    let flush = |digits: &mut String, result: &mut String| {
+        let random = digits.len() == 16 && digits.bytes().any(|byte| byte != b'0');
+        result.push_str(if random { "UUID" } else { digits });
+        digits.clear();
+    };
+    for character in word.chars() {
+        if character.is_ascii_hexdigit() {
+            digits.push(character);
+        } else {
+            flush(&mut digits, &mut result);
+            result.push(character);
+        }
+    }
+    flush(&mut digits, &mut result);
+    result
+}
