@@ -16,8 +16,6 @@ const SHOWN_FLAGS: [(u32, &str); 7] = [
     (1 << 6, "node crashed as Primary and has not met its peer since"),
 ];
 
-/// All flags `set-gi` may change.
-pub const CHANGEABLE_FLAGS: u32 = 0x7F;
 /// Superblock flag: the data is consistent.
 pub const CONSISTENT: u32 = 1 << 0;
 /// Superblock flag: the node was Primary.
@@ -161,7 +159,7 @@ meta-data: need apply-al
 
     #[test]
     fn flags_in_words() {
-        let all = GenerationIds { uuids: [0; 4], flags: CHANGEABLE_FLAGS };
+        let all = GenerationIds { uuids: [0; 4], flags: 0x7F };
         assert_eq!(all.words(), " crashed Primary, Connected, UpToDate, need full sync, peer Outdated");
     }
 

@@ -3,6 +3,7 @@
 //!
 //! * `drbdmeta` works on the meta data of a disk ([`meta`]).
 //! * `drbdsetup` asks the kernel one thing over generic netlink ([`setup`]).
+//! * `drbdadm` knows the configuration and turns resources into such steps ([`adm`]).
 //!
 //! Nothing here contacts anything but the kernel of this machine, and nothing waits for an answer where no terminal is.
 #![forbid(unsafe_code)]
@@ -31,6 +32,7 @@ fn main() {
     let code = match base {
         "drbdmeta" => meta::main(&words),
         "drbdsetup" | "drbdsetup-84" => setup::main(&program, &words),
+        "drbdadm" | "drbdadm-84" => adm::main(&program, &words),
         _ => {
             eprintln!("{program}: call this program as drbdadm, drbdsetup or drbdmeta");
             20

@@ -118,10 +118,7 @@ impl Resource {
 
     /// Does this host's section stand on another resource?
     pub fn is_stacked(&self) -> bool {
-        match self.my_host() {
-            Some(host) => matches!(host.kind, HostKind::StackedOn(_)),
-            None => self.hosts.iter().any(|host| matches!(host.kind, HostKind::StackedOn(_))),
-        }
+        self.my_host().is_some_and(|host| matches!(host.kind, HostKind::StackedOn(_)))
     }
 }
 
@@ -271,11 +268,6 @@ impl Address {
         } else {
             format!("{}:{}", self.ip, self.port)
         }
-    }
-
-    /// Do both mean the same end of a connection?
-    pub fn same_as(&self, other: &Address) -> bool {
-        (self.family, &self.ip, self.port) == (other.family, &other.ip, other.port)
     }
 }
 

@@ -505,7 +505,8 @@ impl Parser<'_> {
             let title = format!("{} is no value for `{}`", value.found(), token.text);
             self.note(Diagnostic::error(&value.span, title, problem));
         }
-        let value = if found.negated { Some("no".to_owned()) } else { setting.value };
+        let switched = if found.negated { "no" } else { "yes" };
+        let value = setting.value.or_else(|| found.is_switch().then(|| switched.to_owned()));
         Ok(Some((found.section, Setting { value, ..setting })))
     }
 

@@ -12,6 +12,8 @@ mod show;
 mod status;
 mod wait;
 
+pub use change::{minor_link, resource_link};
+
 use crate::failure::Failure;
 use crate::getopt::{self, Item, OptionSpec, Value};
 use crate::minor_lock::MinorLock;
@@ -243,6 +245,14 @@ impl Call {
     fn resource_filter(&self) -> Option<&str> {
         Some(self.object.as_str()).filter(|name| !name.is_empty())
     }
+}
+
+/// The options of a command that drbdadm takes, too; not the second names some of them have.
+pub fn options_of(command: &str) -> Vec<OptionSpec> {
+    let Some(row) = COMMANDS.iter().find(|row| row.name == command) else { return Vec::new() };
+    let names: Vec<_> = row.fields().iter().filter_map(|field| field.option).map(|option| option.name).collect();
+    let offered = |spec: &OptionSpec| names.contains(&spec.long) || spec.long == "set-defaults";
+    row.option_specs().into_iter().filter(offered).map(|spec| OptionSpec { short: None, ..spec }).collect()
 }
 
 /// Runs `drbdsetup` with the words after the program name; gives the exit code.
