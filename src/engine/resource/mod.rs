@@ -96,7 +96,7 @@ pub use api::*;
 pub use disk::{AttachPlan, AttachTables, ReleasedTables};
 pub use incoming::{Fault, PacketHead};
 pub use link::Reconnect;
-pub use status::{ConnectionStatus, RequestView, ResourceStatus, SyncStatus, VolumeStatus};
+pub use status::{ConnectionStatus, RequestView, ResourceStatus, SyncStatus, Usage, VolumeStatus};
 pub use volume::Counters;
 pub use work::{LogLine, Notice, Work};
 

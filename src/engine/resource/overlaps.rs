@@ -117,6 +117,11 @@ impl<S: Storage> Overlaps<S> {
         }
     }
 
+    /// Number of entries present. Looks at all of them.
+    pub(super) fn used(&self) -> usize {
+        self.entries.iter().filter(|entry| entry.present).count()
+    }
+
     /// Adds an entry; returns true when it is ready at once.
     pub(super) fn insert(&mut self, id: u32, kind: Kind, volume: u8, sector: u64, size_bytes: u32) -> bool {
         let end = sector.saturating_add(u64::from(size_bytes).div_ceil(512));

@@ -104,6 +104,23 @@ pub struct ResourceStatus {
     pub write_ordering: u32,
 }
 
+/// What is in use at one moment. All zero when nothing is under way: anything else is a leak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Slots of application requests.
+    pub requests: usize,
+    /// Slots of peer requests.
+    pub peer_requests: usize,
+    /// Ranges that others may have to wait for.
+    pub overlaps: usize,
+    /// Activity log extents with references, on all volumes.
+    pub log_extents: u32,
+    /// Reasons that keep application I/O out, on all volumes.
+    pub holds: u32,
+    /// Local I/O, completions and packets that nobody has fetched.
+    pub queued: usize,
+}
+
 /// An application request that is under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestView {
@@ -170,6 +187,23 @@ impl<S: Storage> Engine<S> {
             backing_sectors: disk.map_or(0, |disk| disk.layout.usable_sectors),
             max_bio_bytes: volume.request_limit_bytes(),
         })
+    }
+
+    /// What is in use.
+    pub fn usage(&self) -> Usage {
+        let volumes = || self.volumes.iter().flatten();
+        Usage {
+            requests: self.requests.used(),
+            peer_requests: self.peers.used(),
+            overlaps: self.overlaps.used(),
+            log_extents: volumes().filter_map(|volume| volume.disk.as_ref()).map(|disk| disk.log.used()).sum(),
+            holds: volumes().map(|volume| volume.holds).sum(),
+            queued: self.local.len()
+                + self.completions.len()
+                + self.data_out.len()
+                + self.control.len()
+                + self.meta_out.len(),
+        }
     }
 
     /// The disk options in force.

@@ -1,0 +1,115 @@
+//! One machine: its disks, which outlive a crash, and the engine with what its owner keeps for it, which do not.
+
+use crate::disk::{DataDisk, MetaDisk, Stamp};
+use engine::resource::{Engine, LocalIo, MetadataIo, Op, PeerId, RequestId, TableLimits, VolumeId};
+use engine::storage::HeapStorage;
+use std::collections::{BTreeMap, VecDeque};
+
+/// The engine as the simulator uses it.
+pub type HeapEngine = Engine<HeapStorage>;
+
+/// The volume every run uses.
+pub const VOLUME: VolumeId = VolumeId(0);
+
+/// Faults of a node's disks.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DiskFaults {
+    /// Percentage of reads that fail.
+    pub read_percent: u64,
+    /// Percentage of writes that fail.
+    pub write_percent: u64,
+    /// Percentage of meta-data transfers that fail.
+    pub meta_percent: u64,
+    /// Everything takes so many times longer, less one.
+    pub slowness: u64,
+}
+
+/// What a request of the application holds while the engine has it.
+#[derive(Clone, Debug)]
+pub struct Upper {
+    /// The engine's name for it.
+    pub request: RequestId,
+    /// Number of the operation in the world's list.
+    pub operation: usize,
+    /// Data written, or room for what is read.
+    pub data: Vec<Stamp>,
+}
+
+/// A transfer on the data disk.
+#[derive(Clone, Debug)]
+pub struct Transfer {
+    /// The order.
+    pub io: LocalIo,
+    /// Operation.
+    pub op: Op,
+    /// First sector.
+    pub sector: u64,
+    /// Data, for a write.
+    pub data: Vec<Stamp>,
+    /// Sectors.
+    pub count: u64,
+    /// Durable when completed.
+    pub fua: bool,
+    /// Flush first.
+    pub preflush: bool,
+    /// What the cache held when it was submitted.
+    pub mark: u64,
+}
+
+/// What dies with a crash.
+pub struct Running {
+    /// The engine.
+    pub engine: HeapEngine,
+    /// By request slot.
+    pub uppers: Vec<Option<Upper>>,
+    /// By peer request slot.
+    pub pages: Vec<Option<(PeerId, Vec<Stamp>)>>,
+    /// Transfers on the data disk by number.
+    pub transfers: BTreeMap<u64, Transfer>,
+    /// Transfers on the meta-data disk by number.
+    pub meta_transfers: BTreeMap<u64, (MetadataIo, Box<[u8; 4096]>)>,
+    /// Operations that the gate holds back, by number, in order of arrival.
+    pub parked: VecDeque<usize>,
+    /// The devices are open.
+    pub backing_open: bool,
+    /// Read-only as last ordered.
+    pub read_only: bool,
+    /// Which kinds of events are in the queue already.
+    pub scheduled: [bool; 8],
+    /// When the connection thread may look for the peer again.
+    pub establish_from_us: u64,
+}
+
+impl Running {
+    /// A freshly booted machine: one diskless volume.
+    pub fn new(limits: TableLimits) -> Self {
+        let mut engine = HeapEngine::new(&Default::default(), limits).expect("memory");
+        assert_eq!(engine.add_volume(0, 0, 0), Ok(VOLUME));
+        Running {
+            engine,
+            uppers: (0..limits.requests).map(|_| None).collect(),
+            pages: (0..limits.peer_requests).map(|_| None).collect(),
+            transfers: BTreeMap::new(),
+            meta_transfers: BTreeMap::new(),
+            parked: VecDeque::new(),
+            backing_open: false,
+            read_only: true,
+            scheduled: [false; 8],
+            establish_from_us: 0,
+        }
+    }
+}
+
+/// A machine.
+pub struct Node {
+    /// Number of its boots.
+    pub incarnation: u32,
+    /// `None`: switched off.
+    pub running: Option<Running>,
+    /// Data disk.
+    pub data: DataDisk,
+    /// Meta-data disk.
+    pub meta: MetaDisk,
+    /// Faults to come.
+    pub faults: DiskFaults,
+}

@@ -1,0 +1,510 @@
+//! The life of a pair, step by step, each with several seeds: what an administrator does first.
+
+use engine::metadata::superblock::{UI_BITMAP, UI_CURRENT, UI_HISTORY_END, UI_HISTORY_START};
+use engine::netlink::WireProtocol;
+use engine::resource::AdminRequest;
+use engine::state::{Conn, Disk, Role};
+use simulator::node::VOLUME;
+use simulator::world::Action;
+use simulator::{Config, World};
+
+const SEEDS: u64 = 5;
+const WRITE: Action = Action::Write { fua: false };
+
+fn primary(force: bool) -> AdminRequest<'static> {
+    AdminRequest::Primary { volume: VOLUME, force }
+}
+
+fn secondary() -> AdminRequest<'static> {
+    AdminRequest::Secondary { volume: VOLUME }
+}
+
+/// Runs a scenario with several seeds.
+fn with_seeds(scenario: impl Fn(World)) {
+    with_config(|_| {}, scenario);
+}
+
+fn with_config(change: impl Fn(&mut Config), scenario: impl Fn(World)) {
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        change(&mut config);
+        scenario(World::new(config));
+    }
+}
+
+/// Both attached, connected, nothing synced.
+fn connected(world: &mut World) {
+    for node in 0..2 {
+        assert_eq!(world.attach(node), 101, "attach");
+    }
+    for node in 0..2 {
+        assert_eq!(world.connect(node), 1, "connect");
+    }
+    world.run_until("connected", 10_000, |world| (0..2).all(|node| world.status(node).state.conn == Conn::Connected));
+}
+
+/// Node 0 Primary, both UpToDate.
+fn synced(world: &mut World) {
+    connected(world);
+    assert_eq!(world.admin(0, primary(true)), 1, "primary --force");
+    up_to_date(world);
+}
+
+#[track_caller]
+fn up_to_date(world: &mut World) {
+    world.run_until("resync", 300_000, |world| {
+        (0..2).all(|node| {
+            let state = world.status(node).state;
+            state.conn == Conn::Connected && state.disk == Disk::UpToDate && state.pdsk == Disk::UpToDate
+        })
+    });
+}
+
+/// Nothing is under way, nothing is left over, both halves are the same.
+#[track_caller]
+fn quiet(world: &mut World) {
+    world.run_for_ms(3_000);
+    for node in 0..2 {
+        assert_eq!(world.engine_of(node).usage(), Default::default(), "left over: {}", world.describe());
+        assert_eq!(world.status(node).bits_out_of_sync, 0, "{}", world.describe());
+    }
+    let sectors = world.config.sectors;
+    assert_eq!(world.nodes[0].data.first_difference(&world.nodes[1].data, sectors), None, "the halves differ");
+    let [zero, one] = [0, 1].map(|node| world.status(node).uuids.map(|uuid| uuid & !1));
+    assert_eq!(zero, one, "generations differ");
+    assert_eq!(zero[UI_BITMAP], 0);
+}
+
+#[test]
+fn a_fresh_pair_connects_without_resync() {
+    with_seeds(|mut world| {
+        connected(&mut world);
+        world.run_for_ms(1000);
+        for node in 0..2 {
+            let status = world.status(node);
+            assert_eq!((status.state.disk, status.state.pdsk), (Disk::Inconsistent, Disk::Inconsistent));
+            assert_eq!(status.uuids, [4, 0, 0, 0]);
+            assert_eq!(status.bits_out_of_sync, world.config.sectors / 8);
+        }
+        assert_eq!(world.faults, []);
+    });
+}
+
+#[test]
+fn the_first_promotion_syncs_everything() {
+    with_seeds(|mut world| {
+        connected(&mut world);
+        for sector in 0..1000 {
+            let stamp = world.oracle.begin(0, sector * 100, 1, false, 0);
+            world.oracle.acknowledge(stamp, 1);
+            world.nodes[0].data.write(sector * 100, &[stamp], true);
+        }
+        assert_eq!(world.admin(0, primary(true)), 1);
+        up_to_date(&mut world);
+        quiet(&mut world);
+        // spec: metadata 6.5, fresh pair
+        let uuids = world.status(0).uuids;
+        assert_eq!((uuids[UI_CURRENT] & 1, uuids[UI_HISTORY_END]), (1, 4));
+        assert_ne!(uuids[UI_HISTORY_START], 0);
+        assert_eq!(world.status(1).uuids[UI_CURRENT], uuids[UI_CURRENT] & !1);
+        assert_eq!((world.status(0).state.role, world.status(0).state.peer), (Role::Primary, Role::Secondary));
+        assert_eq!(world.superblock(0).uuids, uuids, "durable");
+    });
+}
+
+fn mixed_io(world: &mut World, node: usize, rounds: u64) {
+    for _ in 0..rounds {
+        for _ in 0..world.random.between(1, 12) {
+            let count = world.random.pick(&[1, 1, 3, 7, 8, 8, 8, 9, 16, 40, 256, 2048]);
+            let near = world.random.percent(60);
+            let room = if near { 4096 } else { world.config.sectors };
+            let sector = world.random.below(room - count);
+            let action = match world.random.below(20) {
+                0..=6 => Action::Read,
+                7 => Action::Discard,
+                8 => Action::WriteZeroes,
+                9 => Action::Write { fua: true },
+                10 => Action::Flush,
+                _ => WRITE,
+            };
+            let (sector, count) = if action == Action::Flush { (0, 0) } else { (sector, count) };
+            world.start(node, action, sector, count);
+        }
+        let wait = world.random.below(4);
+        world.run_for_ms(wait);
+    }
+    let open = |world: &World| world.operations.iter().all(|operation| operation.result.is_some() || operation.lost);
+    world.run_until("all operations", 60_000, open);
+}
+
+#[track_caller]
+fn all_succeeded(world: &World) {
+    for (number, operation) in world.operations.iter().enumerate() {
+        assert_eq!(operation.result, Some(Ok(())), "#{number} {operation:?}");
+    }
+}
+
+fn io_under(protocol: WireProtocol) {
+    with_config(
+        |config| config.net.wire_protocol = protocol,
+        |mut world| {
+            synced(&mut world);
+            mixed_io(&mut world, 0, 60);
+            all_succeeded(&world);
+            quiet(&mut world);
+            assert_eq!(world.faults, []);
+        },
+    );
+}
+
+#[test]
+fn mixed_io_under_protocol_a() {
+    io_under(WireProtocol::A);
+}
+
+#[test]
+fn mixed_io_under_protocol_b() {
+    io_under(WireProtocol::B);
+}
+
+#[test]
+fn mixed_io_under_protocol_c() {
+    io_under(WireProtocol::C);
+}
+
+#[test]
+fn io_while_the_first_resync_runs() {
+    with_seeds(|mut world| {
+        connected(&mut world);
+        assert_eq!(world.admin(0, primary(true)), 1);
+        world.run_for_ms(50);
+        mixed_io(&mut world, 0, 100);
+        all_succeeded(&world);
+        up_to_date(&mut world);
+        quiet(&mut world);
+    });
+}
+
+#[test]
+fn an_outage_is_resynced_by_bitmap() {
+    with_seeds(|mut world| {
+        synced(&mut world);
+        let before = world.status(0).uuids[UI_CURRENT] & !1;
+        mixed_io(&mut world, 0, 5);
+        world.set_network(false);
+        mixed_io(&mut world, 0, 20);
+        world.run_until("loss noticed", 60_000, |world| {
+            (0..2).all(|node| world.status(node).state.conn == Conn::WFConnection)
+        });
+        mixed_io(&mut world, 0, 20);
+        let bits = world.status(0).bits_out_of_sync;
+        assert!(bits > 0 && bits < world.config.sectors / 8, "{bits} bits");
+        assert_eq!(world.status(0).uuids[UI_BITMAP], before);
+        world.set_network(true);
+        world.run_for_ms(20);
+        mixed_io(&mut world, 0, 50);
+        up_to_date(&mut world);
+        all_succeeded(&world);
+        quiet(&mut world);
+        // spec: metadata 6.5, link loss while Primary
+        let uuids = world.status(0).uuids;
+        assert_eq!(uuids[UI_HISTORY_END], before);
+        assert_eq!(uuids[UI_HISTORY_START], before + (1 << 48));
+    });
+}
+
+#[test]
+fn roles_change_both_ways() {
+    with_seeds(|mut world| {
+        synced(&mut world);
+        for round in 0..4 {
+            let (from, to) = (round % 2, 1 - round % 2);
+            mixed_io(&mut world, from, 10);
+            assert_eq!(world.admin(to, primary(false)), -1, "two Primaries");
+            assert_eq!(world.admin(from, secondary()), 1);
+            assert_eq!(world.admin(to, primary(false)), 1);
+            mixed_io(&mut world, to, 10);
+            let roles = [0, 1].map(|node| world.status(node).state.role);
+            assert_eq!((roles[to], roles[from]), (Role::Primary, Role::Secondary));
+        }
+        all_succeeded(&world);
+        quiet(&mut world);
+    });
+}
+
+#[test]
+fn an_orderly_disconnect_and_connect() {
+    with_seeds(|mut world| {
+        synced(&mut world);
+        mixed_io(&mut world, 0, 5);
+        assert_eq!(world.admin(1, AdminRequest::Disconnect { force: false }), 101);
+        assert_eq!(world.status(1).state.conn, Conn::StandAlone);
+        world.run_for_ms(3000);
+        // spec: wire-protocol 12.5
+        assert_eq!(world.status(0).state.conn, Conn::WFConnection);
+        assert_eq!(world.faults, []);
+        mixed_io(&mut world, 0, 10);
+        assert_eq!(world.connect(1), 1);
+        up_to_date(&mut world);
+        // The Primary leaves.
+        assert_eq!(world.admin(0, AdminRequest::Disconnect { force: false }), 101);
+        world.run_for_ms(3000);
+        assert_eq!(world.status(0).state.conn, Conn::StandAlone);
+        assert_eq!(world.status(1).state.conn, Conn::WFConnection);
+        assert_eq!(world.status(1).state.disk, Disk::UpToDate);
+        mixed_io(&mut world, 0, 10);
+        assert_eq!(world.connect(0), 1);
+        up_to_date(&mut world);
+        all_succeeded(&world);
+        quiet(&mut world);
+    });
+}
+
+#[test]
+fn detach_and_attach_while_connected() {
+    with_seeds(|mut world| {
+        synced(&mut world);
+        mixed_io(&mut world, 0, 5);
+        // The Secondary's disk.
+        assert_eq!(world.admin(1, AdminRequest::Detach { volume: VOLUME, force: false }), 1);
+        assert_eq!(world.status(1).state.disk, Disk::Diskless);
+        mixed_io(&mut world, 0, 10);
+        assert_eq!(world.status(0).state.pdsk, Disk::Diskless);
+        assert_eq!(world.attach(1), 101);
+        up_to_date(&mut world);
+        quiet(&mut world);
+        // The Primary's disk: everything goes through the peer.
+        assert_eq!(world.admin(0, AdminRequest::Detach { volume: VOLUME, force: false }), 1);
+        assert_eq!((world.status(0).state.disk, world.status(0).has_disk), (Disk::Diskless, false));
+        mixed_io(&mut world, 0, 10);
+        all_succeeded(&world);
+        assert_eq!(world.attach(0), 101);
+        mixed_io(&mut world, 0, 10);
+        up_to_date(&mut world);
+        all_succeeded(&world);
+        quiet(&mut world);
+    });
+}
+
+#[test]
+fn a_peer_crashes_and_comes_back() {
+    with_seeds(|mut world| {
+        synced(&mut world);
+        mixed_io(&mut world, 0, 10);
+        world.start(0, WRITE, 0, 8);
+        world.power_cut(1);
+        mixed_io(&mut world, 0, 10);
+        world.run_until("loss noticed", 60_000, |world| world.status(0).state.conn == Conn::WFConnection);
+        mixed_io(&mut world, 0, 10);
+        world.boot(1);
+        assert_eq!(world.attach(1), 101);
+        assert_eq!(world.connect(1), 1);
+        up_to_date(&mut world);
+        all_succeeded(&world);
+        quiet(&mut world);
+    });
+}
+
+/// Everything the application was told is done is on this node's disk.
+#[track_caller]
+fn acknowledged_is_on_disk(world: &World, node: usize) {
+    for sector in world.oracle.sectors() {
+        let stamp = world.nodes[node].data.get(sector);
+        if let Err(reason) = world.oracle.check(sector, stamp, world.now_us(), world.now_us()) {
+            panic!("node {node}: {reason}");
+        }
+    }
+}
+
+#[test]
+fn a_primary_crashes_and_the_other_takes_over() {
+    with_seeds(|mut world| {
+        synced(&mut world);
+        mixed_io(&mut world, 0, 10);
+        for sector in 0..20 {
+            world.start(0, WRITE, sector * 4, 8);
+        }
+        world.run_for_ms(1);
+        world.power_cut(0);
+        world.run_until("loss noticed", 60_000, |world| world.status(1).state.conn == Conn::WFConnection);
+        acknowledged_is_on_disk(&world, 1);
+        assert_eq!(world.admin(1, primary(false)), 1);
+        mixed_io(&mut world, 1, 10);
+        world.boot(0);
+        assert_eq!(world.attach(0), 101);
+        assert_eq!(world.connect(0), 1);
+        up_to_date(&mut world);
+        mixed_io(&mut world, 1, 10);
+        quiet(&mut world);
+        acknowledged_is_on_disk(&world, 0);
+    });
+}
+
+#[test]
+fn a_split_brain_is_refused() {
+    with_seeds(|mut world| {
+        synced(&mut world);
+        world.set_network(false);
+        world.run_until("loss noticed", 60_000, |world| {
+            (0..2).all(|node| world.status(node).state.conn == Conn::WFConnection)
+        });
+        assert_eq!(world.admin(1, primary(false)), 1);
+        assert_eq!(world.io(0, WRITE, 0, 8), Ok(()));
+        assert_eq!(world.io(1, WRITE, 800, 8), Ok(()));
+        world.set_network(true);
+        world.run_until("split brain", 30_000, |world| {
+            (0..2).all(|node| matches!(world.status(node).state.conn, Conn::StandAlone | Conn::WFConnection))
+                && (0..2).any(|node| world.status(node).state.conn == Conn::StandAlone)
+        });
+        world.run_for_ms(5000);
+        assert_eq!((world.nodes[0].data.get(0), world.nodes[0].data.get(800)), (1, 0));
+        assert_eq!((world.nodes[1].data.get(0), world.nodes[1].data.get(800)), (0, 2));
+        // The administrator decides whose changes are lost.
+        assert_eq!(world.admin(1, secondary()), 1);
+        let _code = world.admin(1, AdminRequest::Disconnect { force: false });
+        let _code = world.admin(0, AdminRequest::Disconnect { force: false });
+        let mut conf = world.config.net;
+        conf.discard_my_data = true;
+        assert_eq!(world.admin(1, AdminRequest::Connect { conf: &conf }), 1);
+        assert_eq!(world.connect(0), 1);
+        up_to_date(&mut world);
+        quiet(&mut world);
+        assert_eq!((world.nodes[1].data.get(0), world.nodes[1].data.get(800)), (1, 0));
+    });
+}
+
+#[test]
+fn a_local_read_error_is_served_by_the_peer() {
+    with_seeds(|mut world| {
+        synced(&mut world);
+        mixed_io(&mut world, 0, 5);
+        world.nodes[0].faults.read_percent = 100;
+        mixed_io(&mut world, 0, 10);
+        all_succeeded(&world);
+        world.run_until("the disk is let go", 10_000, |world| !world.status(0).has_disk);
+        world.nodes[0].faults.read_percent = 0;
+        assert_eq!(world.attach(0), 101);
+        up_to_date(&mut world);
+        quiet(&mut world);
+    });
+}
+
+#[test]
+fn a_write_error_on_either_side_goes_unnoticed_by_the_application() {
+    for bad in 0..2 {
+        with_seeds(|mut world| {
+            synced(&mut world);
+            world.nodes[bad].faults.write_percent = 100;
+            mixed_io(&mut world, 0, 10);
+            world.run_until("the disk is let go", 10_000, |world| !world.status(bad).has_disk);
+            mixed_io(&mut world, 0, 10);
+            all_succeeded(&world);
+            world.nodes[bad].faults.write_percent = 0;
+            assert_eq!(world.attach(bad), 101);
+            up_to_date(&mut world);
+            quiet(&mut world);
+        });
+    }
+}
+
+#[test]
+fn a_failing_meta_data_disk_is_detached() {
+    for bad in 0..2 {
+        with_config(
+            |config| config.sectors = 1 << 20,
+            |mut world| {
+                synced(&mut world);
+                world.nodes[bad].faults.meta_percent = 100;
+                mixed_io(&mut world, 0, 30);
+                assert_eq!(world.admin(0, AdminRequest::Disconnect { force: false }), 101);
+                world.run_until("the disk is let go", 10_000, |world| !world.status(bad).has_disk);
+                world.nodes[bad].faults.meta_percent = 0;
+            },
+        );
+    }
+}
+
+#[test]
+fn invalidate_copies_everything_again() {
+    with_seeds(|mut world| {
+        synced(&mut world);
+        mixed_io(&mut world, 0, 10);
+        assert_eq!(world.admin(1, AdminRequest::Invalidate { volume: VOLUME }), 1);
+        mixed_io(&mut world, 0, 10);
+        up_to_date(&mut world);
+        assert_eq!(world.admin(0, AdminRequest::InvalidateRemote { volume: VOLUME }), 1);
+        mixed_io(&mut world, 0, 10);
+        up_to_date(&mut world);
+        all_succeeded(&world);
+        quiet(&mut world);
+    });
+}
+
+#[test]
+fn the_initial_sync_can_be_skipped() {
+    with_seeds(|mut world| {
+        connected(&mut world);
+        assert_eq!(world.admin(0, AdminRequest::NewCurrentUuid { volume: VOLUME, clear_bitmap: true }), 101);
+        up_to_date(&mut world);
+        quiet(&mut world);
+        assert_eq!(world.admin(1, primary(false)), 1);
+        mixed_io(&mut world, 1, 10);
+        all_succeeded(&world);
+        quiet(&mut world);
+    });
+}
+
+#[test]
+fn the_activity_log_is_smaller_than_the_working_set() {
+    with_config(
+        |config| config.sectors = 1 << 21, // 256 extents
+        |mut world| {
+            connected(&mut world);
+            assert_eq!(world.admin(0, AdminRequest::NewCurrentUuid { volume: VOLUME, clear_bitmap: true }), 101);
+            up_to_date(&mut world);
+            assert_eq!(world.admin(0, primary(false)), 1);
+            for round in 0..6 {
+                for extent in 0..256 {
+                    world.start(0, WRITE, extent * 8192 + round, 8);
+                }
+                world.run_for_ms(5);
+            }
+            mixed_io(&mut world, 0, 1);
+            all_succeeded(&world);
+            assert!(world.status(0).counters.activity_log_writes > 5);
+            quiet(&mut world);
+            for extent in 0..256 {
+                world.start(0, WRITE, extent * 8192, 8);
+            }
+            world.run_for_ms(2);
+            world.power_cut(0);
+            world.run_until("loss noticed", 60_000, |world| world.status(1).state.conn == Conn::WFConnection);
+            acknowledged_is_on_disk(&world, 1);
+            world.boot(0);
+            assert_eq!(world.attach(0), 101);
+            assert!(world.status(0).bits_out_of_sync > 0, "the activity log was replayed");
+            assert_eq!(world.connect(0), 1);
+            up_to_date(&mut world);
+            quiet(&mut world);
+        },
+    );
+}
+
+#[test]
+fn detach_of_both_and_down() {
+    with_seeds(|mut world| {
+        synced(&mut world);
+        mixed_io(&mut world, 0, 3);
+        assert_eq!(world.admin(0, secondary()), 1);
+        for node in 0..2 {
+            assert_eq!(world.admin(node, AdminRequest::Disconnect { force: false }), 101);
+            assert_eq!(world.admin(node, AdminRequest::Detach { volume: VOLUME, force: false }), 1);
+        }
+        world.run_for_ms(1000);
+        for node in 0..2 {
+            assert_eq!(world.status(node).state.conn, Conn::StandAlone);
+            assert_eq!(world.engine_of(node).usage(), Default::default(), "{}", world.describe());
+            assert_eq!(world.engine(node, |engine, now| engine.remove_volume(VOLUME, now)), Ok(()));
+        }
+    });
+}
