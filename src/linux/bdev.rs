@@ -9,12 +9,15 @@ use kernel::prelude::*;
 use kernel::sync::Arc;
 
 /// Who holds a device exclusively. All devices opened with the same holder may be the same device.
-pub(crate) struct Holder(u8);
+pub(crate) struct Holder {
+    /// The kernel compares addresses, so it must have one of its own.
+    _place: u8,
+}
 
 impl Holder {
     /// Makes a holder. May sleep.
     pub(crate) fn new() -> Result<Arc<Holder>> {
-        Ok(Arc::new(Holder(0), GFP_KERNEL)?)
+        Ok(Arc::new(Holder { _place: 0 }, GFP_KERNEL)?)
     }
 }
 
@@ -72,23 +75,13 @@ impl LowerDevice {
             unsafe { raw::bdev_fput(file.as_ptr()) };
             return Err(ENODEV);
         };
-        Ok(LowerDevice {
-            file,
-            bdev,
-            _holder: holder.clone(),
-        })
+        Ok(LowerDevice { file, bdev, _holder: holder.clone() })
     }
 
     /// Its size in sectors of 512 bytes.
     pub(crate) fn size_sectors(&self) -> u64 {
         // SAFETY: The device is open.
         unsafe { raw::drbd_h_bdev_nr_sectors(self.as_raw()) }
-    }
-
-    /// True when writing is not allowed.
-    pub(crate) fn is_read_only(&self) -> bool {
-        // SAFETY: The device is open.
-        unsafe { raw::drbd_h_bdev_read_only(self.as_raw()) }
     }
 
     /// Device number as `stat(2)` encodes it: tells whether two paths are one device.

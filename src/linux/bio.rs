@@ -116,10 +116,7 @@ impl OwnedBio {
     /// # Safety
     /// `bio` was handed to a disk's submit function, which gives it up with this call.
     pub(super) unsafe fn from_raw(bio: NonNull<raw::bio>) -> OwnedBio {
-        OwnedBio {
-            bio,
-            accounted_from: None,
-        }
+        OwnedBio { bio, accounted_from: None }
     }
 
     #[inline]
@@ -137,9 +134,9 @@ impl OwnedBio {
             raw::DRBD_CONST_REQ_OP_READ => BioOp::Read,
             raw::DRBD_CONST_REQ_OP_WRITE | raw::DRBD_CONST_REQ_OP_FLUSH => BioOp::Write,
             raw::DRBD_CONST_REQ_OP_DISCARD => BioOp::Discard,
-            raw::DRBD_CONST_REQ_OP_WRITE_ZEROES => BioOp::WriteZeroes {
-                unmap: bits & raw::DRBD_CONST_REQ_NOUNMAP == 0,
-            },
+            raw::DRBD_CONST_REQ_OP_WRITE_ZEROES => {
+                BioOp::WriteZeroes { unmap: bits & raw::DRBD_CONST_REQ_NOUNMAP == 0 }
+            }
             _ => BioOp::Other,
         }
     }
@@ -198,11 +195,7 @@ impl OwnedBio {
 
 impl Drop for OwnedBio {
     fn drop(&mut self) {
-        OwnedBio {
-            bio: self.bio,
-            accounted_from: self.accounted_from.take(),
-        }
-        .complete(Status::IO_ERROR);
+        OwnedBio { bio: self.bio, accounted_from: self.accounted_from.take() }.complete(Status::IO_ERROR);
     }
 }
 
@@ -270,10 +263,7 @@ unsafe impl Send for BioList {}
 impl BioList {
     /// An empty list.
     pub(crate) const fn new() -> BioList {
-        BioList {
-            head: ptr::null_mut(),
-            tail: ptr::null_mut(),
-        }
+        BioList { head: ptr::null_mut(), tail: ptr::null_mut() }
     }
 
     /// True when nothing is in it.
@@ -314,10 +304,7 @@ impl BioList {
         self.head = unsafe { (*bio.as_ptr()).bi_next };
         // SAFETY: As above.
         unsafe { (*bio.as_ptr()).bi_next = ptr::null_mut() };
-        Some(OwnedBio {
-            bio,
-            accounted_from: None,
-        })
+        Some(OwnedBio { bio, accounted_from: None })
     }
 }
 
@@ -368,6 +355,7 @@ struct Context<T: Owner> {
 /// What keeps the memory of a lower request alive.
 enum Memory {
     None,
+    #[allow(dead_code)] // Kept to be dropped.
     Lent(Lent),
     Pages(PageChain),
 }
@@ -424,14 +412,7 @@ pub(crate) fn submit_clone<T: Owner>(owner: DeferredArc<T>, tag: T::Tag, lent: L
     // SAFETY: Device and set live as long as the owner, which the context keeps alive; the original lives as long as
     // the loan, which the context keeps as well.
     let bio = unsafe { raw::drbd_h_bio_alloc_clone(bdev, lent.bio.as_ptr(), set) };
-    start(
-        bio,
-        Context {
-            owner,
-            tag,
-            memory: Memory::Lent(lent),
-        },
-    );
+    start(bio, Context { owner, tag, memory: Memory::Lent(lent) });
 }
 
 /// Reads into or writes from `pages`, starting at `sector`. Process context; may wait for memory.
@@ -443,11 +424,7 @@ pub(crate) fn submit_pages<T: Owner>(
     sector: u64,
     pages: PageChain,
 ) {
-    let op = if write {
-        raw::DRBD_CONST_REQ_OP_WRITE
-    } else {
-        raw::DRBD_CONST_REQ_OP_READ
-    };
+    let op = if write { raw::DRBD_CONST_REQ_OP_WRITE } else { raw::DRBD_CONST_REQ_OP_READ };
     let count = pages.pieces().count().min(MAX_VECTORS);
     let (bdev, set) = (owner.device(&tag).as_raw(), owner.bios().set.get());
     // CAST: At most `MAX_VECTORS`.
@@ -461,34 +438,16 @@ pub(crate) fn submit_pages<T: Owner>(
             unsafe { raw::__bio_add_page(bio, page, bytes as c_uint, 0) };
         }
     }
-    start(
-        bio,
-        Context {
-            owner,
-            tag,
-            memory: Memory::Pages(pages),
-        },
-    );
+    start(bio, Context { owner, tag, memory: Memory::Pages(pages) });
 }
 
 /// Flushes the write cache of the lower device. Process context; may wait for memory.
 pub(crate) fn submit_flush<T: Owner>(owner: DeferredArc<T>, tag: T::Tag) {
-    let flags = BioFlags {
-        preflush: true,
-        sync: true,
-        ..BioFlags::default()
-    };
+    let flags = BioFlags { preflush: true, sync: true, ..BioFlags::default() };
     let (bdev, set) = (owner.device(&tag).as_raw(), owner.bios().set.get());
     // SAFETY: Device and set live as long as the owner, which the context keeps alive.
     let bio = unsafe { raw::drbd_h_bio_alloc(bdev, 0, raw::DRBD_CONST_REQ_OP_WRITE | flags.bits(), set) };
-    start(
-        bio,
-        Context {
-            owner,
-            tag,
-            memory: Memory::None,
-        },
-    );
+    start(bio, Context { owner, tag, memory: Memory::None });
 }
 
 /// Attaches the context to a fresh request of the owner's set and sends it off; without a request, reports an error.
@@ -522,11 +481,7 @@ unsafe extern "C" fn ended<T: Owner>(bio: *mut raw::bio) {
     let status = unsafe { (*bio).bi_status };
     // SAFETY: The reference from the allocation; the set is alive, the context still has its owner.
     unsafe { raw::bio_put(bio) };
-    context.finish(if status == Status::OK.0 {
-        Ok(())
-    } else {
-        Err(Status(status))
-    });
+    context.finish(if status == Status::OK.0 { Ok(()) } else { Err(Status(status)) });
 }
 
 impl<T: Owner> Context<T> {

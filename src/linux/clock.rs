@@ -10,13 +10,6 @@ pub(crate) fn monotonic_ms() -> u64 {
     unsafe { raw::drbd_h_ktime_get_ms() }
 }
 
-/// Seconds since the epoch.
-#[inline]
-pub(crate) fn real_seconds() -> i64 {
-    // SAFETY: No requirements.
-    unsafe { raw::drbd_h_real_seconds() }
-}
-
 /// A random number of cryptographic quality.
 #[inline]
 pub(crate) fn random_u64() -> u64 {

@@ -100,11 +100,7 @@ impl DiskLimits {
         limits.io_min = self.io_min_bytes;
         limits.io_opt = self.io_opt_bytes;
         limits.max_hw_discard_sectors = self.max_discard_bytes / 512;
-        limits.discard_granularity = if self.max_discard_bytes > 0 {
-            self.discard_granularity_bytes
-        } else {
-            0
-        };
+        limits.discard_granularity = if self.max_discard_bytes > 0 { self.discard_granularity_bytes } else { 0 };
         limits.max_write_zeroes_sectors = self.max_write_zeroes_bytes / 512;
         limits.max_hw_wzeroes_unmap_sectors = 0;
     }
@@ -153,9 +149,7 @@ impl<T: DiskOps> Disk<T> {
             // SAFETY: Completely filled in.
             to_result(unsafe { raw::drbd_h_add_disk(disk.as_ptr()) }).inspect_err(|_| {
                 // SAFETY: `free` is not called for a disk that was not added.
-                drop(core::mem::ManuallyDrop::into_inner(unsafe {
-                    operations_of::<T>(disk.as_ptr())
-                }));
+                drop(core::mem::ManuallyDrop::into_inner(unsafe { operations_of::<T>(disk.as_ptr()) }));
                 LIVE_DISKS.fetch_sub(1, Full);
             })
         });
@@ -164,10 +158,7 @@ impl<T: DiskOps> Disk<T> {
             unsafe { raw::put_disk(disk.as_ptr()) };
             return Err(error);
         }
-        Ok(Disk {
-            disk,
-            _operations: PhantomData,
-        })
+        Ok(Disk { disk, _operations: PhantomData })
     }
 
     fn fill(disk: NonNull<raw::gendisk>, minor: u32) -> Result {

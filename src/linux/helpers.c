@@ -42,19 +42,9 @@ bool drbd_h_wq_has_sleeper(struct wait_queue_head *queue)
 	return wq_has_sleeper(queue);
 }
 
-void drbd_h_mod_timer_ms(struct timer_list *timer, unsigned int ms)
-{
-	mod_timer(timer, jiffies + msecs_to_jiffies(ms));
-}
-
 u64 drbd_h_ktime_get_ms(void)
 {
 	return ktime_get_ns() / NSEC_PER_MSEC;
-}
-
-s64 drbd_h_real_seconds(void)
-{
-	return ktime_get_real_seconds();
 }
 
 void *drbd_h_page_address(struct page *page)
@@ -124,11 +114,6 @@ unsigned int drbd_h_bdev_max_discard_sectors(struct block_device *bdev)
 	return bdev_max_discard_sectors(bdev);
 }
 
-bool drbd_h_bdev_read_only(struct block_device *bdev)
-{
-	return bdev_read_only(bdev);
-}
-
 u32 drbd_h_bdev_dev(struct block_device *bdev)
 {
 	return bdev->bd_dev;
@@ -175,11 +160,6 @@ int drbd_h_add_disk(struct gendisk *disk)
 u64 drbd_h_get_capacity(struct gendisk *disk)
 {
 	return get_capacity(disk);
-}
-
-bool drbd_h_get_disk_ro(struct gendisk *disk)
-{
-	return get_disk_ro(disk);
 }
 
 void drbd_h_disk_uevent_change(struct gendisk *disk)

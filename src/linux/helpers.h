@@ -12,7 +12,6 @@
 #include <linux/mempool.h>
 #include <linux/mm.h>
 #include <linux/spinlock.h>
-#include <linux/timer.h>
 #include <linux/wait.h>
 
 /* ---- disks, memory, time ---- */
@@ -24,9 +23,7 @@ unsigned int drbd_h_memalloc_noio_save(void);
 void drbd_h_memalloc_noio_restore(unsigned int flags);
 void drbd_h_might_sleep(void);
 bool drbd_h_wq_has_sleeper(struct wait_queue_head *queue);
-void drbd_h_mod_timer_ms(struct timer_list *timer, unsigned int ms);
 u64 drbd_h_ktime_get_ms(void);
-s64 drbd_h_real_seconds(void);
 
 /* pages */
 void *drbd_h_page_address(struct page *page);
@@ -44,7 +41,6 @@ struct file *drbd_h_bdev_open(const char *path, bool exclusive, void *holder);
 u64 drbd_h_bdev_nr_sectors(struct block_device *bdev);
 const struct queue_limits *drbd_h_bdev_limits(struct block_device *bdev);
 unsigned int drbd_h_bdev_max_discard_sectors(struct block_device *bdev);
-bool drbd_h_bdev_read_only(struct block_device *bdev);
 u32 drbd_h_bdev_dev(struct block_device *bdev);
 
 /* bios */
@@ -58,7 +54,6 @@ void drbd_h_blk_start_plug(struct blk_plug *plug);
 struct gendisk *drbd_h_alloc_disk(struct queue_limits *limits);
 int drbd_h_add_disk(struct gendisk *disk);
 u64 drbd_h_get_capacity(struct gendisk *disk);
-bool drbd_h_get_disk_ro(struct gendisk *disk);
 void drbd_h_disk_uevent_change(struct gendisk *disk);
 void drbd_h_queue_limits_start_update(struct gendisk *disk, struct queue_limits *limits);
 int drbd_h_queue_limits_commit(struct gendisk *disk, struct queue_limits *limits);

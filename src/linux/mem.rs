@@ -123,11 +123,7 @@ impl PageChain {
     /// fail. The contents are whatever was there before.
     pub(crate) fn new(pool: &Arc<PagePool>, bytes: usize) -> PageChain {
         let bytes = bytes.min(MAX_CHAIN_BYTES);
-        let mut chain = PageChain {
-            head: ptr::null_mut(),
-            bytes,
-            pool: pool.clone(),
-        };
+        let mut chain = PageChain { head: ptr::null_mut(), bytes, pool: pool.clone() };
         let mut tail = ptr::null_mut();
         let mut left = bytes.div_ceil(PAGE_BYTES);
         while left > 0 {
@@ -165,14 +161,6 @@ impl PageChain {
         self.bytes
     }
 
-    /// The data, piece by piece.
-    pub(crate) fn segments(&self) -> impl Iterator<Item = &[u8]> {
-        self.pieces().map(|piece| {
-            // SAFETY: The pieces are owned by `self`, which is borrowed as long as the slices live.
-            unsafe { core::slice::from_raw_parts(piece.address(), piece.bytes) }
-        })
-    }
-
     /// The memory, piece by piece.
     pub(crate) fn segments_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
         self.pieces().map(|piece| {
@@ -190,28 +178,14 @@ impl PageChain {
     pub(crate) fn first_page(&self) -> Option<&[u8; PAGE_BYTES]> {
         let page = NonNull::new(self.head)?;
         // SAFETY: A piece has at least one page, owned by `self`, which is borrowed as long as the reference lives.
-        Some(unsafe {
-            &*Piece {
-                page: page.as_ptr(),
-                bytes: PAGE_BYTES,
-            }
-            .address()
-            .cast()
-        })
+        Some(unsafe { &*Piece { page: page.as_ptr(), bytes: PAGE_BYTES }.address().cast() })
     }
 
     /// The first page, whole; nothing if the chain was made for 0 bytes.
     pub(crate) fn first_page_mut(&mut self) -> Option<&mut [u8; PAGE_BYTES]> {
         let page = NonNull::new(self.head)?;
         // SAFETY: A piece has at least one page, owned by `self`, which is borrowed as long as the reference lives.
-        Some(unsafe {
-            &mut *Piece {
-                page: page.as_ptr(),
-                bytes: PAGE_BYTES,
-            }
-            .address()
-            .cast()
-        })
+        Some(unsafe { &mut *Piece { page: page.as_ptr(), bytes: PAGE_BYTES }.address().cast() })
     }
 
     /// Fills everything with zeroes.
@@ -222,11 +196,7 @@ impl PageChain {
     }
 
     pub(super) fn pieces(&self) -> Pieces<'_> {
-        Pieces {
-            next: self.head,
-            left: self.bytes,
-            _chain: PhantomData,
-        }
+        Pieces { next: self.head, left: self.bytes, _chain: PhantomData }
     }
 
     /// Describes the data from `from_byte` on, as far as `vectors` is long enough. Returns the number of vectors.
@@ -240,11 +210,8 @@ impl PageChain {
             }
             let Some(vector) = vectors.get_mut(count) else { break };
             // CAST: A piece is at most 32 KiB.
-            *vector = raw::bio_vec {
-                bv_page: piece.page,
-                bv_len: (piece.bytes - offset) as u32,
-                bv_offset: offset as u32,
-            };
+            *vector =
+                raw::bio_vec { bv_page: piece.page, bv_len: (piece.bytes - offset) as u32, bv_offset: offset as u32 };
             count += 1;
         }
         count

@@ -26,6 +26,5 @@ pub(crate) mod sock;
 pub(crate) mod storage;
 pub(crate) mod sync;
 pub(crate) mod thread;
-pub(crate) mod timer;
 pub(crate) mod umh;
 pub(crate) mod work;

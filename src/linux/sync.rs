@@ -105,11 +105,7 @@ impl WaitQueue {
 
     /// Sleeps until `condition` holds.
     pub(crate) fn wait_until(&self, condition: impl FnMut() -> bool) {
-        self.wait(
-            raw::DRBD_CONST_TASK_IDLE,
-            raw::DRBD_CONST_MAX_SCHEDULE_TIMEOUT,
-            condition,
-        );
+        self.wait(raw::DRBD_CONST_TASK_IDLE, raw::DRBD_CONST_MAX_SCHEDULE_TIMEOUT, condition);
     }
 
     /// Sleeps until `condition` holds, but no longer than `timeout_ms`. True when the condition held.
@@ -119,11 +115,7 @@ impl WaitQueue {
 
     /// Sleeps until `condition` holds or the task, one that runs for a user, gets a signal.
     pub(crate) fn wait_until_signal(&self, condition: impl FnMut() -> bool) -> Result<(), Interrupted> {
-        match self.wait(
-            raw::DRBD_CONST_TASK_INTERRUPTIBLE,
-            raw::DRBD_CONST_MAX_SCHEDULE_TIMEOUT,
-            condition,
-        ) {
+        match self.wait(raw::DRBD_CONST_TASK_INTERRUPTIBLE, raw::DRBD_CONST_MAX_SCHEDULE_TIMEOUT, condition) {
             Ended::Signal => Err(Interrupted),
             Ended::Condition | Ended::Time => Ok(()),
         }

@@ -28,12 +28,6 @@ impl WorkQueue {
         QUEUE.xchg(queue, Full);
         Ok(WorkQueue(()))
     }
-
-    /// Waits until everything that is queued now has run. May sleep.
-    pub(crate) fn flush(&self) {
-        // SAFETY: The queue exists as long as `self`.
-        unsafe { raw::__flush_workqueue(QUEUE.load(Acquire)) }
-    }
 }
 
 impl Drop for WorkQueue {

@@ -58,11 +58,7 @@ impl Opened {
         let meta = if same { None } else { Some(meta) };
         let backing = Backing::new(volume.clone(), data, meta).map_err(|_| RetCode::Nomem)?;
         let superblock = backing.read_superblock(index)?;
-        Ok(Opened {
-            backing,
-            superblock,
-            index,
-        })
+        Ok(Opened { backing, superblock, index })
     }
 
     /// The devices.
@@ -102,9 +98,7 @@ impl Opened {
 
 fn open_device(volume: &Volume, path: &str, holder: &Arc<Holder>) -> Option<LowerDevice> {
     let opened = CString::try_from_fmt(fmt!("{path}")).and_then(|path| LowerDevice::open(&path, holder));
-    opened
-        .inspect_err(|error| pr_err!("drbd{}: cannot open {}: {:?}\n", volume.minor, path, error))
-        .ok()
+    opened.inspect_err(|error| pr_err!("drbd{}: cannot open {}: {:?}\n", volume.minor, path, error)).ok()
 }
 
 /// The devices a volume is made of.
@@ -212,9 +206,7 @@ impl Backing {
         check_meta_device(index, self.meta().size_sectors()).map_err(|_| RetCode::MdDiskTooSmall)?;
         let sector = superblock_sector(index, self.data.size_sectors()).map_err(|_| RetCode::MdDiskTooSmall)?;
         let mut pages = PageChain::new(self.page_pool(), PAGE_BYTES);
-        self.meta()
-            .read_wait(sector, &mut pages)
-            .map_err(|_| RetCode::IoMdDisk)?;
+        self.meta().read_wait(sector, &mut pages).map_err(|_| RetCode::IoMdDisk)?;
         Ok(pages)
     }
 

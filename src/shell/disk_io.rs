@@ -160,9 +160,7 @@ impl Batch {
             kick_all(locked, |locked, id| locked.block.backing(id).is_some());
         }
         if wakes.contains(Wakes::GATE) {
-            kick_all(locked, |locked, id| {
-                locked.block.parked(id).is_some_and(|parked| !parked.is_empty())
-            });
+            kick_all(locked, |locked, id| locked.block.parked(id).is_some_and(|parked| !parked.is_empty()));
         }
     }
 
@@ -232,13 +230,7 @@ impl Batch {
 
 /// Can be carried out while a request is being submitted to our disk: takes only a clone from the reserve.
 fn is_simple(io: &LocalIo) -> bool {
-    matches!(
-        io,
-        LocalIo::Request {
-            op: Op::Read | Op::Write | Op::Flush,
-            ..
-        }
-    )
+    matches!(io, LocalIo::Request { op: Op::Read | Op::Write | Op::Flush, .. })
 }
 
 /// Puts together what carrying out `io` needs. Under the lock.
@@ -257,23 +249,13 @@ fn order_of(locked: &mut Locked, io: LocalIo) -> Order {
             };
             match op {
                 Op::Discard | Op::WriteZeroes { .. } => {
-                    let range = Range {
-                        sector: upper.sector(),
-                        size_bytes: upper.bytes(),
-                    };
+                    let range = Range { sector: upper.sector(), size_bytes: upper.bytes() };
                     Order::Clear(backing, io, range, op)
                 }
                 Op::Read | Op::Write | Op::Flush => Order::Clone(backing, request, upper.lend()),
             }
         }
-        LocalIo::Peer {
-            peer,
-            op,
-            sector,
-            size_bytes,
-            flags,
-            ..
-        } => {
+        LocalIo::Peer { peer, op, sector, size_bytes, flags, .. } => {
             let range = Range { sector, size_bytes };
             match op {
                 Op::Discard | Op::WriteZeroes { .. } => Order::Clear(backing, io, range, op),
@@ -384,13 +366,7 @@ pub(crate) fn kick(locked: &Locked, id: VolumeId) {
 
 /// The engine's word for a result of the block layer.
 pub(crate) fn result_of(result: Result<(), Status>) -> IoResult {
-    result.map_err(|status| {
-        if status == Status::NOT_SUPPORTED {
-            IoError::NotSupported
-        } else {
-            IoError::Io
-        }
-    })
+    result.map_err(|status| if status == Status::NOT_SUPPORTED { IoError::NotSupported } else { IoError::Io })
 }
 
 /// The block layer's word for a result of the engine.
@@ -411,11 +387,5 @@ fn error_of(error: Error) -> IoError {
 }
 
 fn flags_of(flags: IoFlags) -> BioFlags {
-    BioFlags {
-        fua: flags.fua,
-        preflush: flags.preflush,
-        sync: flags.sync,
-        readahead: flags.readahead,
-        meta: false,
-    }
+    BioFlags { fua: flags.fua, preflush: flags.preflush, sync: flags.sync, readahead: flags.readahead, meta: false }
 }

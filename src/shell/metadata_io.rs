@@ -32,12 +32,6 @@ fn start(backing: DeferredArc<Backing>, io: MetadataIo, mut pages: PageChain) {
     }
     pages.truncate(io.size_bytes as usize);
     let durable = io.write && io.durable;
-    let flags = BioFlags {
-        fua: durable,
-        preflush: durable,
-        sync: true,
-        meta: true,
-        readahead: false,
-    };
+    let flags = BioFlags { fua: durable, preflush: durable, sync: true, meta: true, readahead: false };
     bio::submit_pages(backing, Tag::Metadata(io.ticket), io.write, flags, io.sector, pages);
 }

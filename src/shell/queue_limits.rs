@@ -30,11 +30,7 @@ pub(crate) fn compute(volume: &Volume) -> DiskLimits {
         return DiskLimits { max_request_bytes: most, ..UNATTACHED };
     };
     let lower = backing.data().limits();
-    let clears = if lower.max_discard_bytes > 0 {
-        MAX_CLEAR_BYTES
-    } else {
-        0
-    };
+    let clears = if lower.max_discard_bytes > 0 { MAX_CLEAR_BYTES } else { 0 };
     DiskLimits {
         max_request_bytes: most,
         logical_block_bytes: lower.logical_block_bytes,

@@ -70,9 +70,6 @@ impl<T> Slots<T> {
     #[inline]
     pub(crate) fn take(&mut self, name: impl SlotName) -> Option<T> {
         let (index, generation) = name.parts();
-        self.entries
-            .get_mut(index)?
-            .take_if(|(own, _)| *own == generation)
-            .map(|(_, entry)| entry)
+        self.entries.get_mut(index)?.take_if(|(own, _)| *own == generation).map(|(_, entry)| entry)
     }
 }

@@ -18,8 +18,8 @@ use crate::linux::sync::{new_wait_queue, WaitQueue};
 use crate::linux::work::DeferredArc;
 use crate::linux::{bio, clock, errno, param};
 use engine::netlink::RetCode;
-use engine::state::Disk as DiskState;
 use engine::resource::{IoFlags, IoRequest, Op, OpenError, Submit, VolumeId};
+use engine::state::Disk as DiskState;
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Full, Relaxed};
 use kernel::sync::{new_mutex, Arc, Mutex};
@@ -103,11 +103,7 @@ impl Volume {
             Err(error) => {
                 volume.leave_table();
                 pr_err!("drbd{}: cannot make the disk: {:?}\n", minor, error);
-                Err(if error == ENOMEM {
-                    RetCode::Nomem
-                } else {
-                    RetCode::MinorOrVolumeExists
-                })
+                Err(if error == ENOMEM { RetCode::Nomem } else { RetCode::MinorOrVolumeExists })
             }
         }
     }
@@ -151,18 +147,8 @@ impl Volume {
         let limits = &queue_limits::compute(self);
         let set = self.with_disk(|disk| disk.set_limits(limits)).unwrap_or(Ok(()));
         if let Err(error) = set {
-            pr_err!(
-                "drbd{}: the block layer refuses the limits {:?}: {:?}\n",
-                self.minor,
-                limits,
-                error
-            );
+            pr_err!("drbd{}: the block layer refuses the limits {:?}: {:?}\n", self.minor, limits, error);
         }
-    }
-
-    /// Size of the disk in sectors; 0 when it is gone.
-    pub(crate) fn size_sectors(&self) -> u64 {
-        self.with_disk(Disk::size_sectors).unwrap_or(0)
     }
 
     fn with_disk<R>(&self, f: impl FnOnce(&Disk<Volume>) -> R) -> Option<R> {
@@ -171,9 +157,7 @@ impl Volume {
 
     /// The devices the volume is made of, while attached.
     pub(crate) fn backing(&self) -> Option<DeferredArc<Backing>> {
-        self.resource
-            .locked
-            .with(|locked| locked.block.backing(self.id).cloned())
+        self.resource.locked.with(|locked| locked.block.backing(self.id).cloned())
     }
 
     /// Installs the devices for an attach that is about to begin. May sleep.
@@ -185,10 +169,7 @@ impl Volume {
             }
         });
         let backing = DeferredArc::new(backing.clone());
-        let old = self
-            .resource
-            .locked
-            .with(|locked| locked.block.set_backing(self.id, Some(backing)));
+        let old = self.resource.locked.with(|locked| locked.block.set_backing(self.id, Some(backing)));
         drop(old);
     }
 
@@ -205,10 +186,7 @@ impl Volume {
 
     /// Closes the devices, and returns when they are closed. May sleep.
     fn drop_backing(&self) {
-        let backing = self
-            .resource
-            .locked
-            .with(|locked| locked.block.set_backing(self.id, None));
+        let backing = self.resource.locked.with(|locked| locked.block.set_backing(self.id, None));
         let Some(backing) = backing else { return };
         self.with_disk(|disk| {
             for device in backing.devices() {
@@ -244,11 +222,8 @@ impl Volume {
     /// Offers a request to the engine. Gives it back with a status when it has to end at once.
     fn offer(&self, locked: &mut Locked, mut bio: OwnedBio, io: IoRequest, first: bool) -> Offer {
         let waits = locked.block.parked(self.id).is_none_or(|parked| !parked.is_empty());
-        let answer = if waits && first {
-            Submit::Later
-        } else {
-            locked.engine.submit(self.id, io, clock::monotonic_ms())
-        };
+        let answer =
+            if waits && first { Submit::Later } else { locked.engine.submit(self.id, io, clock::monotonic_ms()) };
         match answer {
             Submit::Accepted(request) => {
                 bio.start_accounting();
@@ -317,12 +292,7 @@ fn request_of(bio: &OwnedBio) -> Option<IoRequest> {
         readahead: flags.readahead,
         unplug: false,
     };
-    Some(IoRequest {
-        op,
-        sector: bio.sector(),
-        size_bytes,
-        flags,
-    })
+    Some(IoRequest { op, sector: bio.sector(), size_bytes, flags })
 }
 
 impl DiskOps for Volume {
@@ -331,9 +301,7 @@ impl DiskOps for Volume {
             bio.complete(Status::NOT_SUPPORTED);
             return;
         };
-        let offer = disk_io::enter(&self.resource, Context::Submit, |locked| {
-            self.offer(locked, bio, io, true)
-        });
+        let offer = disk_io::enter(&self.resource, Context::Submit, |locked| self.offer(locked, bio, io, true));
         if let Offer::End(bio, status) = offer {
             bio.complete(status);
         }
@@ -342,9 +310,7 @@ impl DiskOps for Volume {
     // spec: proc-and-sysfs 3; state-machine 13.6
     fn open(&self, write: bool) -> Result {
         let mut opens = self.opens.lock();
-        let answer = disk_io::enter(&self.resource, Context::Process, |locked| {
-            locked.engine.open(self.id, write)
-        });
+        let answer = disk_io::enter(&self.resource, Context::Process, |locked| locked.engine.open(self.id, write));
         match answer {
             Ok(()) if write => opens.writers += 1,
             Ok(()) => opens.readers += 1,
@@ -367,9 +333,7 @@ impl DiskOps for Volume {
             opens.writers = opens.writers.saturating_sub(1);
             true
         };
-        disk_io::enter(&self.resource, Context::Process, |locked| {
-            locked.engine.release(self.id, write)
-        });
+        disk_io::enter(&self.resource, Context::Process, |locked| locked.engine.release(self.id, write));
     }
 }
 
