@@ -106,9 +106,11 @@ impl<S: Storage> Engine<S> {
                 self.submit_local(id, LocalIo::Request { request, volume: id, op: Op::Read });
             }
             ReadPath::Peer => {
+                let epoch = self.link.epoch;
                 let Some(id) = self.requests.at_mut(request.index).map(|slot| {
                     slot.phase = Phase::Active;
                     slot.net = Net::Queued;
+                    slot.epoch = epoch;
                     slot.volume
                 }) else {
                     return;
@@ -655,10 +657,12 @@ impl<S: Storage> Engine<S> {
         }
         for index in 0..self.requests.capacity() as u16 {
             let request = self.requests.id(index);
+            let epoch = self.link.epoch;
             let Some(slot) = self.requests.at_mut(index) else { continue };
             let read = slot.phase == Phase::Active && slot.io.op == Op::Read;
             if read && matches!(slot.net, Net::Queued | Net::Waiting) {
                 slot.net = Net::Queued;
+                slot.epoch = epoch;
                 self.queue_data(DataOut::ReadRequest(request));
             }
         }

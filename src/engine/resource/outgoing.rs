@@ -184,8 +184,7 @@ impl<S: Storage> Engine<S> {
     /// A packet of another epoch comes next: close the last one first. spec: wire-protocol 3.6
     fn barrier_before(&mut self, entry: DataOut, buffer: &mut [u8]) -> Option<Outgoing> {
         let epoch = match entry {
-            DataOut::Write(id) => self.requests.get(id)?.epoch,
-            DataOut::ReadRequest(_) | DataOut::OutOfSync(_) => self.link.epoch,
+            DataOut::Write(id) | DataOut::ReadRequest(id) | DataOut::OutOfSync(id) => self.requests.get(id)?.epoch,
             _ => return None,
         };
         (epoch != self.link.sent_epoch).then(|| self.barrier(buffer)).flatten()

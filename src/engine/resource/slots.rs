@@ -74,7 +74,7 @@ pub(super) struct Request {
     pub(super) peer_in_sync: bool,
     pub(super) in_activity_log: bool,
     pub(super) in_overlaps: bool,
-    /// Epoch of a mirrored write.
+    /// Epoch in which it was given to the data socket's queue.
     pub(super) epoch: u32,
     /// Protocol in force when it was created.
     pub(super) protocol: WireProtocol,
