@@ -78,12 +78,7 @@ pub(crate) enum DumpStyle {
 impl Dump {
     /// An answer without messages.
     pub(crate) fn new(style: DumpStyle) -> Self {
-        Dump {
-            messages: KVVec::new(),
-            next: 0,
-            style,
-            end: Ok(()),
-        }
+        Dump { messages: KVVec::new(), next: 0, style, end: Ok(()) }
     }
 
     /// Adds a message.
@@ -191,10 +186,7 @@ impl<H: Handler> Family<H> {
             drop(unsafe { Arc::<H>::from_foreign(data) });
             return Err(error);
         }
-        Ok(Family {
-            data,
-            _handles: PhantomData,
-        })
+        Ok(Family { data, _handles: PhantomData })
     }
 }
 

@@ -77,11 +77,6 @@ void drbd_h_sock_nodelay(struct socket *sock)
 	tcp_sock_set_nodelay(sock->sk);
 }
 
-void drbd_h_sock_cork(struct socket *sock, bool on)
-{
-	tcp_sock_set_cork(sock->sk, on);
-}
-
 void drbd_h_sock_quickack(struct socket *sock)
 {
 	tcp_sock_set_quickack(sock->sk, 2);

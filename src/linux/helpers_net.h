@@ -22,7 +22,6 @@ void drbd_h_sock_send_timeout(struct socket *sock, unsigned int send_ms);
 void drbd_h_sock_receive_timeout(struct socket *sock, unsigned int receive_ms);
 void drbd_h_sock_priority(struct socket *sock, u32 priority);
 void drbd_h_sock_nodelay(struct socket *sock);
-void drbd_h_sock_cork(struct socket *sock, bool on);
 void drbd_h_sock_quickack(struct socket *sock);
 void drbd_h_sock_reuse(struct socket *sock);
 size_t drbd_h_sock_unread(struct socket *sock);

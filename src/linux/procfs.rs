@@ -42,11 +42,7 @@ impl<T: Show> ProcFile<T> {
         // SAFETY: the name is copied; `show::<T>` gets `data`, which stays valid until the entry is removed.
         let entry = unsafe { raw::drbd_h_proc_create(name.as_char_ptr(), Some(show::<T>), data) };
         match NonNull::new(entry) {
-            Some(entry) => Ok(ProcFile {
-                entry,
-                data,
-                _shows: PhantomData,
-            }),
+            Some(entry) => Ok(ProcFile { entry, data, _shows: PhantomData }),
             None => {
                 // SAFETY: no entry was created, so the reference is still ours.
                 drop(unsafe { Arc::<T>::from_foreign(data) });

@@ -55,10 +55,7 @@ impl SockAddr {
         }
         let mut bytes = [0; ADDRESS_BYTES_MAX];
         bytes.get_mut(..raw.len()).ok_or(EINVAL)?.copy_from_slice(raw);
-        Ok(SockAddr {
-            bytes,
-            length: raw.len(),
-        })
+        Ok(SockAddr { bytes, length: raw.len() })
     }
 
     /// The bytes as they were handed over; the control interface compares addresses by them.
@@ -88,11 +85,7 @@ impl SockAddr {
     }
 
     fn as_raw(&mut self) -> (*mut raw::sockaddr_unsized, kernel::ffi::c_int) {
-        let length = if self.family() == raw::AF_INET6 {
-            Self::IPV6_BYTES
-        } else {
-            Self::IPV4_BYTES
-        };
+        let length = if self.family() == raw::AF_INET6 { Self::IPV6_BYTES } else { Self::IPV4_BYTES };
         (self.bytes.as_mut_ptr().cast(), length as kernel::ffi::c_int)
     }
 }
@@ -288,12 +281,6 @@ impl Stream {
         unsafe { raw::drbd_h_sock_nodelay(self.0.raw()) };
     }
 
-    /// Holds incomplete segments back (true), or sends them (false).
-    pub(crate) fn set_cork(&self, on: bool) {
-        // SAFETY: by the type's invariant.
-        unsafe { raw::drbd_h_sock_cork(self.0.raw(), on) };
-    }
-
     /// Acknowledges what has arrived without waiting for data to carry the acknowledgement.
     pub(crate) fn quick_ack(&self) {
         // SAFETY: by the type's invariant.
@@ -337,7 +324,13 @@ impl Stream {
     ///
     /// # Errors
     /// As [`Stream::send`].
-    pub(crate) fn send_pages(&self, pages: &PageChain, from_byte: usize, to_byte: usize, how: Sending) -> Result<usize> {
+    pub(crate) fn send_pages(
+        &self,
+        pages: &PageChain,
+        from_byte: usize,
+        to_byte: usize,
+        how: Sending,
+    ) -> Result<usize> {
         let mut bvecs = [const { EMPTY_BVEC }; SEGMENTS_PER_CALL];
         let count = pages.bvecs(from_byte, &mut bvecs);
         let bvecs = bvecs.get(..count).ok_or(EINVAL)?;
@@ -361,12 +354,7 @@ impl Stream {
     /// As [`Stream::send`].
     pub(crate) fn send_lent(&self, bio: &Lent, from_byte: usize, how: Sending) -> Result<usize> {
         let (bvecs, skip, bytes) = bio.raw_bvecs();
-        self.send_bvecs(
-            bvecs,
-            skip.saturating_add(from_byte),
-            bytes.saturating_sub(from_byte),
-            how,
-        )
+        self.send_bvecs(bvecs, skip.saturating_add(from_byte), bytes.saturating_sub(from_byte), how)
     }
 
     /// Receives bytes into an application's bio, from `from_byte` on; otherwise as [`Stream::receive_pages`].
@@ -399,16 +387,10 @@ impl Stream {
     }
 }
 
-const EMPTY_BVEC: raw::bio_vec = raw::bio_vec {
-    bv_page: core::ptr::null_mut(),
-    bv_len: 0,
-    bv_offset: 0,
-};
+const EMPTY_BVEC: raw::bio_vec = raw::bio_vec { bv_page: core::ptr::null_mut(), bv_len: 0, bv_offset: 0 };
 
 fn total_bytes(bvecs: &[raw::bio_vec]) -> usize {
-    bvecs
-        .iter()
-        .fold(0, |sum: usize, bvec| sum.saturating_add(bvec.bv_len as usize))
+    bvecs.iter().fold(0, |sum: usize, bvec| sum.saturating_add(bvec.bv_len as usize))
 }
 
 /// A count of bytes, or a negative errno.

@@ -60,13 +60,7 @@ impl Thread {
         const NO_NODE: c_int = -1;
         let name = ThreadName::new(name);
         let done = KBox::pin_init(Done::new(), GFP_KERNEL)?;
-        let start = KBox::new(
-            Start {
-                function,
-                done: done.completion.get(),
-            },
-            GFP_KERNEL,
-        )?;
+        let start = KBox::new(Start { function, done: done.completion.get() }, GFP_KERNEL)?;
         let start = KBox::into_raw(start);
         // SAFETY: `run::<F>` is a thread function and takes over `start`; the format takes one string, which is
         // NUL-terminated and copied.
@@ -124,10 +118,7 @@ struct ThreadName([u8; 16]);
 
 impl ThreadName {
     fn new(text: fmt::Arguments<'_>) -> Self {
-        let mut name = Cursor {
-            bytes: [0; 16],
-            used: 0,
-        };
+        let mut name = Cursor { bytes: [0; 16], used: 0 };
         // A name that is too long is cut.
         let _ = name.write_fmt(text);
         ThreadName(name.bytes)

@@ -19,10 +19,7 @@ const VARIABLES_MAX: usize = 8;
 pub(crate) fn run(program: &CStr, arguments: &[&CStr], environment: &[&CStr]) -> Result<i32> {
     let mut argv = [core::ptr::null_mut(); ARGUMENTS_MAX + 1];
     let mut envp = [core::ptr::null_mut(); VARIABLES_MAX + 1];
-    fill(
-        &mut argv,
-        Iterator::chain(core::iter::once(program), arguments.iter().copied()),
-    )?;
+    fill(&mut argv, Iterator::chain(core::iter::once(program), arguments.iter().copied()))?;
     fill(&mut envp, environment.iter().copied())?;
     // SAFETY: the path and both arrays with their strings outlive the call, which waits for the program's end; both
     // arrays end with a null pointer.

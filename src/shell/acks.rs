@@ -6,8 +6,8 @@
 //! packets to the engine out of its buffer.
 // spec: wire-protocol 10.1
 
-use super::log::log_info;
 use super::connection::{failed, is_running, tenths_ms, Closing, Sockets};
+use super::log::log_info;
 use super::resource::{Locked, Resource};
 use super::sender::{complete, Patience};
 use crate::linux::clock;
@@ -105,7 +105,7 @@ impl AckReceiver {
         self.take(header)?;
         let head = self.engine(|locked| locked.engine.meta_header(header, clock::monotonic_ms()))?;
         let mut body = [0; BODY_BYTES_MAX];
-        let Some(body) = body.get_mut(..head.body_bytes as usize) else {
+        let Some(body) = body.get_mut(..head.body_bytes) else {
             return Err(failed(&self.resource, LinkFailure::MetaReceive));
         };
         self.take(body)?;
@@ -137,8 +137,8 @@ impl AckReceiver {
                 Ok(())
             }
             Err(error) if error == EAGAIN => {
-                let arrived = self.sockets.packets_received.load(Relaxed) != packets
-                    || self.sockets.data.unread_bytes() > 0;
+                let arrived =
+                    self.sockets.packets_received.load(Relaxed) != packets || self.sockets.data.unread_bytes() > 0;
                 self.engine(|locked| locked.engine.meta_timeout(arrived, clock::monotonic_ms()))
             }
             Ok(_) => Err(failed(&self.resource, LinkFailure::MetaReceive)),

@@ -147,12 +147,8 @@ fn establish_and_serve(resource: &Arc<Resource>) {
     let established = establish::establish(resource, &addresses, &options);
     resource.link.lock().listener = None;
     if let Some(established) = established {
-        let sockets = Sockets {
-            data: established.data,
-            meta: established.meta,
-            options,
-            packets_received: Atomic::new(0),
-        };
+        let sockets =
+            Sockets { data: established.data, meta: established.meta, options, packets_received: Atomic::new(0) };
         match Arc::new(sockets, GFP_KERNEL) {
             Ok(sockets) => serve(resource, &sockets, established.resolve_conflicts),
             Err(_) => {

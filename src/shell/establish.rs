@@ -6,8 +6,8 @@
 //! supervisor ends each of them early when the link is not to be established any more.
 // spec: wire-protocol 1.2
 
-use super::log::log_error;
 use super::connection::{failed, tenths_ms, Closing, Link};
+use super::log::log_error;
 use super::resource::{ConnectionConfig, Resource};
 use crate::linux::sock::{Buffers, Listener, Stream};
 use crate::linux::{clock, errno};
@@ -38,17 +38,12 @@ pub(crate) struct Established {
 }
 
 /// Establishes both sockets; `None`: not any more, or not possible (which the engine was told).
-pub(crate) fn establish(
-    resource: &Arc<Resource>,
-    addresses: &ConnectionConfig,
-    net: &NetConf,
-) -> Option<Established> {
+pub(crate) fn establish(resource: &Arc<Resource>, addresses: &ConnectionConfig, net: &NetConf) -> Option<Established> {
     let listener = match listen(resource, addresses, net) {
         Ok(listener) => listener,
         Err(Closing) => return None,
     };
-    let mut attempt =
-        Attempt { resource, addresses, net, listener, data: None, meta: None, resolve_conflicts: false };
+    let mut attempt = Attempt { resource, addresses, net, listener, data: None, meta: None, resolve_conflicts: false };
     loop {
         match attempt.round() {
             Ok(Some(established)) => return Some(established),

@@ -265,8 +265,7 @@ fn tell_state(resource: &Resource, volume: &VolumeSnapshot, notice: &Notice) {
     let of_device = from.disk != to.disk;
     let pauses = |state: &State| (state.user_isp, state.peer_isp, state.aftr_isp);
     let replication = |state: &State| peer_device_info(state).peer_repl_state;
-    let of_peer =
-        from.pdsk != to.pdsk || replication(from) != replication(to) || pauses(from) != pauses(to);
+    let of_peer = from.pdsk != to.pdsk || replication(from) != replication(to) || pauses(from) != pauses(to);
     let about = |continues| Notification::new(resource, NotificationType::Change, continues);
     let mut counters = resource.shared.events.counters.lock();
     if of_resource {

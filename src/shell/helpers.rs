@@ -2,8 +2,8 @@
 //! Programs of user space that the module runs for events.
 // spec: netlink 10, state-machine 11
 
-use super::log::{log_info, log_warning};
 use super::events;
+use super::log::{log_info, log_warning};
 use super::resource::Resource;
 use crate::linux::param::{self, HELPER_PATH_BYTES};
 use crate::linux::umh;

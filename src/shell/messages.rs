@@ -266,11 +266,7 @@ pub(crate) fn volume_status(
 }
 
 /// Writes what GET_STATUS says about a resource without volumes.
-pub(crate) fn empty_resource_status(
-    w: &mut AttrWriter<'_>,
-    resource: &Resource,
-    now: &ResourceSnapshot,
-) -> Filled {
+pub(crate) fn empty_resource_status(w: &mut AttrWriter<'_>, resource: &Resource, now: &ResourceSnapshot) -> Filled {
     with_addresses(resource, resource_context(resource)).emit(w, Redact::Sensitive)?;
     now.options.emit(w, Redact::Sensitive)?;
     if let Some(net) = &now.net {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Receiving from the data socket: header, fixed part, then application data straight into the pages it belongs to.
 
-use super::log::log_info;
 use super::connection::{failed, is_running, Closing, Sockets};
+use super::log::log_info;
 use super::resource::{Locked, Resource};
 use crate::linux::clock;
 use crate::linux::mem::PageChain;
@@ -47,9 +47,9 @@ impl Receiver<'_> {
         self.packet_arrived();
         let head = self.engine(|locked| locked.engine.data_header(header, clock::monotonic_ms()))?;
         let mut body = core::mem::take(&mut self.body);
-        let next = self.body_of(&mut body, head.body_bytes as usize).and_then(|body| {
-            self.engine(|locked| locked.engine.data_packet(&head, body, clock::monotonic_ms()))
-        });
+        let next = self
+            .body_of(&mut body, head.body_bytes)
+            .and_then(|body| self.engine(|locked| locked.engine.data_packet(&head, body, clock::monotonic_ms())));
         self.body = body;
         match next? {
             Next::Packet => Ok(()),

@@ -8,9 +8,9 @@
 //! into the engine.
 
 use super::connection::Link;
+use super::disk_io::{self, BlockState, Context};
 use super::slots::Slots;
 use super::volume::Volume;
-use super::disk_io::{self, BlockState, Context};
 use super::Shared;
 use crate::linux::bio::OwnedBio;
 use crate::linux::clock;
@@ -176,11 +176,6 @@ impl Resource {
     /// everything the engine now wants done.
     pub(crate) fn engine<R>(self: &Arc<Self>, f: impl FnOnce(&mut Locked) -> R) -> R {
         disk_io::enter(self, Context::Process, f)
-    }
-
-    /// As [`Resource::engine`], for timers and completions.
-    pub(crate) fn engine_atomic<R>(self: &Arc<Self>, f: impl FnOnce(&mut Locked) -> R) -> R {
-        disk_io::enter(self, Context::Atomic, f)
     }
 
     /// Looks at the engine without giving it anything to do.

@@ -2,10 +2,10 @@
 //! Sending on the data socket (`drbd_s_NAME`): takes packets from the engine one after the other, with their
 //! application data straight from the pages it is in.
 
-use super::log::log_info;
 use super::connection::{failed, is_running, tenths_ms, Closing, Sockets};
-use super::resource::{Locked, Resource};
+use super::log::log_info;
 use super::params;
+use super::resource::{Locked, Resource};
 use crate::linux::bio::Lent;
 use crate::linux::clock;
 use crate::linux::mem::{NoIoScope, PageChain};
@@ -122,9 +122,7 @@ impl Sender {
 fn lend(locked: &mut Locked, payload: Payload) -> Data {
     match payload {
         Payload::None => Data::None,
-        Payload::Request(request) => {
-            locked.uppers.get(request).map_or(Data::None, |bio| Data::Bio(bio.lend()))
-        }
+        Payload::Request(request) => locked.uppers.get(request).map_or(Data::None, |bio| Data::Bio(bio.lend())),
         Payload::Peer(peer, bytes) => {
             locked.peer_pages.take(peer).map_or(Data::None, |pages| Data::Pages(pages, bytes as usize))
         }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The resource's worker (`drbd_w_NAME`): carries out, in order, what the engine wants done outside of the data path.
 
+use super::control::net;
 use super::log::{log_error, log_info};
 use super::resource::{Resource, VolumeConfig};
 use super::volume::Volume;
-use super::control::net;
 use super::{events, helpers};
 use crate::linux::clock;
 use crate::linux::mem::NoIoScope;

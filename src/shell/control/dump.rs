@@ -17,8 +17,7 @@ use crate::shell::messages::{
 use crate::shell::resource::Resource;
 use crate::shell::Driver;
 use engine::netlink::{
-    AttrReader, CfgContext, Command, Nest, NotificationHeader, NotificationType, ParseMode, Redact, RetCode,
-    MINOR_NONE,
+    AttrReader, CfgContext, Command, Nest, NotificationHeader, NotificationType, ParseMode, Redact, RetCode, MINOR_NONE,
 };
 use kernel::prelude::*;
 use kernel::sync::Arc;

@@ -36,18 +36,12 @@ pub(super) fn new_minor(task: &mut Task<'_>) -> Answer {
     }
 }
 
-fn create(
-    task: &Task<'_>,
-    resource: &Arc<Resource>,
-    number: u32,
-    volume_number: u16,
-) -> Result<VolumeId, RetCode> {
+fn create(task: &Task<'_>, resource: &Arc<Resource>, number: u32, volume_number: u16) -> Result<VolumeId, RetCode> {
     resource.config.lock().volumes.reserve(1, GFP_KERNEL).map_err(|_| RetCode::Nomem)?;
     let id = resource.engine(|locked| locked.engine.add_volume(volume_number, number, clock::monotonic_ms()))?;
     let created = Volume::create(resource, id, number, volume_number);
-    let registered = created.and_then(|volume| {
-        register(task, resource, VolumeConfig { id, number: volume_number, minor: number, volume })
-    });
+    let registered = created
+        .and_then(|volume| register(task, resource, VolumeConfig { id, number: volume_number, minor: number, volume }));
     if registered.is_err() {
         // It was added a moment ago, nobody has used it.
         let _ = resource.engine(|locked| locked.engine.remove_volume(id, clock::monotonic_ms()));
@@ -56,8 +50,7 @@ fn create(
 }
 
 fn register(task: &Task<'_>, resource: &Arc<Resource>, config: VolumeConfig) -> Result<(), RetCode> {
-    let minor =
-        Minor { number: config.minor, resource: resource.clone(), id: config.id, volume_number: config.number };
+    let minor = Minor { number: config.minor, resource: resource.clone(), id: config.id, volume_number: config.number };
     let volume = config.volume.clone();
     if task.driver.directory.lock().add_minor(minor).is_err() {
         volume.remove();

@@ -21,12 +21,11 @@ use crate::linux::sock::SockAddr;
 use crate::linux::{clock, errno};
 use engine::netlink::{
     AttrReader, AttrWriter, CfgContext, CfgReply, Command, Direction, Need, Nest, ParseMode, Present, Redact, RetCode,
-    StateResult, Text, COMMANDS, EVENTS_GROUP, FAMILY_NAME, FAMILY_VERSION, MAX_ATTRIBUTE, MINOR_NONE, REQUEST_SET_DEFAULTS,
-    VOLUME_MAX,
+    StateResult, Text, COMMANDS, EVENTS_GROUP, FAMILY_NAME, FAMILY_VERSION, MAX_ATTRIBUTE, MINOR_NONE,
+    REQUEST_SET_DEFAULTS, VOLUME_MAX,
 };
 use engine::resource::{AdminInfo, AdminRequest, AdminResult};
 use kernel::prelude::*;
-use kernel::str::CString;
 use kernel::sync::Arc;
 
 /// Bytes of the attributes of one reply; the largest, GET_STATUS, needs about 2 KiB.
@@ -48,8 +47,12 @@ pub(crate) struct Control {
 /// `ENOMEM`; `EEXIST` when another module has registered it.
 pub(crate) fn register(driver: Arc<Driver>) -> Result<Family> {
     debug_assert!(FAMILY_NAME == "drbd" && EVENTS_GROUP == "events");
-    let identity =
-        genl::Identity { name: c"drbd", version: FAMILY_VERSION, max_attribute: MAX_ATTRIBUTE.into(), group: c"events" };
+    let identity = genl::Identity {
+        name: c"drbd",
+        version: FAMILY_VERSION,
+        max_attribute: MAX_ATTRIBUTE.into(),
+        group: c"events",
+    };
     let commands = COMMANDS.iter().filter(|spec| !spec.notification).map(|spec| genl::Command {
         number: spec.number,
         admin: spec.admin,
@@ -111,14 +114,8 @@ impl<'a> Task<'a> {
         if request.attributes.len() > REQUEST_BYTES_MAX {
             return Err(EINVAL);
         }
-        let mut task = Task {
-            driver,
-            request,
-            context: CfgContext::default(),
-            resource: None,
-            minor: None,
-            reply: Reply::new()?,
-        };
+        let mut task =
+            Task { driver, request, context: CfgContext::default(), resource: None, minor: None, reply: Reply::new()? };
         if let Some(attribute) = AttrReader::find(request.attributes, CfgContext::NUMBER) {
             task.reply.write(|w| w.put_raw(attribute.raw))?;
             // Texts and addresses that do not fit are no attributes of ours. spec: netlink 2
@@ -284,13 +281,6 @@ impl<'a> Task<'a> {
     /// Adds a text to the reply.
     fn explain(&mut self, text: &str) {
         self.reply.explain(Text::truncated(text.as_bytes()));
-    }
-
-    /// As [`Task::explain`], formatted.
-    fn explain_fmt(&mut self, text: core::fmt::Arguments<'_>) {
-        if let Ok(text) = CString::try_from_fmt(text) {
-            self.reply.explain(Text::truncated(text.to_bytes()));
-        }
     }
 }
 

@@ -5,7 +5,6 @@ use super::{Answer, Task, DONE};
 use crate::linux::genl::Request;
 use crate::shell::messages::{volume_status, Reason, ResourceSnapshot, VolumeSnapshot};
 use engine::netlink::{Nest, Redact, RetCode, TimeoutParms, TimeoutType};
-use kernel::prelude::*;
 
 // spec: netlink 8.1
 pub(super) fn get_status(task: &mut Task<'_>) -> Answer {

@@ -41,10 +41,7 @@ pub(super) fn new_current_uuid(task: &mut Task<'_>) -> Answer {
 }
 
 /// Hands a request about the volume to the engine.
-pub(super) fn on_volume(
-    task: &mut Task<'_>,
-    request: impl FnOnce(VolumeId) -> AdminRequest<'static>,
-) -> Answer {
+pub(super) fn on_volume(task: &mut Task<'_>, request: impl FnOnce(VolumeId) -> AdminRequest<'static>) -> Answer {
     let minor = task.minor()?;
     if minor.resource.config.lock().volume(minor.id).is_none() {
         // Deleted by a request that was let in before this one.
