@@ -4,7 +4,11 @@
 //! part of them. `LAB_INSTEAD=both` runs the same scenarios with the C module and drbd-utils on both sides: what fails then is
 //! wrong in the test.
 
+mod bad_input;
 mod interop;
+mod leaks;
+mod metadata;
 mod powercut;
 mod tools;
 mod transcript;
+mod tutorial;

@@ -11,6 +11,8 @@ pub mod guest;
 pub mod pair;
 pub mod pattern;
 pub mod proc_drbd;
+pub mod tutorial;
 
 pub use anyhow::Result;
+pub use config::Config;
 pub use pair::{Pair, Pairing};

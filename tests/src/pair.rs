@@ -48,14 +48,13 @@ impl Pairing {
     /// The machines for it. `LAB_INSTEAD=module`, `tools` or `both` puts the C module, drbd-utils or both everywhere where
     /// ours would be: so the tests themselves are tested.
     pub fn options(mut self) -> Options {
-        let instead = std::env::var("LAB_INSTEAD").unwrap_or_default();
-        if matches!(instead.as_str(), "module" | "both") {
+        if Self::is_module_replaced() {
             self.modules = self.modules.map(|module| match module {
                 Module::Ours => Module::Stock,
                 other => other,
             });
         }
-        if matches!(instead.as_str(), "tools" | "both") {
+        if matches!(instead().as_str(), "tools" | "both") {
             self.tools = [Tools::Utils; 2];
         }
         Options::default()
@@ -64,6 +63,15 @@ impl Pairing {
             .modules(self.modules)
             .each_tools(self.tools)
     }
+
+    /// Whether the C module stands in for ours.
+    pub fn is_module_replaced() -> bool {
+        matches!(instead().as_str(), "module" | "both")
+    }
+}
+
+fn instead() -> String {
+    std::env::var("LAB_INSTEAD").unwrap_or_default()
 }
 
 /// Resource `r0` on both machines, or on its way there.
@@ -190,8 +198,9 @@ impl Pair {
     /// Compares the lower disks byte by byte, as the host sees them, over the part that the application can use.
     pub fn compare_disks(&self) -> Result<()> {
         self.wait_idle()?;
-        let text = self.first().run_ok("blockdev --getsize64 /dev/drbd0")?;
-        let length: u64 = text.parse().with_context(|| format!("size of /dev/drbd0: {text:?}"))?;
+        let text = self.first().run_ok("cat /sys/block/drbd0/size")?;
+        let sectors: u64 = text.parse().with_context(|| format!("size of /dev/drbd0: {text:?}"))?;
+        let length = sectors * 512;
         if length == 0 {
             bail!("/dev/drbd0 has no size");
         }

@@ -1,0 +1,160 @@
+//! Nothing is left behind: a hundred times up and down, connected and disconnected, loaded and unloaded, and neither slab caches
+//! nor pages nor virtual memory grow from round to round; an unloaded module leaves no trace.
+
+use anyhow::{bail, ensure, Context};
+use lab::{Machine, Module, Tools};
+use machine_tests::config::Config;
+use machine_tests::pair::{Pair, Pairing};
+use machine_tests::Result;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Rounds before the first look, when caches are still being filled.
+const WARM_UP: u32 = 20;
+
+/// Rounds between two looks; there are three looks, so a hundred rounds.
+const ROUNDS: u32 = 40;
+
+const ROUNDS_LIMIT: Duration = Duration::from_secs(240);
+
+#[test]
+fn up_and_down_leaks_nothing() -> Result<()> {
+    let pair = Pair::new(alone(), &Config::default())?;
+    let machine = pair.first();
+    machine.run_ok("drbdadm create-md --force r0")?;
+    rounds(machine, "drbdadm up r0; drbdadm primary --force r0; drbdadm secondary r0; drbdadm down r0")?;
+    pair.finish()
+}
+
+#[test]
+fn connect_and_disconnect_leaks_nothing() -> Result<()> {
+    let config = Config { net: "socket-check-timeout 1;".into(), ..Config::default() };
+    let pair = Pair::mirrored(Pairing::new([Module::Ours; 2], [Tools::Utils; 2]), &config)?;
+    let machine = pair.first();
+    rounds(
+        machine,
+        "drbdadm disconnect r0; dd if=/dev/zero of=/dev/drbd0 bs=4k count=4 oflag=direct status=none; drbdadm connect r0; \
+         drbdsetup wait-sync 0",
+    )?;
+    pair.compare_disks()?;
+    pair.both("drbdadm down r0")?;
+    pair.finish()
+}
+
+#[test]
+fn loading_and_unloading_leaks_nothing() -> Result<()> {
+    let pair = Pair::new(alone(), &Config::default())?;
+    let machine = pair.first();
+    let load = if Pairing::is_module_replaced() {
+        "modprobe drbd usermode_helper=/bin/true"
+    } else {
+        "insmod /run/lab/drbd.ko usermode_helper=/bin/true"
+    };
+    machine.run_ok("drbdadm create-md --force r0")?;
+    rounds(machine, &format!("rmmod drbd; {load}; drbdadm up r0; drbdadm down r0"))?;
+    pair.finish()
+}
+
+#[test]
+fn an_unloaded_module_leaves_no_trace() -> Result<()> {
+    let pair = Pair::mirrored(Pairing::OURS, &Config::default())?;
+    pair.both("drbdadm down r0 && rmmod drbd")?;
+    for machine in pair.machines() {
+        for (what, command) in [
+            ("/proc/drbd", "ls /proc/drbd"),
+            ("device nodes", "ls /dev/drbd*"),
+            ("the block major", "grep drbd /proc/devices"),
+            ("the netlink family", "genl ctrl list | grep -w drbd"),
+            ("slab caches", "grep drbd /proc/slabinfo"),
+            ("threads", "ps -e -o comm | grep '^drbd'"),
+            ("debugfs", "ls /sys/kernel/debug/drbd"),
+            ("memory of the module", "grep -w drbd /proc/vmallocinfo"),
+            ("an open lower device", "ls /sys/block/sdb/sdb1/holders/* 2>/dev/null"),
+        ] {
+            let output = machine.run(command)?;
+            ensure!(!output.success(), "{}: {what} is still there: {output}", machine.name());
+        }
+        // The lower device is free.
+        machine.run_ok("mkfs.ext4 -q -F /dev/sdb1")?;
+    }
+    pair.finish()
+}
+
+fn alone() -> Pairing {
+    Pairing::new([Module::Ours, Module::None], [Tools::Utils; 2])
+}
+
+/// Repeats a command and looks at the memory three times; whatever has grown with every round is a leak.
+fn rounds(machine: &Machine, command: &str) -> Result<()> {
+    let repeat = |count: u32| {
+        machine.run_ok_for(ROUNDS_LIMIT, &format!("set -e; for round in $(seq {count}); do {command}; done >/dev/null"))
+    };
+    repeat(WARM_UP)?;
+    let first = Memory::of(machine)?;
+    repeat(ROUNDS)?;
+    let second = Memory::of(machine)?;
+    repeat(ROUNDS)?;
+    let third = Memory::of(machine)?;
+    let mut grown = Vec::new();
+    for (name, &last) in &third.counts {
+        let (Some(&first), Some(&second)) = (first.counts.get(name), second.counts.get(name)) else {
+            continue;
+        };
+        let least = i64::from(ROUNDS) * 9 / 10;
+        if second - first >= least && last - second >= least {
+            grown.push(format!("{name}: {first}, {second}, {last}"));
+        }
+    }
+    if !grown.is_empty() {
+        bail!("after each {ROUNDS} rounds of `{command}`:\n{}", grown.join("\n"));
+    }
+    leaks_found_by_the_kernel(machine)
+}
+
+/// How many there are: objects of each slab cache, pages that are no cache, areas of virtual memory.
+struct Memory {
+    counts: BTreeMap<String, i64>,
+}
+
+impl Memory {
+    fn of(machine: &Machine) -> Result<Memory> {
+        // What was freed by call-backs is freed now, and what can be thrown away is thrown away.
+        let text = machine.run_ok(
+            "sync; sleep 1; echo 3 >/proc/sys/vm/drop_caches; sleep 0.5; echo 3 >/proc/sys/vm/drop_caches; \
+             awk 'NR > 2 { print \"slab\", $1, $2 }' /proc/slabinfo; \
+             awk '{ print \"mem\", $1, $2 }' /proc/meminfo; \
+             echo vmalloc areas $(wc -l </proc/vmallocinfo)",
+        )?;
+        let mut counts = BTreeMap::new();
+        let mut memory_kib = BTreeMap::new();
+        for line in text.lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let &[kind, name, number] = words.as_slice() else {
+                bail!("unexpected {line:?}");
+            };
+            let number: i64 = number.parse().with_context(|| line.to_owned())?;
+            if kind == "mem" {
+                memory_kib.insert(name.trim_end_matches(':').to_owned(), number);
+            } else {
+                counts.insert(format!("{kind} {name}"), number);
+            }
+        }
+        let kib = |name: &str| memory_kib.get(name).copied().unwrap_or_default();
+        let used = kib("MemTotal") - kib("MemFree") - kib("Buffers") - kib("Cached") - kib("Slab") - kib("AnonPages");
+        counts.insert("pages".into(), used / 4);
+        Ok(Memory { counts })
+    }
+}
+
+/// The debug kernel looks for memory that nothing points to.
+fn leaks_found_by_the_kernel(machine: &Machine) -> Result<()> {
+    const FILE: &str = "/sys/kernel/debug/kmemleak";
+    if !machine.run(&format!("test -w {FILE}"))?.success() {
+        return Ok(());
+    }
+    // Memory counts as leaked when it was seen so by a scan and is some seconds old.
+    let found =
+        machine.run_ok_for(ROUNDS_LIMIT, &format!("echo scan >{FILE}; sleep 6; echo scan >{FILE}; cat {FILE}"))?;
+    ensure!(!found.contains("drbd"), "{found}");
+    Ok(())
+}
