@@ -66,8 +66,8 @@ pub struct Running {
     pub pages: Vec<Option<(PeerId, Vec<Stamp>)>>,
     /// Transfers on the data disk by number.
     pub transfers: BTreeMap<u64, Transfer>,
-    /// Transfers on the meta-data disk by number.
-    pub meta_transfers: BTreeMap<u64, (MetadataIo, Box<[u8; 4096]>)>,
+    /// Transfers on the meta-data disk by number, and what the cache of the data disk held when they were submitted.
+    pub meta_transfers: BTreeMap<u64, (MetadataIo, Box<[u8; 4096]>, u64)>,
     /// Operations that the gate holds back, by number, in order of arrival.
     pub parked: VecDeque<usize>,
     /// The devices are open.

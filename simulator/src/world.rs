@@ -40,6 +40,8 @@ pub struct Config {
     pub net: NetConf,
     /// Options of the disks.
     pub disk: DiskConf,
+    /// The meta data is on the data disk: what makes it durable makes data durable that was written before.
+    pub internal: bool,
     /// Keep a readable trace.
     pub trace: bool,
 }
@@ -50,7 +52,7 @@ impl Config {
         let net = NetConf::default();
         let disk = DiskConf { al_extents: 67, ..DiskConf::default() };
         let limits = TableLimits { volumes: 1, requests: 64, peer_requests: 64 };
-        Config { seed, sectors: 131_072, limits, net, disk, trace: true }
+        Config { seed, sectors: 131_072, limits, net, disk, internal: true, trace: true }
     }
 }
 
@@ -183,6 +185,8 @@ pub struct World {
     pub history: Vec<(usize, Notice)>,
     /// Reasons why connections were given up.
     pub faults: Vec<(usize, Fault)>,
+    backing_sectors: u64,
+    layout: Layout,
     now_us: u64,
     queue: BTreeMap<(u64, u64, u64), Event>,
     sequence: u64,
@@ -197,6 +201,9 @@ pub struct World {
 impl World {
     /// Two machines that are switched on, with fresh meta data; nothing is attached or connected.
     pub fn new(config: Config) -> Self {
+        let backing_sectors = if config.internal { config.sectors + 256 } else { config.sectors };
+        let layout = layout(config.internal, backing_sectors);
+        let config = Config { sectors: layout.usable_sectors, ..config };
         let node = || Node {
             incarnation: 1,
             running: Some(Running::new(config.limits)),
@@ -206,6 +213,8 @@ impl World {
         };
         let mut world = World {
             config,
+            backing_sectors,
+            layout,
             nodes: [node(), node()],
             oracle: Oracle::default(),
             operations: Vec::new(),
@@ -563,7 +572,8 @@ impl World {
             self.next_transfer += 1;
             let number = self.next_transfer;
             self.note(|| format!("node {node} meta <- {io:?}"));
-            self.nodes[node].running.as_mut().expect("on").meta_transfers.insert(number, (io, block));
+            let mark = self.nodes[node].data.mark();
+            self.nodes[node].running.as_mut().expect("on").meta_transfers.insert(number, (io, block, mark));
             let delay = self.disk_delay(node);
             self.schedule_own(node, delay, Own::MetadataDone(number));
         }
@@ -572,13 +582,16 @@ impl World {
     fn metadata_done(&mut self, node: usize, number: u64) {
         let machine = &mut self.nodes[node];
         let running = machine.running.as_mut().expect("on");
-        let (io, mut block) = running.meta_transfers.remove(&number).expect("transfer");
+        let (io, mut block, mark) = running.meta_transfers.remove(&number).expect("transfer");
         let percent = machine.faults.meta_percent;
         let fails = !running.backing_open || self.random.percent(percent);
         let machine = &mut self.nodes[node];
         if !fails {
             if io.write {
                 machine.meta.write(io.sector, &block, io.size_bytes as usize, io.durable);
+                if io.durable && self.config.internal {
+                    machine.data.flush_until(mark);
+                }
             } else {
                 *block = machine.meta.read(io.sector);
                 block[io.size_bytes as usize..].fill(0);
@@ -1156,14 +1169,9 @@ impl World {
 
     // Administration.
 
-    fn layout(&self) -> Layout {
-        Layout::compute(MetaIndex::FlexibleExternal, self.config.sectors, META_SECTORS, Striping::DEFAULT)
-            .expect("the meta data fits")
-    }
-
     /// As `drbdadm create-md`.
     pub fn create_md(&mut self, node: usize) {
-        let layout = self.layout();
+        let layout = self.layout;
         let device_uuid = self.random.number();
         let mut block: Block = [0; 4096];
         Superblock::new_created(&layout, device_uuid, Striping::DEFAULT).encode(Magic::Clean, &mut block);
@@ -1178,7 +1186,7 @@ impl World {
 
     /// As `drbdadm apply-al`, which precedes every attach. spec: metadata 4.6
     pub fn apply_al(&mut self, node: usize) {
-        let layout = self.layout();
+        let layout = self.layout;
         let meta = &mut self.nodes[node].meta;
         let mut superblock = Superblock::decode_raw(&meta.read(layout.superblock_sector)).expect("superblock");
         let blocks = Striping::DEFAULT.blocks() as u32;
@@ -1206,7 +1214,7 @@ impl World {
 
     /// The superblock as it is on the disk.
     pub fn superblock(&self, node: usize) -> Superblock {
-        Superblock::decode_raw(&self.nodes[node].meta.read(self.layout().superblock_sector)).expect("superblock")
+        Superblock::decode_raw(&self.nodes[node].meta.read(self.layout.superblock_sector)).expect("superblock")
     }
 
     /// Starts an attach; its result is that of [`World::admin_result`], or the error at once.
@@ -1215,12 +1223,12 @@ impl World {
     /// The number of the reply.
     pub fn start_attach(&mut self, node: usize) -> Result<(), i32> {
         self.apply_al(node);
-        let block = self.nodes[node].meta.read(self.layout().superblock_sector);
+        let block = self.nodes[node].meta.read(self.layout.superblock_sector);
         let backing = Backing {
             superblock: &block,
-            index: MetaIndex::FlexibleExternal,
-            backing_sectors: self.config.sectors,
-            meta_sectors: META_SECTORS,
+            index: index(self.config.internal),
+            backing_sectors: self.backing_sectors,
+            meta_sectors: if self.config.internal { self.backing_sectors } else { META_SECTORS },
             limits: LIMITS,
         };
         let conf = self.config.disk;
@@ -1272,6 +1280,19 @@ impl World {
 }
 
 const META_SECTORS: u64 = 1 << 16;
+
+fn index(internal: bool) -> MetaIndex {
+    if internal {
+        MetaIndex::Internal
+    } else {
+        MetaIndex::FlexibleExternal
+    }
+}
+
+fn layout(internal: bool, backing_sectors: u64) -> Layout {
+    let meta_sectors = if internal { backing_sectors } else { META_SECTORS };
+    Layout::compute(index(internal), backing_sectors, meta_sectors, Striping::DEFAULT).expect("the meta data fits")
+}
 
 /// Limits of the simulated disks.
 const LIMITS: BackingLimits = BackingLimits {

@@ -213,17 +213,40 @@ impl<S: Storage> Engine<S> {
         self.want_activity_retry(id);
     }
 
+    /// There will be no transaction any more: whoever waits for one goes on without.
+    pub(super) fn activate_without_log(&mut self, id: VolumeId) {
+        self.activity_logged(id);
+        self.log_retry &= !(1 << id.0);
+        let Some(volume) = self.volume_mut(id) else { return };
+        let waiting =
+            [&mut volume.log_pending, &mut volume.log_waiting].map(|list| core::mem::replace(list, List::EMPTY));
+        for mut list in waiting {
+            while let Some(index) = self.requests.pop(&mut list) {
+                self.activate(index);
+            }
+        }
+    }
+
+    /// The activity log is gone, and with it every reference to it.
+    pub(super) fn forget_activity(&mut self, id: VolumeId) {
+        for index in 0..self.requests.capacity() as u16 {
+            if let Some(slot) = self.requests.at_mut(index).filter(|slot| slot.volume == id) {
+                slot.in_activity_log = false;
+            }
+        }
+    }
+
     /// Room may have become free in the activity log.
     pub(super) fn want_activity_retry(&mut self, id: VolumeId) {
-        if let Some(volume) = self.volume_mut(id) {
-            volume.log_retry = !volume.log_waiting.is_empty();
+        if self.volume(id).is_some_and(|volume| !volume.log_waiting.is_empty()) {
+            self.log_retry |= 1 << id.0;
         }
     }
 
     /// Writes that found no room in the activity log try again, in order of arrival.
     fn retry_activity(&mut self, id: VolumeId) {
+        self.log_retry &= !(1 << id.0);
         let Some(volume) = self.volume_mut(id) else { return };
-        volume.log_retry = false;
         let mut waiting = core::mem::replace(&mut volume.log_waiting, List::EMPTY);
         while let Some(index) = self.requests.pop(&mut waiting) {
             // Those that still find no room go back, and keep their order because all later ones follow them.
@@ -448,9 +471,8 @@ impl<S: Storage> Engine<S> {
                 self.restart_write(index);
                 continue;
             }
-            let retry = self.volumes_with(|volume| volume.log_retry).next();
-            if let Some(id) = retry {
-                self.retry_activity(id);
+            if self.log_retry != 0 {
+                self.retry_activity(VolumeId(self.log_retry.trailing_zeros() as u8));
             } else if !self.run_admin() {
                 return;
             }

@@ -190,6 +190,9 @@ impl<S: Storage> Engine<S> {
         if susp_before.any() && !self.susp.any() {
             self.settle_all();
         }
+        if old.conn != new.conn && !matches!(new.conn, Conn::StartingSyncT | Conn::WFBitMapT) {
+            self.take_early_sync_uuid(id);
+        }
         self.reopen_gate();
         self.admin_step();
     }

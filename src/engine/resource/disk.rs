@@ -253,11 +253,17 @@ impl<S: Storage> Engine<S> {
         self.wakes.insert(super::Wakes::DATA_SENDER);
     }
 
-    /// A meta-data operation failed; the disk has been failed already.
-    pub(super) fn metadata_failed(&mut self, id: VolumeId) {
+    /// The disk has failed and the last that is done with it is under way.
+    pub(super) fn is_leaving(&self, id: VolumeId) -> bool {
+        let disk = self.volume(id).and_then(|volume| volume.disk.as_ref());
+        disk.is_some_and(|disk| disk.release == Release::Writing)
+    }
+
+    /// A meta-data operation failed; the disk has been failed already. `leaving`: it was being let go before.
+    pub(super) fn metadata_failed(&mut self, id: VolumeId, leaving: bool) {
         let Some(volume) = self.volume(id) else { return };
-        match volume.disk.as_ref().map(|disk| disk.release) {
-            Some(Release::Writing) => self.let_go(id),
+        match leaving {
+            true => self.let_go(id),
             _ if volume.state.disk == Disk::Attaching => self.abort_attach(id, RetCode::IoMdDisk.number()),
             _ => {
                 self.admin_job_done(false);
@@ -275,12 +281,13 @@ impl<S: Storage> Engine<S> {
         let Some(disk) = volume.disk.as_mut().filter(|disk| disk.release == Release::No) else { return };
         disk.release = Release::Writing;
         // Writes waiting for the activity log do not need it any more.
-        volume.log_retry = true;
+        self.want_activity_retry(id);
         self.queue_job(id, Job::Write(Then::Detached));
     }
 
     fn let_go(&mut self, id: VolumeId) {
         self.with_disk(id, |disk| disk.release = Release::Releasing);
+        self.activate_without_log(id);
         let _outcome = self.change(id, Change::disk(Disk::Diskless), Kind::Hard);
         self.work(Work::ReleaseBacking { volume: id });
     }
@@ -296,6 +303,7 @@ impl<S: Storage> Engine<S> {
         volume.next_transaction = disk.pipeline.transaction_number();
         volume.negotiated = None;
         volume.generation_version = None;
+        self.forget_activity(id);
         self.settle_all();
         self.admin_step();
         Some(ReleasedTables { _log: disk.log, _bitmap: disk.bitmap })

@@ -323,11 +323,15 @@ impl<S: Storage> Engine<S> {
     pub fn receiver_may_read(&self) -> bool {
         let room = self.peers.used() < self.peers.capacity();
         self.link.is_closing()
-            || (room && !self.link.received_epoch.is_closing() && !self.resizing() && self.link.sequence_wait.is_none())
+            || (room
+                && !self.link.received_epoch.is_closing()
+                && !self.volume_must_follow()
+                && self.link.sequence_wait.is_none())
     }
 
-    fn resizing(&self) -> bool {
-        self.volumes_with(|volume| volume.resize.is_some()).next().is_some()
+    /// Some volume has to carry out what the last packet said before the next one can be understood.
+    fn volume_must_follow(&self) -> bool {
+        self.volumes_with(|volume| volume.resize.is_some() || volume.resync.early_sync_uuid.is_some()).next().is_some()
     }
 
     /// P_DATA_REPLY. spec: wire-protocol 7

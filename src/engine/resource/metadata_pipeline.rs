@@ -14,7 +14,7 @@
 
 use super::api::{IoResult, MetadataIo, VolumeId, Wakes};
 use super::slots::List;
-use super::volume::{AttachedDisk, DiskError};
+use super::volume::{AttachedDisk, DiskError, Release};
 use super::Engine;
 use crate::bitmap::Pages;
 use crate::metadata::superblock::{Magic, MetaFlags};
@@ -349,7 +349,8 @@ impl<S: Storage> Engine<S> {
             let size_sectors = volume.size_sectors;
             let durable = volume.conf.md_flushes;
             let Volume { disk, log_pending, log_committing, .. } = volume;
-            let disk = disk.as_mut()?;
+            // Once the owner has been told to close the devices, they are not touched any more.
+            let disk = disk.as_mut().filter(|disk| disk.release != Release::Releasing)?;
             let before = disk.pipeline.current;
             let step = disk.step(size_sectors, durable, buffer);
             if before == Current::Idle && matches!(disk.pipeline.current, Current::EvictedPages | Current::Transaction)
@@ -409,9 +410,11 @@ impl<S: Storage> Engine<S> {
             }
             Event::JobDone(job) => self.bitmap_job_done(id, job),
             Event::Failed => {
+                // Not whether the failure itself is what has the disk let go.
+                let leaving = self.is_leaving(id);
                 self.disk_failed(id, DiskError::Metadata);
                 self.activity_logged(id);
-                self.metadata_failed(id);
+                self.metadata_failed(id, leaving);
             }
         }
     }

@@ -176,6 +176,8 @@ pub struct Engine<S: Storage> {
     meta_out: Ring<MetaOut, S>,
     work: Ring<Work, S>,
     wakes: Wakes,
+    /// Volumes whose activity log may have room again, one bit each ([`MAX_VOLUMES_PER_RESOURCE`] is 64).
+    log_retry: u64,
     /// Somebody holds application requests back until [`Wakes::GATE`].
     gate_waiters: bool,
     admin: Admin,
@@ -214,6 +216,7 @@ impl<S: Storage> Engine<S> {
             meta_out: Ring::new(2 * peers + MAX_META_CONTROL)?,
             work: Ring::new(MAX_WORK)?,
             wakes: Wakes::default(),
+            log_retry: 0,
             gate_waiters: false,
             admin: Admin::default(),
             entropy: [0; ENTROPY],

@@ -6,7 +6,7 @@
 //! ends the resync when no bit is left, after a ping whose answer proves that the source has seen all acknowledgements.
 //! spec: wire-protocol 8; state-machine 17
 
-use super::api::{Helper, VolumeId};
+use super::api::{Helper, VolumeId, Wakes};
 use super::change::Kind;
 use super::incoming::Fault;
 use super::outgoing::Control;
@@ -143,8 +143,27 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// P_SYNC_UUID: the source starts. spec: wire-protocol 8.5; metadata 6.2 (13)
+    /// P_SYNC_UUID: the source starts. It may be faster than this node, which is still setting its bits: then the
+    /// receiver waits. spec: wire-protocol 8.5; state-machine 17.1; metadata 6.2 (13)
     pub(super) fn receive_sync_uuid(&mut self, id: VolumeId, uuid: u64) {
+        let Some(volume) = self.volume_mut(id) else { return };
+        if matches!(volume.state.conn, Conn::StartingSyncT | Conn::WFBitMapT) {
+            volume.resync.early_sync_uuid = Some(uuid);
+        } else {
+            self.begin_as_target(id, uuid);
+        }
+    }
+
+    /// This node may have become ready for a sync UUID that came early.
+    pub(super) fn take_early_sync_uuid(&mut self, id: VolumeId) {
+        let early = self.volume_mut(id).and_then(|volume| volume.resync.early_sync_uuid.take());
+        if let Some(uuid) = early {
+            self.wakes.insert(Wakes::RECEIVER);
+            self.begin_as_target(id, uuid);
+        }
+    }
+
+    fn begin_as_target(&mut self, id: VolumeId, uuid: u64) {
         let Some(volume) = self.volume_mut(id) else { return };
         let primary = volume.state.role == Role::Primary;
         let expected = matches!(volume.state.conn, Conn::WFSyncUUID | Conn::Behind);
@@ -309,9 +328,8 @@ impl<S: Storage> Engine<S> {
     /// The peer was fenced once, and now everything is good on both sides: undo it. spec: state-machine 11
     fn unfence_if_done(&mut self, id: VolumeId) {
         let fenced = self.volume(id).is_some_and(|volume| volume.conf.fencing != crate::netlink::Fencing::DontCare);
-        let good = |volume: &super::Volume<S>| {
-            volume.state.disk == Disk::UpToDate && volume.state.pdsk == Disk::UpToDate
-        };
+        let good =
+            |volume: &super::Volume<S>| volume.state.disk == Disk::UpToDate && volume.state.pdsk == Disk::UpToDate;
         let all_good = self.volumes_with(|volume| !good(volume)).next().is_none();
         if fenced && all_good {
             self.call_helper(Helper::UnfencePeer, None);

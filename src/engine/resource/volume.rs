@@ -223,6 +223,8 @@ pub(super) struct Resync {
     /// The bitmap as it is being sent and received.
     pub(super) sender: Option<BitmapSender>,
     pub(super) receiver: Option<BitmapReceiver>,
+    /// Of a source that started before this node was ready; the receiver waits.
+    pub(super) early_sync_uuid: Option<u64>,
     /// Blocks the controller allows in the present turn that have not been asked for.
     pub(super) allowance_blocks: u32,
 }
@@ -274,7 +276,6 @@ pub(super) struct Volume<S: Storage> {
     pub(super) log_pending: List,
     pub(super) log_committing: List,
     pub(super) log_waiting: List,
-    pub(super) log_retry: bool,
     pub(super) resync: Resync,
     pub(super) verify_position: u64,
     /// Bits set when the UUIDs were last sent.
@@ -320,7 +321,6 @@ impl<S: Storage> Volume<S> {
             log_pending: List::EMPTY,
             log_committing: List::EMPTY,
             log_waiting: List::EMPTY,
-            log_retry: false,
             resync: Resync {
                 start: ResyncStart::No,
                 end: ResyncEnd::No,
@@ -335,6 +335,7 @@ impl<S: Storage> Volume<S> {
                 next_turn_ms: 0,
                 sender: None,
                 receiver: None,
+                early_sync_uuid: None,
                 allowance_blocks: 0,
             },
             verify_position: 0,
