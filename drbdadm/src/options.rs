@@ -224,6 +224,8 @@ pub struct ConfigOption {
     kind: ConfigKind,
 }
 
+/// Options of one attempt to connect; the kernel shows them among the others.
+pub const ONCE: &[&str] = &["discard-my-data", "tentative"];
 const NEGATABLE: &[&str] = &["disk-barrier", "disk-flushes", "disk-drain", "md-flushes", "tcp-cork"];
 /// Longest waiting time at start-up, seconds.
 pub const MAX_WAIT_S: u64 = 300_000;
@@ -288,7 +290,7 @@ pub fn find_config(section: Section, word: &str) -> Option<ConfigOption> {
         Section::Disk | Section::Net | Section::Resource => {
             let nest = section.nest()?;
             let positive = word.strip_prefix("no-").filter(|name| NEGATABLE.contains(name));
-            let field = nest.option(positive.unwrap_or(word)).filter(|field| !is_binary(field))?;
+            let field = nest.option(positive.unwrap_or(word)).filter(|field| !is_only_for_commands(field))?;
             let option = field.option?;
             Some(ConfigOption {
                 name: option.name,
@@ -300,8 +302,10 @@ pub fn find_config(section: Section, word: &str) -> Option<ConfigOption> {
     }
 }
 
-fn is_binary(field: &FieldSpec) -> bool {
-    matches!(field.kind, FieldKind::Binary { .. })
+/// Addresses stand in host sections, and what is true for one connect only does not belong into a file.
+fn is_only_for_commands(field: &FieldSpec) -> bool {
+    let once = field.option.is_some_and(|option| ONCE.contains(&option.name));
+    once || matches!(field.kind, FieldKind::Binary { .. })
 }
 
 /// Every word that may stand in a section, for messages.
@@ -315,7 +319,12 @@ pub fn config_names(section: Section) -> Vec<&'static str> {
         Section::Syncer => SYNCER.iter().map(|(name, _)| *name).collect(),
         Section::Disk | Section::Net | Section::Resource => {
             let fields = section.nest().map_or(&[][..], |nest| nest.fields);
-            fields.iter().filter(|field| !is_binary(field)).filter_map(|field| field.option).map(|o| o.name).collect()
+            fields
+                .iter()
+                .filter(|field| !is_only_for_commands(field))
+                .filter_map(|field| field.option)
+                .map(|o| o.name)
+                .collect()
         }
     }
 }
@@ -404,6 +413,7 @@ mod tests {
         assert_eq!(find(Section::Handlers, "outdate-peer"), Some(("fence-peer", Section::Handlers, false)));
         assert_eq!(find(Section::Syncer, "timeout"), None);
         assert_eq!(find(Section::Net, "alternate-address"), None);
+        assert_eq!(find(Section::Net, "discard-my-data"), None);
     }
 
     #[test]

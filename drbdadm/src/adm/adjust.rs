@@ -5,7 +5,7 @@
 
 use super::lines::Lines;
 use super::run::{Class, Errors, Line, Runner};
-use crate::config::model::{Host, HostKind, Resource, Setting, Settings, Volume};
+use crate::config::model::{Address, Host, HostKind, Resource, Setting, Settings, Volume};
 use crate::failure::Failure;
 use crate::options::{find_config, Section};
 use crate::setup::{minor_link, resource_link};
@@ -190,16 +190,17 @@ fn same_meta_place(wanted: &Volume, now: &Volume) -> bool {
 }
 
 fn adjust_connection(lines: &Lines<'_>, running: &Resource, this: Option<&Host>, jobs: &mut Vec<Job>) {
-    let address = |host: Option<&Host>| host.and_then(|host| host.address.as_ref()).map(ToString::to_string);
+    let address = |host: Option<&'_ Host>| host.and_then(|host| host.address.clone());
     let remote = running.hosts.iter().find(|host| host.kind == HostKind::Remote);
     let (own, peer) = (address(this), address(remote));
     let Some(peer) = peer else {
         jobs.push(connect(lines));
         return;
     };
-    let own = own.unwrap_or_default();
-    if own != lines.local() || peer != lines.remote() {
-        let line = Line::setup(["disconnect".to_owned(), own, peer]);
+    let same_end = |a: Option<&Address>, b: Option<&Address>| a.map(Address::canonical) == b.map(Address::canonical);
+    if !same_end(own.as_ref(), lines.local_address()) || !same_end(Some(&peer), lines.remote_address()) {
+        let own = own.map_or(String::new(), |own| own.to_string());
+        let line = Line::setup(["disconnect".to_owned(), own, peer.to_string()]);
         jobs.push(Job::new(Stage::PrepareNet, lines, "disconnect", line, Class::Short));
         jobs.push(connect(lines));
         return;
@@ -215,18 +216,10 @@ fn minor_text(volume: &Volume) -> String {
 
 /// Do both lists mean the same to the kernel? An option on one side only has to have its default value.
 fn same(lines: &Lines<'_>, section: Section, configured: &[Setting], running: &[Setting]) -> bool {
-    // These say how to connect once, not how the connection is.
-    let lasting = |name: &str| !matches!(name, "discard-my-data" | "tentative");
-    let configured: BTreeMap<&str, String> = configured
-        .iter()
-        .filter_map(|setting| Some((setting.name, lines.shown_value(setting)?)))
-        .filter(|(name, _)| lasting(name))
-        .collect();
-    let running: BTreeMap<&str, String> = running
-        .iter()
-        .map(|setting| (setting.name, setting.argument().to_owned()))
-        .filter(|(name, _)| lasting(name))
-        .collect();
+    let configured: BTreeMap<&str, String> =
+        configured.iter().filter_map(|setting| Some((setting.name, lines.shown_value(setting)?))).collect();
+    let running: BTreeMap<&str, String> =
+        running.iter().map(|setting| (setting.name, setting.argument().to_owned())).collect();
     let names = configured.keys().chain(running.keys());
     names.into_iter().all(|name| {
         let option = find_config(section, name);

@@ -367,6 +367,7 @@ impl<'a> Execution<'a> {
     fn running(&self, resource: &Resource) -> Result<Option<Resource>, Failure> {
         let (_, text) = self.runner.output_of(&Line::setup(["show", &resource.name]))?;
         let mut reader = Reader::default();
+        reader.is_kernel_output = true;
         reader.read_text("drbdsetup show", &text, Path::new("/"));
         if reader.is_invalid() {
             reader.diagnostics.iter().for_each(|diagnostic| diagnostic.print(&reader.config.sources));

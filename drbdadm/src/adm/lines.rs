@@ -145,15 +145,22 @@ impl Lines<'_> {
     }
 
     /// Own address.
-    pub fn local(&self) -> String {
-        self.host.address.as_ref().map_or("N/A".to_owned(), Address::to_string)
+    pub fn local_address(&self) -> Option<&Address> {
+        self.host.address.as_ref()
     }
 
     /// The peer's address, or that of the proxy that leads to it.
-    pub fn remote(&self) -> String {
+    pub fn remote_address(&self) -> Option<&Address> {
         let inside = self.host.proxy.as_ref().and_then(|proxy| proxy.inside.as_ref());
-        let address = inside.or(self.resource.peer_host().and_then(|peer| peer.address.as_ref()));
-        address.map_or("N/A".to_owned(), Address::to_string)
+        inside.or(self.resource.peer_host().and_then(|peer| peer.address.as_ref()))
+    }
+
+    fn local(&self) -> String {
+        self.local_address().map_or("N/A".to_owned(), Address::to_string)
+    }
+
+    fn remote(&self) -> String {
+        self.remote_address().map_or("N/A".to_owned(), Address::to_string)
     }
 }
 

@@ -261,6 +261,13 @@ pub struct Address {
 }
 
 impl Address {
+    /// One text for all ways to write the same end of a connection, with the family.
+    pub fn canonical(&self) -> String {
+        let (ip, scope) = self.ip.split_once('%').unwrap_or((&self.ip, ""));
+        let ip = ip.parse::<std::net::IpAddr>().map_or_else(|_| ip.to_owned(), |ip| ip.to_string());
+        format!("{} {ip} {scope} {}", self.family, self.port)
+    }
+
     /// The address without the family: `1.2.3.4:7788`, `[::1]:7788`.
     pub fn endpoint(&self) -> String {
         if self.family == "ipv6" {

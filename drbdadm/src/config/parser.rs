@@ -76,6 +76,8 @@ pub struct Reader {
     pub config: Config,
     /// What there is to say about it.
     pub diagnostics: Vec<Diagnostic>,
+    /// The text is what the kernel side shows, not what people wrote.
+    pub is_kernel_output: bool,
     read_files: HashSet<PathBuf>,
 }
 
@@ -84,8 +86,14 @@ impl Reader {
     pub fn read_text(&mut self, name: &str, text: &str, directory: &Path) {
         let file = self.config.sources.add(name, text);
         let parsed = tokens(file, text).and_then(|tokens| {
-            let mut parser =
-                Parser { reader: self, tokens, at: 0, directory: directory.to_owned(), seen_in_section: Vec::new() };
+            let mut parser = Parser {
+                reader: self,
+                tokens,
+                at: 0,
+                directory: directory.to_owned(),
+                seen_in_section: Vec::new(),
+                still_open: Vec::new(),
+            };
             parser.top_level()
         });
         if let Err(diagnostic) = parsed {
@@ -120,6 +128,8 @@ struct Parser<'a> {
     directory: PathBuf,
     /// For every open section: what was said in it, and where.
     seen_in_section: Vec<HashMap<String, Span>>,
+    /// The braces that opened them.
+    still_open: Vec<Span>,
 }
 
 impl Parser<'_> {
@@ -213,6 +223,7 @@ impl Parser<'_> {
     fn block(&mut self, mut statement: impl FnMut(&mut Self) -> Parsed<()>) -> Parsed<()> {
         let open = self.expect('{')?;
         self.seen_in_section.push(HashMap::new());
+        self.still_open.push(open.clone());
         while !self.accept('}') {
             if self.peek().kind == TokenKind::End {
                 let diagnostic = self.unexpected("`}`");
@@ -221,6 +232,7 @@ impl Parser<'_> {
             statement(self)?;
         }
         self.seen_in_section.pop();
+        self.still_open.pop();
         Ok(())
     }
 
@@ -240,7 +252,17 @@ impl Parser<'_> {
             return Err(self.unexpected(&format!("a keyword of {place} or `}}`")));
         }
         self.at += 1;
-        self.note(unknown(&token, place, known));
+        let diagnostic = unknown(&token, place, known);
+        self.note(match self.still_open.last() {
+            // A word of the next outer level: rather a forgotten brace than a wrong word.
+            Some(open)
+                if self.still_open.len() > 1 && !known.contains(&"on") && RESOURCE.contains(&token.text.as_str()) =>
+            {
+                Diagnostic { help: None, label: "belongs outside of this section".to_owned(), ..diagnostic }
+                    .and(open, "is the `}` missing that ends what begins here?")
+            }
+            _ => diagnostic,
+        });
         self.pass_over()
     }
 
@@ -486,7 +508,8 @@ impl Parser<'_> {
     fn plain_setting(&mut self, section: Section) -> Parsed<Option<(Section, Setting)>> {
         let token = self.peek().clone();
         let place = format!("{} {{ }}", section.word());
-        if token.is_text() && FORGOTTEN.contains(&token.text.as_str()) {
+        let shown_once = self.reader.is_kernel_output && options::ONCE.contains(&token.text.as_str());
+        if token.is_text() && (shown_once || FORGOTTEN.contains(&token.text.as_str())) {
             return self.pass_over().map(|()| None);
         }
         let Some(found) = (if token.is_text() { options::find_config(section, &token.text) } else { None }) else {
@@ -506,7 +529,9 @@ impl Parser<'_> {
             self.note(Diagnostic::error(&value.span, title, problem));
         }
         let switched = if found.negated { "no" } else { "yes" };
-        let value = setting.value.or_else(|| found.is_switch().then(|| switched.to_owned()));
+        let folded =
+            setting.value.map(|value| if found.name == "protocol" { value.to_ascii_uppercase() } else { value });
+        let value = folded.or_else(|| found.is_switch().then(|| switched.to_owned()));
         Ok(Some((found.section, Setting { value, ..setting })))
     }
 

@@ -155,7 +155,7 @@ pub fn resource(config: &Config, resource: &Resource, node: &str) -> String {
     let ignored = if resource.me.is_some() { "not ignored" } else { "ignored" };
     let stacked = if resource.is_stacked() { "stacked" } else { "not stacked" };
     let mut printer = Printer { text: String::new(), level: 0 };
-    printer.line(&format!("# resource {} on {node}: {ignored}, {stacked}", resource.name));
+    printer.line(&format!("# resource {} on {node}: {ignored}, {stacked}", value_text(&resource.name)));
     printer.line(&format!("# defined at {}", config.sources.place(&resource.span)));
     printer.block(&format!("resource {}", value_text(&resource.name)), |printer| {
         for host in &resource.hosts {

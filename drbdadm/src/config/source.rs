@@ -84,7 +84,7 @@ pub struct Diagnostic {
     /// What is said below the marked place.
     pub label: String,
     /// A second place that has to do with it, and what is said there.
-    pub other: Option<(Span, String)>,
+    pub other: Option<Box<(Span, String)>>,
     /// What could be done.
     pub help: Option<String>,
 }
@@ -109,7 +109,7 @@ impl Diagnostic {
 
     /// Adds a second place.
     pub fn and(mut self, span: &Span, label: impl Into<String>) -> Self {
-        self.other = Some((span.clone(), label.into()));
+        self.other = Some(Box::new((span.clone(), label.into())));
         self
     }
 
@@ -130,7 +130,7 @@ impl Diagnostic {
         let primary = level.span(self.range_in(sources, &self.span)).label(&self.label);
         let mut first = snippet(self.span.file).annotation(primary);
         let mut second = None;
-        if let Some((span, label)) = &self.other {
+        if let Some((span, label)) = self.other.as_deref() {
             let annotation = Level::Info.span(self.range_in(sources, span)).label(label);
             if span.file == self.span.file {
                 first = first.annotation(annotation);

@@ -92,7 +92,8 @@ impl Device {
         let open = |flags: OFlag| OpenOptions::new().read(true).write(true).custom_flags(flags.bits()).open(path);
         let kind = std::fs::metadata(path).map_err(|error| other(format!("open({shown}) failed: {error}")))?;
         let is_block_device = kind.file_type().is_block_device();
-        if !is_block_device && !(mode.regular_file && kind.is_file()) {
+        let acceptable = is_block_device || (mode.regular_file && kind.is_file());
+        if !acceptable {
             return Err(other(format!("'{shown}' is not a block device!")));
         }
         let exclusive = if mode.exclusive && is_block_device { OFlag::O_EXCL } else { OFlag::empty() };

@@ -162,7 +162,7 @@ impl Connection {
         &mut self,
         command: Command,
         attributes: &[u8],
-        mut each: impl FnMut(Message) -> bool,
+        mut each: impl FnMut(&Message) -> bool,
     ) -> Result<DumpEnd, Failure> {
         let header = DrbdHeader { minor: engine::netlink::MINOR_NONE, flags_or_ret: 0 };
         let sequence = self.start_dump(command, header, attributes)?;
@@ -170,10 +170,8 @@ impl Connection {
             let received = self.receive(Some(REPLY_TIMEOUT))?;
             for incoming in received.ok_or_else(|| Failure::new(5, "netlink: no answer from the kernel"))? {
                 match incoming {
-                    Incoming::Message(message) if message.sequence == sequence => {
-                        if !each(message) {
-                            return Ok(DumpEnd::Complete);
-                        }
+                    Incoming::Message(message) if message.sequence == sequence && !each(&message) => {
+                        return Ok(DumpEnd::Complete);
                     }
                     Incoming::Done { sequence: of, errno } | Incoming::Error { sequence: of, errno }
                         if of == sequence =>
@@ -243,9 +241,8 @@ impl Connection {
                 NLMSG_ERROR => messages.push(Incoming::Error { sequence, errno: errno() }),
                 NLMSG_DONE => messages.push(Incoming::Done { sequence, errno: errno() }),
                 CONTROLLER if self.family != CONTROLLER => {
-                    if payload.first() == Some(&CTRL_DELETE_GROUP) && is_about(payload, self.family) {
-                        messages.push(Incoming::FamilyGone);
-                    }
+                    let is_gone = payload.first() == Some(&CTRL_DELETE_GROUP) && is_about(payload, self.family);
+                    messages.extend(is_gone.then_some(Incoming::FamilyGone));
                 }
                 kind if kind == self.family => messages.extend(self.message(sequence, payload).map(Incoming::Message)),
                 _ => {}

@@ -123,7 +123,7 @@ pub fn list(connection: &mut Connection, resource: Option<&str>) -> Result<Optio
     };
     let mut messages = Vec::new();
     let end = connection.dump(Command::GetStatus, attributes.as_bytes(), |message| {
-        messages.push(message);
+        messages.push(message.clone());
         true
     })?;
     match end {

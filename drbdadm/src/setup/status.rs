@@ -95,7 +95,7 @@ fn dump(connection: &mut Connection, command: Command, resource: Option<&str>) -
         // The kernel repeats this answer as long as somebody reads; the resource may have gone meanwhile.
         let known = message.header.flags_or_ret != RetCode::ResNotKnown.number();
         if known {
-            messages.push(message);
+            messages.push(message.clone());
         }
         known
     })?;
