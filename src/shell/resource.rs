@@ -43,7 +43,7 @@ pub(crate) struct Resource {
     pub(crate) shared: Arc<Shared>,
     /// The engine and what belongs to its slots.
     #[pin]
-    pub(crate) locked: IrqLock<Locked>,
+    pub(crate) locked: IrqLock<KBox<Locked>>,
     /// One administrator's request at a time.
     #[pin]
     pub(crate) admin: Mutex<()>,
@@ -134,16 +134,10 @@ impl Resource {
     ///
     /// # Errors
     /// `ENOMEM`; `EBUSY` while the module is being unloaded.
+    #[inline(never)]
     pub(crate) fn new(id: u64, name: Name, options: &ResourceOpts, shared: Arc<Shared>) -> Result<Arc<Self>> {
         let module = ModulePin::new()?;
-        let engine = KBox::new(Engine::new(options, TableLimits::default()).map_err(|_| ENOMEM)?, GFP_KERNEL)?;
-        let locked = Locked {
-            engine,
-            volumes: [const { None }; MAX_VOLUMES_PER_RESOURCE],
-            uppers: Slots::new(MAX_REQUESTS_PER_RESOURCE)?,
-            peer_pages: Slots::new(MAX_PEER_REQUESTS_PER_RESOURCE)?,
-            block: BlockState::default(),
-        };
+        let locked = Locked::new(options)?;
         let config = Config { connection: None, volumes: KVec::new() };
         let resource = Arc::pin_init(
             pin_init!(Resource {
@@ -214,6 +208,7 @@ impl Resource {
     }
 
     /// Fills the engine's stock of random numbers.
+    #[inline(never)]
     pub(crate) fn add_entropy(self: &Arc<Self>) {
         while self.look(|locked| locked.engine.wants_entropy()) {
             let random = clock::random_u64();
@@ -225,6 +220,31 @@ impl Resource {
     pub(crate) fn addresses(&self) -> Option<(SockAddr, SockAddr)> {
         let config = self.config.lock();
         config.connection.as_ref().map(|connection| (connection.my_address, connection.peer_address))
+    }
+}
+
+impl Locked {
+    /// An engine without volumes. Both parts are large: not inlined, so that each is on the stack only while it is made.
+    fn new(options: &ResourceOpts) -> Result<KBox<Self>> {
+        Self::with_engine(Self::new_engine(options)?)
+    }
+
+    #[inline(never)]
+    fn new_engine(options: &ResourceOpts) -> Result<KBox<Engine<KernelStorage>>> {
+        let engine = Engine::new(options, TableLimits::default()).map_err(|_| ENOMEM)?;
+        Ok(KBox::new(engine, GFP_KERNEL)?)
+    }
+
+    #[inline(never)]
+    fn with_engine(engine: KBox<Engine<KernelStorage>>) -> Result<KBox<Self>> {
+        let locked = Locked {
+            engine,
+            volumes: [const { None }; MAX_VOLUMES_PER_RESOURCE],
+            uppers: Slots::new(MAX_REQUESTS_PER_RESOURCE)?,
+            peer_pages: Slots::new(MAX_PEER_REQUESTS_PER_RESOURCE)?,
+            block: BlockState::default(),
+        };
+        Ok(KBox::new(locked, GFP_KERNEL)?)
     }
 }
 

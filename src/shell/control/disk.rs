@@ -12,6 +12,7 @@ use kernel::prelude::*;
 use kernel::sync::Arc;
 
 // spec: netlink 6 ATTACH
+#[inline(never)]
 pub(super) fn attach(task: &mut Task<'_>) -> Answer {
     let minor = task.minor()?;
     let mut conf = KBox::new(DiskConf::default(), GFP_KERNEL)?;
@@ -57,6 +58,7 @@ fn volume_of(resource: &Resource, id: VolumeId) -> Option<Arc<Volume>> {
 }
 
 // spec: netlink 6 DETACH
+#[inline(never)]
 pub(super) fn detach(task: &mut Task<'_>) -> Answer {
     let mut parms = DetachParms::default();
     unless_refused!(task.parse(&mut parms, ParseMode::Create));
@@ -70,6 +72,7 @@ pub(super) fn take_down(resource: &Arc<Resource>, volume: VolumeId) -> AdminResu
 }
 
 // spec: netlink 6 CHG_DISK_OPTS
+#[inline(never)]
 pub(super) fn chg_disk_opts(task: &mut Task<'_>) -> Answer {
     let minor = task.minor()?;
     let _admin = minor.resource.admin.lock();
@@ -90,6 +93,7 @@ pub(super) fn chg_disk_opts(task: &mut Task<'_>) -> Answer {
 }
 
 /// Resizing is not carried out by this version; saying so is better than pretending.
+#[inline(never)]
 pub(super) fn resize(task: &mut Task<'_>) -> Answer {
     let minor = task.minor()?;
     unless_refused!(task.parse(&mut ResizeParms::default(), ParseMode::Create));
@@ -99,14 +103,17 @@ pub(super) fn resize(task: &mut Task<'_>) -> Answer {
     Ok(task.refuse(RetCode::InvalidRequest, "online resize is not available in this version of the module").0)
 }
 
+#[inline(never)]
 pub(super) fn outdate(task: &mut Task<'_>) -> Answer {
     on_volume(task, |volume| AdminRequest::Outdate { volume })
 }
 
+#[inline(never)]
 pub(super) fn suspend_io(task: &mut Task<'_>) -> Answer {
     on_volume(task, |volume| AdminRequest::SuspendIo { volume })
 }
 
+#[inline(never)]
 pub(super) fn resume_io(task: &mut Task<'_>) -> Answer {
     on_volume(task, |volume| AdminRequest::ResumeIo { volume })
 }

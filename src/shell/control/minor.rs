@@ -13,6 +13,7 @@ use kernel::prelude::*;
 use kernel::sync::Arc;
 
 // spec: netlink 6 NEW_MINOR
+#[inline(never)]
 pub(super) fn new_minor(task: &mut Task<'_>) -> Answer {
     let resource = task.resource()?;
     let number = task.request.minor;
@@ -63,6 +64,7 @@ fn register(task: &Task<'_>, resource: &Arc<Resource>, config: VolumeConfig) -> 
 }
 
 // spec: netlink 6 DEL_MINOR
+#[inline(never)]
 pub(super) fn del_minor(task: &mut Task<'_>) -> Answer {
     let minor = task.minor()?;
     let _admin = minor.resource.admin.lock();

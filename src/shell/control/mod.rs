@@ -2,7 +2,8 @@
 //! The control interface: requests of the tools, one file a group of commands.
 //!
 //! [`Control`] finds what a request is about and hands it to the function of its command, which answers with a result
-//! number and may add texts and attributes to the reply.
+//! number and may add texts and attributes to the reply. These functions are not inlined, so that the stack holds the
+//! variables of one command only.
 // spec: netlink 1.3 to 6
 
 mod disk;

@@ -16,6 +16,7 @@ use kernel::sync::Arc;
 const FORGET_MS: u32 = 2000;
 
 // spec: netlink 6 CONNECT
+#[inline(never)]
 pub(super) fn connect(task: &mut Task<'_>) -> Answer {
     let resource = task.resource()?;
     let (my_address, peer_address) = unless_refused!(endpoints(task));
@@ -81,6 +82,7 @@ fn check_unused(
 }
 
 // spec: netlink 6 DISCONNECT
+#[inline(never)]
 pub(super) fn disconnect(task: &mut Task<'_>) -> Answer {
     let mut parms = DisconnectParms::default();
     unless_refused!(task.parse(&mut parms, ParseMode::Create));
@@ -124,6 +126,7 @@ fn forget(resource: &Arc<Resource>, tell: bool) {
 }
 
 // spec: netlink 6 CHG_NET_OPTS
+#[inline(never)]
 pub(super) fn chg_net_opts(task: &mut Task<'_>) -> Answer {
     let resource = task.resource()?;
     let _admin = resource.admin.lock();

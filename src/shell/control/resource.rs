@@ -13,6 +13,7 @@ use kernel::sync::Arc;
 const LOOK_AGAIN_MS: u32 = 100;
 
 // spec: netlink 6 NEW_RESOURCE
+#[inline(never)]
 pub(super) fn new_resource(task: &mut Task<'_>) -> Answer {
     let name = match task.context.ctx_resource_name {
         Some(name) if !name.is_empty() => name,
@@ -60,6 +61,7 @@ fn is_cpu_mask(text: &[u8]) -> bool {
 }
 
 // spec: netlink 6 RESOURCE_OPTS
+#[inline(never)]
 pub(super) fn resource_opts(task: &mut Task<'_>) -> Answer {
     let resource = task.resource()?;
     let _admin = resource.admin.lock();
@@ -76,6 +78,7 @@ pub(super) fn resource_opts(task: &mut Task<'_>) -> Answer {
 }
 
 // spec: netlink 6 DEL_RESOURCE
+#[inline(never)]
 pub(super) fn del_resource(task: &mut Task<'_>) -> Answer {
     let resource = task.resource()?;
     let _admin = resource.admin.lock();
@@ -102,6 +105,7 @@ fn delete(task: &Task<'_>, resource: &Arc<Resource>) {
 }
 
 // spec: netlink 6 DOWN
+#[inline(never)]
 pub(super) fn down(task: &mut Task<'_>) -> Answer {
     let resource = task.resource()?;
     let _admin = resource.admin.lock();

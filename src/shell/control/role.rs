@@ -7,6 +7,7 @@ use engine::netlink::{ParseMode, SetRoleParms};
 use engine::resource::AdminRequest;
 
 // spec: netlink 6.1
+#[inline(never)]
 pub(super) fn primary(task: &mut Task<'_>) -> Answer {
     let mut parms = SetRoleParms::default();
     unless_refused!(task.parse(&mut parms, ParseMode::Create));
@@ -15,6 +16,7 @@ pub(super) fn primary(task: &mut Task<'_>) -> Answer {
 }
 
 // spec: netlink 6 SECONDARY
+#[inline(never)]
 pub(super) fn secondary(task: &mut Task<'_>) -> Answer {
     let minor = task.minor()?;
     change_role(task, AdminRequest::Secondary { volume: minor.id })

@@ -7,6 +7,7 @@ use crate::shell::messages::{volume_status, Reason, ResourceSnapshot, VolumeSnap
 use engine::netlink::{Nest, Redact, RetCode, TimeoutParms, TimeoutType};
 
 // spec: netlink 8.1
+#[inline(never)]
 pub(super) fn get_status(task: &mut Task<'_>) -> Answer {
     let minor = task.minor()?;
     let Some(volume) = VolumeSnapshot::take(&minor.resource, minor.id)? else {
@@ -29,6 +30,7 @@ pub(super) fn redaction(request: &Request<'_>) -> Redact {
 }
 
 // spec: netlink 6 GET_TIMEOUT_TYPE
+#[inline(never)]
 pub(super) fn get_timeout_type(task: &mut Task<'_>) -> Answer {
     let minor = task.minor()?;
     let kind = minor.resource.look(|locked| locked.engine.volume_status(minor.id).map(|status| status.timeout_type));

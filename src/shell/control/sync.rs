@@ -5,23 +5,28 @@ use super::{ask, unless_refused, Answer, Task};
 use engine::netlink::{NetConf, NewCUuidParms, ParseMode, RetCode, StartOvParms, StateResult};
 use engine::resource::{AdminRequest, VolumeId};
 
+#[inline(never)]
 pub(super) fn invalidate(task: &mut Task<'_>) -> Answer {
     on_volume(task, |volume| AdminRequest::Invalidate { volume })
 }
 
+#[inline(never)]
 pub(super) fn inval_peer(task: &mut Task<'_>) -> Answer {
     on_volume(task, |volume| AdminRequest::InvalidateRemote { volume })
 }
 
+#[inline(never)]
 pub(super) fn pause_sync(task: &mut Task<'_>) -> Answer {
     on_volume(task, |volume| AdminRequest::PauseSync { volume })
 }
 
+#[inline(never)]
 pub(super) fn resume_sync(task: &mut Task<'_>) -> Answer {
     on_volume(task, |volume| AdminRequest::ResumeSync { volume })
 }
 
 /// Verification is not carried out by this version; saying so is better than pretending.
+#[inline(never)]
 pub(super) fn start_ov(task: &mut Task<'_>) -> Answer {
     let minor = task.minor()?;
     unless_refused!(task.parse(&mut StartOvParms::default(), ParseMode::Create));
@@ -33,6 +38,7 @@ pub(super) fn start_ov(task: &mut Task<'_>) -> Answer {
     Ok(StateResult::NotSupported.number())
 }
 
+#[inline(never)]
 pub(super) fn new_current_uuid(task: &mut Task<'_>) -> Answer {
     let mut parms = NewCUuidParms::default();
     unless_refused!(task.parse(&mut parms, ParseMode::Create));
