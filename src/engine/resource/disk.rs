@@ -324,6 +324,10 @@ impl<S: Storage> Engine<S> {
     /// Both nodes have just been created and their disks are declared equal. spec: metadata 6.2 (19)
     fn initial_sync_skipped(&mut self, id: VolumeId) {
         let _outcome = self.change(id, Change::disk(Disk::UpToDate).pdsk(Disk::UpToDate), Kind::Hard);
+        // A state packet from before may still be on its way to the peer, who would believe it.
+        if let Some(state) = self.volume(id).map(|volume| volume.state) {
+            self.send_state(id, state);
+        }
         self.sync_metadata(id);
     }
 }

@@ -311,7 +311,7 @@ impl<S: Storage> Engine<S> {
             Command::OutOfSync => {
                 let range = BlockDesc::decode(body).map_err(bad)?;
                 let sectors = self.volume(id).map_or(0, |volume| volume.size_sectors);
-                super::peer::check_range(range.sector, range.size_bytes, u32::MAX & !511, sectors)?;
+                super::peer::check_range(range.sector, range.size_bytes, !511, sectors)?;
                 self.mark_out_of_sync(id, range.sector, range.size_bytes);
             }
             _ => return Err(Fault::NotSupported { command }),
@@ -509,7 +509,7 @@ impl<S: Storage> Engine<S> {
                 if known.is_none() {
                     // The request is gone; the peer still does not have the data.
                     let sectors = self.volume(id).map_or(0, |volume| volume.size_sectors);
-                    super::peer::check_range(ack.sector, ack.size_bytes, u32::MAX & !511, sectors)?;
+                    super::peer::check_range(ack.sector, ack.size_bytes, !511, sectors)?;
                     self.mark_out_of_sync(id, ack.sector, ack.size_bytes);
                 }
             }

@@ -176,16 +176,6 @@ impl Pipeline {
                 _ => false,
             }
     }
-
-    /// No transfer is under way and nothing is left to do.
-    pub(super) fn is_idle(&self) -> bool {
-        self.in_flight == 0 && self.current == Current::Idle && self.jobs.iter().all(Option::is_none)
-    }
-
-    /// No transfer is under way.
-    pub(super) fn is_quiet(&self) -> bool {
-        self.in_flight == 0
-    }
 }
 
 impl<S: Storage> AttachedDisk<S> {
@@ -348,7 +338,7 @@ impl<S: Storage> Engine<S> {
             let volume = self.volume_mut(id)?;
             let size_sectors = volume.size_sectors;
             let durable = volume.conf.md_flushes;
-            let Volume { disk, log_pending, log_committing, .. } = volume;
+            let Volume { disk, log_pending, log_committing, counters, .. } = volume;
             // Once the owner has been told to close the devices, they are not touched any more.
             let disk = disk.as_mut().filter(|disk| disk.release != Release::Releasing)?;
             let before = disk.pipeline.current;
@@ -360,8 +350,8 @@ impl<S: Storage> Engine<S> {
             }
             match step {
                 Step::Io(io) => {
-                    if io.write && !io.durable && io.size_bytes > 0 {
-                        volume.counters.bitmap_writes = volume.counters.bitmap_writes.wrapping_add(0);
+                    if matches!(disk.pipeline.current, Current::Pages(_) | Current::EvictedPages) {
+                        counters.bitmap_writes = counters.bitmap_writes.wrapping_add(1);
                     }
                     return Some(io);
                 }

@@ -187,7 +187,6 @@ pub(super) struct PeerRequest {
     pub(super) result: IoResult,
     /// Belongs to an earlier connection: do the disk work, answer nothing.
     pub(super) orphan: bool,
-    pub(super) in_activity_log: bool,
     link: u16,
 }
 
@@ -206,7 +205,6 @@ impl PeerRequest {
         in_epoch: false,
         result: Ok(()),
         orphan: false,
-        in_activity_log: false,
         link: NIL,
     };
 }
@@ -319,11 +317,6 @@ macro_rules! slot_table {
                 self.slots.get_mut(usize::from(index))
             }
 
-            /// The current identifier of a slot.
-            pub(super) fn id(&self, index: u16) -> $id {
-                $id { index, generation: self.at(index).map_or(0, |slot| slot.generation) }
-            }
-
             /// Appends to a list.
             pub(super) fn push(&mut self, list: &mut List, index: u16) {
                 if let Some(slot) = self.at_mut(index) {
@@ -363,6 +356,13 @@ macro_rules! slot_table {
 
 slot_table!(RequestTable, Request, RequestId, Phase);
 slot_table!(PeerTable, PeerRequest, PeerId, PeerPhase);
+
+impl<S: Storage> RequestTable<S> {
+    /// The current identifier of a slot.
+    pub(super) fn id(&self, index: u16) -> RequestId {
+        RequestId { index, generation: self.at(index).map_or(0, |slot| slot.generation) }
+    }
+}
 
 /// The transfer log: mirrored writes in the order of their epochs, until the barrier acknowledgement.
 #[derive(Clone, Copy, Debug)]

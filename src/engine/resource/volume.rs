@@ -277,7 +277,6 @@ pub(super) struct Volume<S: Storage> {
     pub(super) log_committing: List,
     pub(super) log_waiting: List,
     pub(super) resync: Resync,
-    pub(super) verify_position: u64,
     /// Bits set when the UUIDs were last sent.
     pub(super) told_bits: u64,
     /// Limit for resync requests under way, in pages.
@@ -338,7 +337,6 @@ impl<S: Storage> Volume<S> {
                 early_sync_uuid: None,
                 allowance_blocks: 0,
             },
-            verify_position: 0,
             told_bits: 0,
             max_buffers: 2048,
             resize: None,
