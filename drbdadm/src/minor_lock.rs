@@ -5,7 +5,7 @@ use crate::failure::Failure;
 use nix::fcntl::{fcntl, FcntlArg};
 use nix::libc;
 use std::fs::{File, OpenOptions};
-use std::os::fd::AsRawFd;
+
 use std::time::{Duration, Instant};
 
 const LOCK_DIR: &str = "/var/lock";
@@ -37,7 +37,7 @@ impl MinorLock {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let request = whole_file();
-            match fcntl(file.as_raw_fd(), FcntlArg::F_SETLK(&request)) {
+            match fcntl(&file, FcntlArg::F_SETLK(&request)) {
                 Ok(_) => return Ok(MinorLock { _file: file }),
                 Err(nix::errno::Errno::EACCES | nix::errno::Errno::EAGAIN) if Instant::now() < deadline => {
                     std::thread::sleep(RETRY_INTERVAL);
@@ -63,7 +63,7 @@ fn whole_file() -> libc::flock {
 
 fn holder(file: &File) -> String {
     let mut request = whole_file();
-    match fcntl(file.as_raw_fd(), FcntlArg::F_GETLK(&mut request)) {
+    match fcntl(file, FcntlArg::F_GETLK(&mut request)) {
         Ok(_) if request.l_pid > 0 => format!("process {}", request.l_pid),
         _ => "another process".to_owned(),
     }

@@ -275,3 +275,170 @@ fn ask(question: &str, session: &Session) -> Result<(), Failure> {
         Err(Failure::new(1, "Nothing was changed."))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::apply_al::apply_al;
+    use super::super::device::OpenMode;
+    use super::super::last_known::LastKnown;
+    use super::super::store::read_block;
+    use super::*;
+    use engine::metadata::transaction::{decode, Kind, Transaction};
+    use std::path::PathBuf;
+
+    /// A disk in a file.
+    struct Disk {
+        path: PathBuf,
+    }
+
+    impl Disk {
+        fn new(name: &str, mib: u64) -> Self {
+            let path = std::env::temp_dir().join(format!("drbdmeta-{name}-{}", std::process::id()));
+            std::fs::File::create(&path).unwrap().set_len(mib << 20).unwrap();
+            Disk { path }
+        }
+
+        fn grow(&self, mib: u64) {
+            std::fs::OpenOptions::new().write(true).open(&self.path).unwrap().set_len(mib << 20).unwrap();
+        }
+
+        fn device(&self) -> Device {
+            let mode = OpenMode { exclusive: true, regular_file: true, dry_run: false };
+            Device::open(&self.path, mode).map_err(|error| format!("{error:?}")).unwrap()
+        }
+
+        /// With a minor that has no note.
+        fn session(&self, index: MetaIndex) -> Session {
+            Session { device: self.device(), index, minor: -1, force: false, ignore_sanity_checks: false }
+        }
+    }
+
+    impl Drop for Disk {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+
+    const INDEX: MetaIndex = MetaIndex::FlexibleInternal;
+
+    /// Meta data of an attached Primary of the whole disk, in the state a crash leaves.
+    fn crashed(device: &Device) -> Found {
+        let layout = plan(device, INDEX, Striping::DEFAULT).unwrap();
+        let mut superblock = Superblock::new_created(&layout, 7, Striping::DEFAULT);
+        superblock.la_size_sectors = layout.usable_sectors;
+        superblock.flags = MetaFlags::CONSISTENT | MetaFlags::PRIMARY_IND | MetaFlags::WAS_UP_TO_DATE;
+        initialise_ring(device, &layout).unwrap();
+        let found = Found { layout, superblock };
+        write_superblock(device, &found, Magic::Unclean).unwrap();
+        found
+    }
+
+    fn found(device: &Device) -> Found {
+        match look(device, INDEX, device.size_sectors()).unwrap() {
+            Lookup::Valid(found) => found,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_log_that_was_applied_stays_applied() {
+        let disk = Disk::new("apply", 300);
+        let device = disk.device();
+        let layout = crashed(&device).layout;
+        let mut block = [0; BLOCK_BYTES];
+        let hot = Transaction {
+            number: 3,
+            kind: Kind::Update,
+            updates: &[(0, 1), (1, 33)],
+            context_start: 0,
+            context_size: 1237,
+            context: &[],
+        };
+        hot.encode(&mut block);
+        write_block(&device, layout.transaction_sector(3), &block).unwrap();
+
+        let mut crashed = found(&device);
+        assert_eq!(crashed.superblock.magic, Magic::Unclean);
+        assert!(apply_al(&device, &mut crashed).unwrap());
+        let clean = found(&device).superblock;
+        assert_eq!((clean.magic, clean.flags), (Magic::Clean, crashed.superblock.flags));
+        assert!(clean.flags.contains(MetaFlags::AL_CLEAN | MetaFlags::PRIMARY_IND));
+        let bitmap = device.read(layout.bitmap_sector(), 8192).unwrap();
+        let set: Vec<_> = (0..8192).filter(|at| bitmap[*at] != 0).collect();
+        assert_eq!(set, (128..256).chain(4096 + 128..4096 + 256).collect::<Vec<_>>());
+        assert_eq!(
+            decode(&read_block(&device, layout.transaction_sector(3)).unwrap()).unwrap().kind(),
+            Kind::Initialized
+        );
+
+        let before = std::fs::read(&disk.path).unwrap();
+        assert!(!apply_al(&device, &mut found(&device)).unwrap());
+        assert!(std::fs::read(&disk.path).unwrap() == before);
+    }
+
+    #[test]
+    fn a_log_that_is_needed_and_lost_is_not_ignored() {
+        let disk = Disk::new("lost", 100);
+        let device = disk.device();
+        let layout = crashed(&device).layout;
+        device.zero(layout.al_sector(), 8 * 4096).unwrap();
+        assert_eq!(apply_al(&device, &mut found(&device)).unwrap_err().code, 1);
+        assert_eq!(found(&device).superblock.magic, Magic::Unclean);
+    }
+
+    #[test]
+    fn after_growth_nothing_out_of_sync_is_forgotten() {
+        let disk = Disk::new("grow", 300);
+        let old = crashed(&disk.device());
+        let mut words = AlignedBuffer::zeroed(4096);
+        words[56] = 0x81;
+        disk.device().write(old.layout.bitmap_sector(), &words).unwrap();
+        let note = LastKnown { size_bytes: 300 << 20, path: String::new(), device_uuid: Some(7) };
+
+        disk.grow(900);
+        let device = disk.device();
+        assert!(matches!(look(&device, INDEX, device.size_sectors()).unwrap(), Lookup::Nothing));
+        let other = LastKnown { device_uuid: Some(8), ..note.clone() };
+        assert!(look_at_last_known(&device, INDEX, Some(&other), false).unwrap().is_none());
+        let seen = look_at_last_known(&device, INDEX, Some(&note), false).unwrap().unwrap();
+        move_after_growth(&device, &seen).unwrap();
+
+        let moved = found(&device);
+        assert_eq!(moved.superblock.la_size_sectors, old.superblock.la_size_sectors);
+        assert_eq!((moved.superblock.uuids, moved.superblock.magic), (old.superblock.uuids, Magic::Unclean));
+        let bytes = (moved.layout.bitmap_sectors * 512) as usize;
+        let bitmap = device.read(moved.layout.bitmap_sector(), bytes).unwrap();
+        let old_bytes = (old.layout.bitmap_sectors * 512) as usize;
+        assert_eq!(bitmap[..64].iter().position(|byte| *byte != 0), Some(56));
+        assert!(bitmap[57..old_bytes].iter().all(|byte| *byte == 0));
+        assert!(bitmap[old_bytes..].iter().all(|byte| *byte == 0xFF));
+        assert!(read_block(&device, old.layout.superblock_sector).unwrap().iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn data_on_the_disk_is_not_overwritten() {
+        let write = |disk: &Disk, offset: u64, bytes: &[u8]| {
+            use std::os::unix::fs::FileExt;
+            std::fs::OpenOptions::new().write(true).open(&disk.path).unwrap().write_all_at(bytes, offset).unwrap();
+        };
+        let ext = |disk: &Disk, blocks: u32| {
+            write(disk, 0x438, &[0x53, 0xEF]);
+            write(disk, 0x404, &blocks.to_le_bytes());
+        };
+        for (name, index, prepare, code) in [
+            ("full", INDEX, (&|disk: &Disk| ext(disk, 64 << 10)) as &dyn Fn(&Disk), 40),
+            ("fits", INDEX, &|disk: &Disk| ext(disk, 60 << 10), 1),
+            ("external", MetaIndex::FlexibleExternal, &|disk: &Disk| ext(disk, 1 << 10), 40),
+            ("unknown", INDEX, &|disk: &Disk| write(disk, 5000, b"x"), 1),
+            ("swap", INDEX, &|disk: &Disk| write(disk, 4086, b"SWAPSPACE2"), 40),
+        ] {
+            let disk = Disk::new(name, 64);
+            prepare(&disk);
+            let before = std::fs::read(&disk.path).unwrap();
+            assert_eq!(create(&disk.session(index), CreateOptions::default()).unwrap_err().code, code, "{name}");
+            assert!(std::fs::read(&disk.path).unwrap() == before, "{name}");
+        }
+        let small = Disk::new("small", 0);
+        assert_eq!(create(&small.session(INDEX), CreateOptions::default()).unwrap_err().code, 10);
+    }
+}

@@ -11,7 +11,6 @@ use nix::fcntl::{fallocate, FallocateFlags, OFlag};
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
 use std::ops::{Deref, DerefMut};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -171,7 +170,7 @@ impl Device {
         let (Ok(start), Ok(length)) = (i64::try_from(offset), i64::try_from(bytes)) else {
             return Err(Failure::new(10, "meta-data area too large"));
         };
-        if fallocate(self.file.as_raw_fd(), FallocateFlags::FALLOC_FL_ZERO_RANGE, start, length).is_ok() {
+        if fallocate(&self.file, FallocateFlags::FALLOC_FL_ZERO_RANGE, start, length).is_ok() {
             return Ok(());
         }
         let zeroes = AlignedBuffer::zeroed(len.min(CHUNK_BYTES));
