@@ -12,9 +12,11 @@ pub mod network;
 pub mod node;
 pub mod oracle;
 pub mod random;
+pub mod run;
 pub mod world;
 
 pub use disk::Stamp;
 pub use oracle::Oracle;
 pub use random::Random;
+pub use run::{run, Report};
 pub use world::{Config, World};

@@ -62,6 +62,13 @@ impl Pipe {
         at_us
     }
 
+    /// It breaks: what is in it is lost.
+    pub fn reset(&mut self, now_us: u64) {
+        self.chunks.clear();
+        self.bytes = 0;
+        self.closed_at_us = Some(now_us);
+    }
+
     /// True when the receiver sees the end of the stream.
     pub fn at_end(&self, now_us: u64) -> bool {
         self.chunks.is_empty() && self.closed_at_us.is_some_and(|at| at <= now_us)

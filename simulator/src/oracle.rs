@@ -21,6 +21,8 @@ pub struct Written {
     pub start_us: u64,
     /// When it was acknowledged; [`u64::MAX`] while it is under way, and for ever when that was lost.
     pub end_us: u64,
+    /// It was written with FUA, or a flush was acknowledged that began after it was.
+    pub stable: bool,
 }
 
 /// All writes of the application.
@@ -34,16 +36,32 @@ impl Oracle {
     /// A write begins; returns the stamp of its sectors.
     pub fn begin(&mut self, node: usize, sector: u64, count: u64, zeroes: bool, now_us: u64) -> Stamp {
         let index = self.writes.len();
-        self.writes.push(Written { node, sector, count, zeroes, start_us: now_us, end_us: NEVER });
+        self.writes.push(Written { node, sector, count, zeroes, start_us: now_us, end_us: NEVER, stable: false });
         for sector in sector..sector + count {
             self.by_sector.entry(sector).or_default().push(index as u32);
         }
         index as Stamp + 1
     }
 
-    /// It was acknowledged.
-    pub fn acknowledge(&mut self, stamp: Stamp, now_us: u64) {
-        self.writes[stamp as usize - 1].end_us = now_us;
+    /// It was acknowledged; `stable`: and is durable.
+    pub fn acknowledge(&mut self, stamp: Stamp, stable: bool, now_us: u64) {
+        let write = &mut self.writes[stamp as usize - 1];
+        write.end_us = now_us;
+        write.stable = stable;
+    }
+
+    /// A flush on this node that began at `start_us` was acknowledged.
+    pub fn flushed(&mut self, node: usize, start_us: u64) {
+        for write in self.writes.iter_mut().filter(|write| write.node == node && write.end_us < start_us) {
+            write.stable = true;
+        }
+    }
+
+    /// The power of the node failed that its writes were made on: what no flush has made durable may be gone.
+    pub fn power_cut(&mut self, node: usize) {
+        for write in self.writes.iter_mut().filter(|write| write.node == node && !write.stable) {
+            write.end_us = NEVER;
+        }
     }
 
     /// The write of a stamp.

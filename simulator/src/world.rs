@@ -11,6 +11,7 @@ use crate::disk::{Block, DataDisk, MetaDisk, Stamp};
 use crate::network::{Pipe, DATA, META};
 use crate::node::{DiskFaults, HeapEngine, Node, Running, Transfer, Upper, VOLUME};
 use crate::{Oracle, Random};
+use engine::handshake::SyncDecision;
 use engine::metadata::layout::{Layout, MetaIndex, Striping};
 use engine::metadata::replay::{replay, Replay, MAX_SLOTS};
 use engine::metadata::superblock::{Magic, MetaFlags, Superblock};
@@ -21,7 +22,7 @@ use engine::resource::{
     LinkTask, LocalIo, LogLine, Next, Notice, Op, PacketHead, Payload, PeerId, Reconnect, RequestId, Submit,
     TableLimits, VolumeStatus, Wakes, Work, PACKET_BUFFER_BYTES,
 };
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Lines of the trace that are kept.
 const TRACE_LINES: usize = 4000;
@@ -42,6 +43,8 @@ pub struct Config {
     pub disk: DiskConf,
     /// The meta data is on the data disk: what makes it durable makes data durable that was written before.
     pub internal: bool,
+    /// Every read must find what was acknowledged. Not so when the administrator lets the halves diverge.
+    pub check_reads: bool,
     /// Keep a readable trace.
     pub trace: bool,
 }
@@ -52,7 +55,7 @@ impl Config {
         let net = NetConf::default();
         let disk = DiskConf { al_extents: 67, ..DiskConf::default() };
         let limits = TableLimits { volumes: 1, requests: 64, peer_requests: 64 };
-        Config { seed, sectors: 131_072, limits, net, disk, internal: true, trace: true }
+        Config { seed, sectors: 131_072, limits, net, disk, internal: true, check_reads: true, trace: true }
     }
 }
 
@@ -183,6 +186,16 @@ pub struct World {
     pub helper_exit_code: i32,
     /// Every state packet and change, for tests of the order of states.
     pub history: Vec<(usize, Notice)>,
+    /// Kinds of packets that were sent.
+    pub packets: BTreeSet<&'static str>,
+    /// Rules that decided about a resync.
+    pub rules: BTreeSet<String>,
+    /// Resyncs that were finished.
+    pub resyncs: u64,
+    /// Decisions that refused the connection.
+    pub refusals: Vec<String>,
+    /// Events carried out.
+    pub events: u64,
     /// Reasons why connections were given up.
     pub faults: Vec<(usize, Fault)>,
     backing_sectors: u64,
@@ -222,6 +235,11 @@ impl World {
             network_up: [true, true],
             helper_exit_code: 0,
             history: Vec::new(),
+            packets: BTreeSet::new(),
+            rules: BTreeSet::new(),
+            resyncs: 0,
+            refusals: Vec::new(),
+            events: 0,
             faults: Vec::new(),
             now_us: MS,
             queue: BTreeMap::new(),
@@ -289,6 +307,7 @@ impl World {
     pub fn step(&mut self) -> bool {
         let Some((key, event)) = self.queue.pop_first() else { return false };
         self.now_us = key.0;
+        self.events += 1;
         match event {
             Event::Receive { node, link, socket } => self.receive(node, link, socket),
             Event::Send { node, link, socket } => self.send(node, link, socket),
@@ -617,8 +636,16 @@ impl World {
             }
             Work::Log(line) => {
                 self.note(|| format!("node {node} LOG {line}"));
-                if let LogLine::Fault { fault } = line {
-                    self.faults.push((node, fault));
+                match line {
+                    LogLine::Fault { fault } => self.faults.push((node, fault)),
+                    LogLine::ResyncDone { source: false, .. } => self.resyncs += 1,
+                    LogLine::Decision { comparison, decision, .. } => {
+                        self.rules.insert(format!("{:?}", comparison.rule));
+                        if let SyncDecision::Refuse(reason) = decision {
+                            self.refusals.push(format!("node {node}: {reason}"));
+                        }
+                    }
+                    _ => {}
                 }
                 assert!(!matches!(line, LogLine::InternalError { .. }), "node {node}: {line}");
             }
@@ -737,9 +764,12 @@ impl World {
             return;
         }
         if operation.stamp != 0 {
-            self.oracle.acknowledge(operation.stamp, now_us);
+            self.oracle.acknowledge(operation.stamp, operation.action == Action::Write { fua: true }, now_us);
         }
-        if operation.action == Action::Read {
+        if operation.action == Action::Flush {
+            self.oracle.flushed(operation.node, operation.start_us);
+        }
+        if operation.action == Action::Read && self.config.check_reads {
             assert_eq!(data.len() as u64, operation.count, "a read without its data");
             for (sector, &stamp) in (operation.sector..).zip(data) {
                 if let Err(reason) = self.oracle.check(sector, stamp, operation.start_us, now_us) {
@@ -919,7 +949,9 @@ impl World {
                 Some(data)
             }
         };
-        self.note(|| format!("node {node} {} > {}", ["data", "meta"][socket], packet_name(&head)));
+        let name = packet_name(&head);
+        self.packets.insert(name);
+        self.note(|| format!("node {node} {} > {name} {} bytes", ["data", "meta"][socket], head.len()));
         let most = if self.random.percent(3) { 5000 } else { 200 };
         let arrival = now_us + self.random.between(30, most);
         let Some(connection) = self.connection.as_mut().filter(|connection| connection.number == link) else { return };
@@ -1138,6 +1170,7 @@ impl World {
         machine.data.power_cut(&mut random);
         machine.meta.power_cut(&mut random);
         self.random = random;
+        self.oracle.power_cut(node);
         for operation in &mut self.operations {
             if operation.node == node && operation.result.is_none() {
                 operation.lost = true;
@@ -1240,6 +1273,52 @@ impl World {
         Ok(())
     }
 
+    /// Does this node's disk hold everything that was acknowledged?
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn check_acknowledged(&self, node: usize) -> Result<(), String> {
+        let data = &self.nodes[node].data;
+        self.oracle
+            .sectors()
+            .try_for_each(|sector| self.oracle.check(sector, data.get(sector), self.now_us, self.now_us))
+    }
+
+    /// Operations that are neither done nor lost with their machine.
+    pub fn open_operations(&self) -> usize {
+        self.operations.iter().filter(|operation| operation.result.is_none() && !operation.lost).count()
+    }
+
+    /// Both sockets break.
+    pub fn reset_connection(&mut self) {
+        let now_us = self.now_us;
+        let Some(connection) = self.connection.as_mut() else { return };
+        let link = connection.number;
+        for pipe in connection.pipes.iter_mut().flatten() {
+            pipe.reset(now_us);
+        }
+        self.note(|| "connection reset".into());
+        for node in 0..2 {
+            for socket in [DATA, META] {
+                let delay = self.random.below(3000);
+                self.schedule(delay, Event::Receive { node, link, socket });
+            }
+        }
+    }
+
+    /// Asks for something; the answer is fetched with [`World::poll_admin`].
+    pub fn ask(&mut self, node: usize, request: AdminRequest<'_>) {
+        self.note(|| format!("node {node} asks {request:?}").chars().take(120).collect());
+        self.engine(node, |engine, now| engine.admin(request, now));
+    }
+
+    /// The answer to what was asked for, once.
+    pub fn poll_admin(&mut self, node: usize) -> Option<i32> {
+        let code = self.engine(node, |engine, _| engine.admin_result())?.code;
+        self.note(|| format!("node {node} answer {code}"));
+        Some(code)
+    }
+
     /// Asks for something and waits for the answer.
     #[track_caller]
     pub fn admin(&mut self, node: usize, request: AdminRequest<'_>) -> i32 {
@@ -1323,16 +1402,13 @@ fn mark_extent(meta: &mut MetaDisk, layout: &Layout, extent: u32) {
     meta.write(sector, &block, bytes as usize, true);
 }
 
-fn packet_name(head: &[u8]) -> String {
-    let (command, volume) = match head.get(..8) {
-        Some([0x86, 0x20, 0xec, 0x20, v1, v0, c1, c0]) => {
-            (u16::from_be_bytes([*c1, *c0]), u16::from_be_bytes([*v1, *v0]))
-        }
-        Some([_, _, _, _, c1, c0, ..]) => (u16::from_be_bytes([*c1, *c0]), 0),
-        _ => return "?".into(),
+fn packet_name(head: &[u8]) -> &'static str {
+    let command = match head {
+        [0x86, 0x20, 0xec, 0x20, _, _, high, low, ..] => [*high, *low],
+        [_, _, _, _, high, low, ..] => [*high, *low],
+        _ => [0xff, 0xff],
     };
-    let name = engine::wire::Command::from_u16(command).map_or("?", |command| command.name());
-    format!("{name} v{volume} {} bytes", head.len())
+    engine::wire::Command::from_u16(u16::from_be_bytes(command)).map_or("?", |command| command.name())
 }
 
 impl Drop for World {

@@ -189,6 +189,14 @@ impl<S: Storage> Engine<S> {
         })
     }
 
+    /// True when a difference of the two halves in this sector is known: its bit is set, or a crash of this node would
+    /// set it because its activity log extent is active.
+    pub fn is_marked(&self, id: VolumeId, sector: u64) -> bool {
+        let (extent, _) = super::slots::extents(sector, 512);
+        let disk = self.volume(id).and_then(|volume| volume.disk.as_ref());
+        disk.is_some_and(|disk| disk.bitmap.any_set(sector, 512) || disk.log.is_in_use(extent))
+    }
+
     /// What is in use.
     pub fn usage(&self) -> Usage {
         let volumes = || self.volumes.iter().flatten();

@@ -1,0 +1,507 @@
+//! Random runs: faults, an application, an administrator; what must hold all the time, and at the end.
+//!
+//! The administrator of most runs is *careful*: he never makes the halves diverge. He promotes a node that is alone only
+//! if the other one has nothing that this one lacks. Then no acknowledged write may ever be missing, and no connection
+//! may ever be refused. The *careless* one promotes as he likes; then only convergence is asked for, after one side was
+//! told to give up its changes.
+
+use crate::disk::Stamp;
+use crate::node::VOLUME;
+use crate::world::{Action, Config, World};
+use crate::Random;
+use engine::metadata::superblock::{UI_BITMAP, UI_CURRENT};
+use engine::netlink::{NetConf, ReadBalancing, WireProtocol};
+use engine::resource::{AdminRequest, TableLimits};
+use engine::state::{Conn, Disk, Role};
+use std::collections::BTreeSet;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+
+/// What a run was like.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Its seed.
+    pub seed: u64,
+    /// Events carried out.
+    pub events: u64,
+    /// Simulated time.
+    pub simulated_ms: u64,
+    /// Operations of the application.
+    pub operations: u64,
+    /// Power cuts.
+    pub crashes: u64,
+    /// Network cuts and resets.
+    pub cuts: u64,
+    /// Resyncs that were finished.
+    pub resyncs: u64,
+    /// Connections that were refused because of the data.
+    pub refusals: u64,
+    /// Rules that decided about a resync.
+    pub rules: BTreeSet<String>,
+    /// Kinds of packets that were exchanged.
+    pub packets: BTreeSet<&'static str>,
+    /// What went wrong, if anything.
+    pub failure: Option<String>,
+    /// The last lines before it went wrong.
+    pub trace: Vec<String>,
+}
+
+/// Steps of the administrator and the application in a run.
+const STEPS: u64 = 60;
+
+/// Carries out the run of a seed; a failed one is repeated with a trace.
+pub fn run(seed: u64) -> Report {
+    let report = attempt(seed, false);
+    if report.failure.is_none() {
+        return report;
+    }
+    let traced = attempt(seed, true);
+    assert_eq!(traced.failure, report.failure, "the same seed gave another run");
+    traced
+}
+
+fn attempt(seed: u64, trace: bool) -> Report {
+    let mut driver = Driver::new(seed, trace);
+    let result = catch_unwind(AssertUnwindSafe(|| driver.run()));
+    let failure = result.err().map(|panic| match panic.downcast::<String>() {
+        Ok(message) => *message,
+        Err(panic) => panic.downcast::<&str>().map_or("panic".into(), |message| message.to_string()),
+    });
+    let world = &driver.world;
+    Report {
+        seed,
+        events: world.events,
+        simulated_ms: world.now_us() / 1000,
+        operations: world.operations.len() as u64,
+        crashes: driver.crashes,
+        cuts: driver.cuts,
+        resyncs: world.resyncs,
+        refusals: world.refusals.len() as u64,
+        rules: world.rules.clone(),
+        packets: world.packets.clone(),
+        failure,
+        trace: world.trace().map(String::from).collect(),
+    }
+}
+
+/// What a node's administrator waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Nothing,
+    Promotion,
+    Other,
+}
+
+struct Driver {
+    world: World,
+    random: Random,
+    careful: bool,
+    /// The node whose disk may fail.
+    weak: usize,
+    asked: [Asked; 2],
+    crashes: u64,
+    cuts: u64,
+}
+
+impl Driver {
+    fn new(seed: u64, trace: bool) -> Self {
+        let mut random = Random::new(seed ^ 0x5eed_5eed_5eed_5eed);
+        let careful = !random.percent(15);
+        let wire_protocol = random.pick(&[WireProtocol::C, WireProtocol::C, WireProtocol::B, WireProtocol::A]);
+        let net = NetConf {
+            wire_protocol,
+            max_epoch_size: random.pick(&[2048, 2048, 20, 3]),
+            ko_count: random.pick(&[7, 2, 1]),
+            timeout: random.pick(&[60, 20]),
+            use_rle: random.percent(80),
+            ..NetConf::default()
+        };
+        let slots = random.pick(&[64, 64, 16, 200]);
+        let mut config = Config::new(seed);
+        config.net = net;
+        config.trace = trace;
+        config.check_reads = careful;
+        config.sectors = random.pick(&[32_768, 32_768, 20_001, 1 << 20]);
+        config.limits = TableLimits { volumes: 1, requests: slots, peer_requests: random.pick(&[16, 64, 200]) };
+        config.disk.read_balancing = random.pick(&[
+            ReadBalancing::PreferLocal,
+            ReadBalancing::PreferLocal,
+            ReadBalancing::RoundRobin,
+            ReadBalancing::PreferRemote,
+            ReadBalancing::LeastPending,
+            ReadBalancing::Striping32K,
+        ]);
+        let weak = random.below(2) as usize;
+        Driver { world: World::new(config), random, careful, weak, asked: [Asked::Nothing; 2], crashes: 0, cuts: 0 }
+    }
+
+    fn run(&mut self) {
+        self.set_up();
+        for _ in 0..STEPS {
+            self.step();
+            self.check();
+        }
+        self.repair();
+        self.verify();
+    }
+
+    fn set_up(&mut self) {
+        let world = &mut self.world;
+        for node in 0..2 {
+            assert_eq!(world.attach(node), 101);
+            assert_eq!(world.connect(node), 1);
+        }
+        world.run_until("first connection", 10_000, |world| {
+            (0..2).all(|node| world.status(node).state.conn == Conn::Connected)
+        });
+        let primary = AdminRequest::Primary { volume: VOLUME, force: true };
+        if world.config.sectors > 100_000 || self.random.percent(70) {
+            let skip = AdminRequest::NewCurrentUuid { volume: VOLUME, clear_bitmap: true };
+            assert_eq!(world.admin(0, skip), 101);
+            world.run_until("skipped sync", 10_000, |world| {
+                (0..2).all(|node| {
+                    let state = world.status(node).state;
+                    state.disk == Disk::UpToDate && state.pdsk == Disk::UpToDate
+                })
+            });
+        }
+        assert_eq!(world.admin(0, primary), 1);
+    }
+
+    // One thing that happens.
+
+    fn step(&mut self) {
+        self.poll();
+        match self.random.below(100) {
+            0..=44 => self.application(),
+            45..=59 => self.wait(20),
+            60..=64 => self.wait(3000),
+            65..=71 => self.network(),
+            72..=75 => self.power(),
+            76..=83 => self.roles(),
+            84..=89 => self.connections(),
+            90..=94 => self.disks(),
+            95..=96 => self.invalidate(),
+            _ => self.disk_faults(),
+        }
+        let pause = self.random.pick(&[0, 0, 1, 2, 10]);
+        self.wait(pause);
+    }
+
+    fn wait(&mut self, most_ms: u64) {
+        let ms = self.random.below(most_ms + 1);
+        self.world.run_for_ms(ms);
+    }
+
+    fn poll(&mut self) {
+        for node in 0..2 {
+            if self.asked[node] != Asked::Nothing && (!self.world.is_on(node) || self.world.poll_admin(node).is_some())
+            {
+                self.asked[node] = Asked::Nothing;
+            }
+        }
+    }
+
+    fn ask(&mut self, node: usize, what: Asked, request: AdminRequest<'_>) {
+        if self.world.is_on(node) && self.asked[node] == Asked::Nothing {
+            self.world.ask(node, request);
+            self.asked[node] = what;
+        }
+    }
+
+    fn is_primary(&self, node: usize) -> bool {
+        self.world.is_on(node) && self.world.status(node).state.role == Role::Primary
+    }
+
+    fn application(&mut self) {
+        for node in 0..2 {
+            if !self.is_primary(node) || self.world.open_operations() > 300 {
+                continue;
+            }
+            for _ in 0..self.random.between(1, 30) {
+                let sectors = self.world.config.sectors;
+                let count = self.random.pick(&[1, 2, 3, 7, 8, 8, 8, 8, 9, 16, 40, 256, 2048]);
+                let room = match self.random.below(10) {
+                    0..=5 => 600.max(count),
+                    6..=7 => 8192.min(sectors),
+                    _ => sectors,
+                };
+                let sector = self.random.below(room - count + 1);
+                let action = match self.random.below(24) {
+                    0..=7 => Action::Read,
+                    8 => Action::Discard,
+                    9 => Action::WriteZeroes,
+                    10 => Action::Write { fua: true },
+                    11 => Action::Flush,
+                    _ => Action::Write { fua: false },
+                };
+                let (sector, count) = if action == Action::Flush { (0, 0) } else { (sector, count) };
+                self.world.start(node, action, sector, count);
+            }
+        }
+    }
+
+    fn network(&mut self) {
+        if self.world.network_up != [true, true] {
+            self.world.set_network(true);
+            return;
+        }
+        self.cuts += 1;
+        match self.random.below(4) {
+            0 => self.world.reset_connection(),
+            1 => {
+                let from = self.random.below(2) as usize;
+                self.world.set_direction(from, false);
+            }
+            _ => self.world.set_network(false),
+        }
+    }
+
+    fn power(&mut self) {
+        let node = self.random.below(2) as usize;
+        if !self.world.is_on(node) {
+            self.world.boot(node);
+            return;
+        }
+        self.world.power_cut(node);
+        self.asked[node] = Asked::Nothing;
+        self.crashes += 1;
+    }
+
+    fn roles(&mut self) {
+        let node = self.random.below(2) as usize;
+        if !self.world.is_on(node) {
+            return;
+        }
+        if self.is_primary(node) {
+            self.ask(node, Asked::Other, AdminRequest::Secondary { volume: VOLUME });
+        } else if !self.careful || self.may_promote(node) {
+            self.ask(node, Asked::Promotion, AdminRequest::Primary { volume: VOLUME, force: false });
+        }
+    }
+
+    /// True when a promotion does not let the halves diverge.
+    fn may_promote(&self, node: usize) -> bool {
+        let world = &self.world;
+        let other = 1 - node;
+        if self.is_primary(other) || self.asked[other] == Asked::Promotion {
+            return false;
+        }
+        let state = world.status(node).state;
+        let connected = |node: usize| world.is_on(node) && world.status(node).state.conn >= Conn::Connected;
+        if connected(node) && connected(other) {
+            return true;
+        }
+        let others = if world.is_on(other) && world.status(other).has_disk {
+            world.status(other).uuids
+        } else {
+            world.superblock(other).uuids
+        };
+        // In the middle of a handshake nobody knows.
+        let alone = state.conn <= Conn::WFConnection && !connected(other);
+        alone && state.disk == Disk::UpToDate && others[UI_BITMAP] == 0 && world.check_acknowledged(node).is_ok()
+    }
+
+    fn connections(&mut self) {
+        let node = self.random.below(2) as usize;
+        if !self.world.is_on(node) {
+            return;
+        }
+        if self.world.status(node).state.conn == Conn::StandAlone {
+            let conf = self.world.config.net;
+            self.ask(node, Asked::Other, AdminRequest::Connect { conf: &conf });
+        } else if self.random.percent(40) {
+            let force = self.random.percent(20);
+            self.ask(node, Asked::Other, AdminRequest::Disconnect { force });
+        }
+    }
+
+    fn disks(&mut self) {
+        let node = self.random.below(2) as usize;
+        if !self.world.is_on(node) || self.asked[node] != Asked::Nothing {
+            return;
+        }
+        if !self.world.status(node).has_disk {
+            self.attach(node);
+        } else if self.random.percent(50) {
+            let force = self.random.percent(20);
+            self.ask(node, Asked::Other, AdminRequest::Detach { volume: VOLUME, force });
+        }
+    }
+
+    fn attach(&mut self, node: usize) {
+        if self.world.start_attach(node).is_ok() {
+            self.asked[node] = Asked::Other;
+        }
+    }
+
+    fn invalidate(&mut self) {
+        let node = self.random.below(2) as usize;
+        let both_good = (0..2).all(|node| {
+            self.world.is_on(node) && {
+                let state = self.world.status(node).state;
+                (state.conn, state.disk, state.pdsk) == (Conn::Connected, Disk::UpToDate, Disk::UpToDate)
+            }
+        });
+        if both_good && self.world.config.sectors < 100_000 {
+            let request = if self.random.percent(50) {
+                AdminRequest::Invalidate { volume: VOLUME }
+            } else {
+                AdminRequest::InvalidateRemote { volume: VOLUME }
+            };
+            self.ask(node, Asked::Other, request);
+        }
+    }
+
+    fn disk_faults(&mut self) {
+        let weak = self.weak;
+        let percent = self.random.pick(&[0, 1, 10]);
+        let faults = &mut self.world.nodes[weak].faults;
+        match self.random.below(4) {
+            0 => faults.read_percent = percent,
+            1 => faults.write_percent = percent,
+            2 => faults.meta_percent = percent,
+            _ => {
+                let node = self.random.below(2) as usize;
+                self.world.nodes[node].faults.slowness = self.random.pick(&[0, 0, 10, 200]);
+            }
+        }
+    }
+
+    // What must hold.
+
+    fn check(&mut self) {
+        let world = &self.world;
+        let good = |node: usize| {
+            world.is_on(node) && {
+                let state = world.status(node).state;
+                (state.conn, state.disk, state.pdsk) == (Conn::Connected, Disk::UpToDate, Disk::UpToDate)
+            }
+        };
+        if !(good(0) && good(1)) {
+            return;
+        }
+        if self.careful && world.config.net.wire_protocol == WireProtocol::C {
+            for node in 0..2 {
+                if let Err(reason) = world.check_acknowledged(node) {
+                    panic!("both nodes are UpToDate, but node {node} lacks an acknowledged write: {reason}");
+                }
+            }
+        }
+        if let Some(sector) = self.unexplained_difference() {
+            panic!("sector {sector} differs and neither node knows; {}", world.describe());
+        }
+    }
+
+    /// A sector in which the halves differ without anybody knowing.
+    fn unexplained_difference(&self) -> Option<u64> {
+        let world = &self.world;
+        let [zero, one] = [0, 1].map(|node| &world.nodes[node].data);
+        let differs = |sector: &u64| -> bool {
+            let stamps: [Stamp; 2] = [zero.get(*sector), one.get(*sector)];
+            stamps[0] != stamps[1]
+        };
+        let marked = |sector: u64| (0..2).any(|node| world.engine_of(node).is_marked(VOLUME, sector));
+        world.oracle.sectors().find(|sector| differs(sector) && !marked(*sector))
+    }
+
+    // The end.
+
+    /// Everything that was broken is mended, and an administrator does what is to be done.
+    fn repair(&mut self) {
+        self.world.note(|| "--- everything is mended".into());
+        self.world.set_network(true);
+        for node in 0..2 {
+            self.world.nodes[node].faults = Default::default();
+            if !self.world.is_on(node) {
+                self.world.boot(node);
+            }
+        }
+        let mut bad_turns = 0;
+        for _ in 0..600 {
+            if self.in_sync() {
+                return;
+            }
+            self.world.run_for_ms(500);
+            self.poll();
+            if self.in_sync() {
+                return;
+            }
+            bad_turns = if self.is_stuck() { bad_turns + 1 } else { 0 };
+            self.mend(bad_turns);
+        }
+        panic!("the pair does not come together; {}; refusals {:?}", self.world.describe(), self.world.refusals);
+    }
+
+    fn in_sync(&self) -> bool {
+        (0..2).all(|node| {
+            let status = self.world.status(node);
+            let state = status.state;
+            (state.conn, state.disk, state.pdsk) == (Conn::Connected, Disk::UpToDate, Disk::UpToDate)
+                && status.bits_out_of_sync == 0
+                && self.asked[node] == Asked::Nothing
+        }) && self.world.open_operations() == 0
+    }
+
+    /// Connected, and nothing goes on.
+    fn is_stuck(&self) -> bool {
+        (0..2).any(|node| self.world.status(node).state.conn == Conn::Connected)
+    }
+
+    fn mend(&mut self, bad_turns: u32) {
+        for node in 0..2 {
+            if self.asked[node] != Asked::Nothing {
+                continue;
+            }
+            let status = self.world.status(node);
+            if !status.has_disk {
+                self.attach(node);
+            } else if status.state.conn == Conn::StandAlone {
+                let mut conf = self.world.config.net;
+                let refused = !self.world.refusals.is_empty();
+                if refused {
+                    assert!(!self.careful, "refused: {:?}", self.world.refusals);
+                    conf.discard_my_data = node == 1 && status.state.role == Role::Secondary;
+                    if node == 1 && status.state.role == Role::Primary {
+                        self.ask(node, Asked::Other, AdminRequest::Secondary { volume: VOLUME });
+                        continue;
+                    }
+                }
+                self.ask(node, Asked::Other, AdminRequest::Connect { conf: &conf });
+            } else if !self.careful && !self.world.refusals.is_empty() && status.state.conn == Conn::WFConnection {
+                // The other one refused: begin again, as told above.
+                if self.world.status(1 - node).state.conn == Conn::StandAlone && node == 1 {
+                    self.ask(node, Asked::Other, AdminRequest::Disconnect { force: false });
+                }
+            } else if bad_turns > 10 && bad_turns % 10 == 1 && node == 0 {
+                // Blocks that could not be synced while the disk failed are tried again with the next connection.
+                self.ask(1, Asked::Other, AdminRequest::Disconnect { force: true });
+            }
+        }
+    }
+
+    fn verify(&mut self) {
+        self.world.run_for_ms(3000);
+        let world = &self.world;
+        for node in 0..2 {
+            assert_eq!(
+                world.engine_of(node).usage(),
+                Default::default(),
+                "left over on node {node}: {}",
+                world.describe()
+            );
+        }
+        let [zero, one] = [0, 1].map(|node| world.status(node).uuids.map(|uuid| uuid & !1));
+        assert_eq!(zero[UI_CURRENT], one[UI_CURRENT], "generations differ");
+        assert_eq!([zero[UI_BITMAP], one[UI_BITMAP]], [0, 0], "generations are not closed");
+        let sectors = world.config.sectors;
+        let difference = world.nodes[0].data.first_difference(&world.nodes[1].data, sectors);
+        assert_eq!(difference, None, "the halves differ");
+        if self.careful {
+            for node in 0..2 {
+                if let Err(reason) = world.check_acknowledged(node) {
+                    panic!("node {node} lacks an acknowledged write: {reason}");
+                }
+            }
+        }
+    }
+}
