@@ -88,6 +88,7 @@ fn attempt(seed: u64, trace: bool) -> Report {
 enum Asked {
     Nothing,
     Promotion,
+    Demotion,
     Other,
 }
 
@@ -214,7 +215,7 @@ impl Driver {
 
     fn application(&mut self) {
         for node in 0..2 {
-            if !self.is_primary(node) || self.world.open_operations() > 300 {
+            if !self.is_primary(node) || self.asked[node] == Asked::Demotion || self.world.open_operations() > 300 {
                 continue;
             }
             for _ in 0..self.random.between(1, 30) {
@@ -273,7 +274,10 @@ impl Driver {
             return;
         }
         if self.is_primary(node) {
-            self.ask(node, Asked::Other, AdminRequest::Secondary { volume: VOLUME });
+            // The device must have been closed, as the module demands.
+            if self.world.open_operations() == 0 {
+                self.ask(node, Asked::Demotion, AdminRequest::Secondary { volume: VOLUME });
+            }
         } else if !self.careful || self.may_promote(node) {
             self.ask(node, Asked::Promotion, AdminRequest::Primary { volume: VOLUME, force: false });
         }
@@ -286,19 +290,24 @@ impl Driver {
         if self.is_primary(other) || self.asked[other] == Asked::Promotion {
             return false;
         }
-        let state = world.status(node).state;
+        let attached = |node: usize| world.is_on(node) && world.status(node).state.disk > Disk::Failed;
         let connected = |node: usize| world.is_on(node) && world.status(node).state.conn >= Conn::Connected;
-        if connected(node) && connected(other) {
-            return true;
-        }
-        let others = if world.is_on(other) && world.status(other).has_disk {
-            world.status(other).uuids
-        } else {
-            world.superblock(other).uuids
+        let stale = |node: usize| {
+            let state = world.status(node).state;
+            state.disk == Disk::UpToDate && world.check_acknowledged(node).is_err()
         };
+        // What is on a disk that nobody uses may be newer.
+        if !attached(other) && world.superblock(other).uuids[UI_BITMAP] != 0 {
+            return false;
+        }
+        if connected(node) && connected(other) {
+            return !stale(node) && !stale(other);
+        }
         // In the middle of a handshake nobody knows.
+        let state = world.status(node).state;
         let alone = state.conn <= Conn::WFConnection && !connected(other);
-        alone && state.disk == Disk::UpToDate && others[UI_BITMAP] == 0 && world.check_acknowledged(node).is_ok()
+        let newer = attached(other) && world.status(other).uuids[UI_BITMAP] != 0;
+        alone && state.disk == Disk::UpToDate && !newer && !stale(node)
     }
 
     fn connections(&mut self) {

@@ -25,7 +25,7 @@ use engine::resource::{
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Lines of the trace that are kept.
-const TRACE_LINES: usize = 4000;
+const TRACE_LINES: usize = 200_000;
 const MS: u64 = 1000;
 
 /// What a world is made of.
@@ -1266,7 +1266,9 @@ impl World {
         };
         let conf = self.config.disk;
         self.note(|| format!("node {node} attach"));
-        let plan = self.engine_of(node).plan_attach(VOLUME, &conf, &backing)?;
+        let plan = self.engine_of(node).plan_attach(VOLUME, &conf, &backing).inspect_err(|code| {
+            self.trace.push_back(format!("node {node} attach refused: {code}"));
+        })?;
         let tables = AttachTables::new(plan).expect("memory");
         self.nodes[node].running.as_mut().expect("on").backing_open = true;
         self.engine(node, |engine, now| engine.attach(VOLUME, &conf, &backing, tables, now));

@@ -13,7 +13,8 @@ fn random_runs_keep_every_promise() {
     for seed in first..first + number("SEEDS", 2000) {
         let report = run(seed);
         if let Some(failure) = report.failure {
-            for line in report.trace.iter().skip(report.trace.len().saturating_sub(600)) {
+            let lines = number("TRACE_LINES", 600) as usize;
+            for line in report.trace.iter().skip(report.trace.len().saturating_sub(lines)) {
                 eprintln!("{line}");
             }
             panic!("seed {seed}: {failure}\nreplay: FIRST_SEED={seed} SEEDS=1 cargo test -p simulator --test seeds");

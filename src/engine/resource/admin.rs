@@ -95,6 +95,9 @@ enum RoleStage {
     Ping {
         answered: bool,
     },
+    /// Before a demotion: writes are complete but the peer has not said yet that they are safe there. The mark that
+    /// this node was Primary must stay until then, or a crash of both nodes would hide a difference.
+    Drain,
     Ask,
     /// Another Primary may just be stepping down.
     Pause {
@@ -412,7 +415,11 @@ impl<S: Storage> Engine<S> {
             return;
         }
         let ping = role == Role::Primary && self.link.is_running() && self.link.conn == Conn::WFReportParams;
-        let stage = if ping { RoleStage::Ping { answered: false } } else { RoleStage::Ask };
+        let stage = match (ping, role) {
+            (true, _) => RoleStage::Ping { answered: false },
+            (false, Role::Primary) => RoleStage::Ask,
+            (false, _) => RoleStage::Drain,
+        };
         self.admin.op = Some(Op::Role(RoleChange {
             volume,
             role,
@@ -423,11 +430,23 @@ impl<S: Storage> Engine<S> {
             paused_once: false,
             result: Outcome::Success.code(),
         }));
-        if ping {
-            self.fresh_ping();
-        } else {
-            self.ask_role();
+        match stage {
+            RoleStage::Ping { .. } => self.fresh_ping(),
+            RoleStage::Drain => self.close_epoch(),
+            _ => self.ask_role(),
         }
+    }
+
+    /// The transfer log has no write of this volume any more, or keeps them because I/O is frozen.
+    fn is_drained(&self, id: VolumeId) -> bool {
+        let mut at = self.log.front();
+        while let Some(index) = at.filter(|_| !self.susp.any()) {
+            if self.requests.at(index).is_some_and(|slot| slot.volume == id) {
+                return false;
+            }
+            at = self.log.next(&self.requests, index);
+        }
+        true
     }
 
     fn role_stage(&mut self, change: RoleChange, stage: RoleStage) {
@@ -451,6 +470,12 @@ impl<S: Storage> Engine<S> {
         match change.stage {
             RoleStage::Ping { answered } => {
                 if answered || !self.link.is_running() {
+                    self.role_stage(change, RoleStage::Ask);
+                    self.ask_role();
+                }
+            }
+            RoleStage::Drain => {
+                if self.is_drained(change.volume) {
                     self.role_stage(change, RoleStage::Ask);
                     self.ask_role();
                 }
@@ -697,8 +722,8 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// An answer of the peer arrived.
-    pub(super) fn check_promotion_wait(&mut self) {
+    /// An answer of the peer arrived that a change of the role may wait for.
+    pub(super) fn check_role_wait(&mut self) {
         if matches!(self.admin.op, Some(Op::Role(_))) {
             self.admin.poked = true;
         }

@@ -272,10 +272,11 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// A failed disk without requests is let go, after its bitmap was written. spec: state-machine 13.4
+    /// A failed disk without requests is let go, after its bitmap was written; so is one that became Diskless at once,
+    /// because the connection was lost while it was negotiated. spec: state-machine 4 (4), 13.4
     pub(super) fn check_disk_idle(&mut self, id: VolumeId) {
         let Some(volume) = self.volume_mut(id) else { return };
-        if volume.state.disk != Disk::Failed || volume.lower_pending > 0 {
+        if !matches!(volume.state.disk, Disk::Failed | Disk::Diskless) || volume.lower_pending > 0 {
             return;
         }
         let Some(disk) = volume.disk.as_mut().filter(|disk| disk.release == Release::No) else { return };

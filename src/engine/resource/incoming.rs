@@ -366,7 +366,7 @@ impl<S: Storage> Engine<S> {
             volume.counters.received_sectors = volume.counters.received_sectors.wrapping_add(sectors);
         });
         self.settle(request.index);
-        self.check_promotion_wait();
+        self.check_role_wait();
         Ok(())
     }
 
@@ -563,6 +563,7 @@ impl<S: Storage> Engine<S> {
             self.settle(index);
         }
         self.congestion_ended();
+        self.check_role_wait();
         Ok(())
     }
 }
