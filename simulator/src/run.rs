@@ -156,6 +156,8 @@ impl Driver {
         });
         let primary = AdminRequest::Primary { volume: VOLUME, force: true };
         if world.config.sectors > 100_000 || self.random.percent(70) {
+            // The state packets of the handshake have arrived.
+            world.run_for_ms(100);
             let skip = AdminRequest::NewCurrentUuid { volume: VOLUME, clear_bitmap: true };
             assert_eq!(world.admin(0, skip), 101);
             world.run_until("skipped sync", 10_000, |world| {

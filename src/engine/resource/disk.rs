@@ -169,7 +169,7 @@ impl<S: Storage> Engine<S> {
             limits: backing.limits,
             bitmap,
             log,
-            pipeline: Pipeline::new(volume.next_transaction),
+            pipeline: Pipeline::new(volume.next_transaction, flags.contains(MetaFlags::PRIMARY_IND)),
             crashed_primary,
             log_suspended: false,
             resync_after_negotiation: grew_from.is_some(),

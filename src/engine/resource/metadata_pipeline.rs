@@ -9,6 +9,8 @@
 //! # Ordering rules carried out here (spec: metadata 8)
 //! * bitmap pages of evicted extents are on the disk before, or made durable by the PREFLUSH of, the activity log block
 //!   that evicts them;
+//! * bitmap pages that changed are on the disk before a superblock without PRIMARY_IND is: from then on a crash does not
+//!   make the activity log stand in for them;
 //! * FULL_SYNC is durable before all bits are set, and cleared only after the bitmap is written;
 //! * new UUIDs are durable before they are communicated: packets carry the superblock version they wait for.
 
@@ -97,6 +99,9 @@ pub(super) struct Pipeline {
     /// Version of the superblock in core; the version last written; the version on the disk.
     version: u32,
     durable: u32,
+    /// PRIMARY_IND of the superblock on the disk, and of the one on its way there.
+    primary_on_disk: bool,
+    primary_written: bool,
     transaction_wanted: bool,
     transaction_number: u32,
     jobs: [Option<Job>; MAX_JOBS],
@@ -104,13 +109,15 @@ pub(super) struct Pipeline {
 
 impl Pipeline {
     /// Nothing to do; the superblock in core is the one on the disk.
-    pub(super) fn new(transaction_number: u32) -> Self {
+    pub(super) fn new(transaction_number: u32, primary_on_disk: bool) -> Self {
         Pipeline {
             current: Current::Idle,
             in_flight: 0,
             failed: false,
             version: 0,
             durable: 0,
+            primary_on_disk,
+            primary_written: primary_on_disk,
             transaction_wanted: false,
             transaction_number,
             jobs: [None; MAX_JOBS],
@@ -135,6 +142,11 @@ impl Pipeline {
     /// The superblock in core differs from the one on the disk.
     pub(super) fn is_dirty(&self) -> bool {
         self.version != self.durable
+    }
+
+    fn is_on_disk(&mut self, version: u32) {
+        self.durable = version;
+        self.primary_on_disk = self.primary_written;
     }
 
     /// Extents changed: a transaction has to be written.
@@ -191,6 +203,7 @@ impl<S: Storage> AttachedDisk<S> {
                 }
                 self.pipeline.in_flight = 1;
                 self.superblock.la_size_sectors = size_sectors;
+                self.pipeline.primary_written = self.superblock.flags.contains(MetaFlags::PRIMARY_IND);
                 self.superblock.encode(Magic::Unclean, buffer);
                 Step::Io(self.block_io(self.layout.superblock_sector, durable_writes))
             }
@@ -236,7 +249,10 @@ impl<S: Storage> AttachedDisk<S> {
     /// Picks the next operation. The superblock goes first: its PRIMARY_IND gives the activity log its meaning.
     fn choose(&mut self) -> bool {
         self.pipeline.failed = false;
-        if self.pipeline.is_dirty() {
+        let demotes = self.pipeline.primary_on_disk && !self.superblock.flags.contains(MetaFlags::PRIMARY_IND);
+        if demotes && self.bitmap.next_page_to_write(Pages::Changed).is_some() {
+            self.pipeline.current = Current::Pages(Job::Write(Then::Nothing));
+        } else if self.pipeline.is_dirty() {
             self.pipeline.current = Current::Superblock(self.pipeline.version);
         } else if self.pipeline.transaction_wanted {
             self.pipeline.transaction_wanted = false;
@@ -297,11 +313,11 @@ impl<S: Storage> AttachedDisk<S> {
         }
         match current {
             Current::Superblock(version) => {
-                self.pipeline.durable = version;
+                self.pipeline.is_on_disk(version);
                 Step::Event(Event::SuperblockDurable(version))
             }
             Current::FullSync { set: true, version, then } => {
-                self.pipeline.durable = version;
+                self.pipeline.is_on_disk(version);
                 self.bitmap.set_all();
                 self.pipeline.current = Current::Pages(Job::SetAll(then));
                 Step::Event(Event::SuperblockDurable(version))
@@ -313,7 +329,7 @@ impl<S: Storage> AttachedDisk<S> {
                 Step::Wait
             }
             Current::FullSync { set: false, version, then } => {
-                self.pipeline.durable = version;
+                self.pipeline.is_on_disk(version);
                 Step::Event(Event::JobDone(Job::SetAll(then)))
             }
             Current::Transaction => {
