@@ -61,7 +61,7 @@ module-check: module
 	@build/module clippy
 
 machine-test: all ## tests in the two machines only
-	@$(CARGO_RUN) test --locked -p lab -p machine-tests --features lab/machines,machine-tests/machines -- --test-threads=1
+	@$(CARGO_RUN) test --locked -p lab -p machine-tests --tests --features lab/machines,machine-tests/machines -- --test-threads=1
 
 bench: all ## the benchmark against the C module, into docs/PERFORMANCE.md
 	@$(CARGO_RUN) run --quiet --release -p machine-tests --bin bench
