@@ -614,12 +614,15 @@ impl<S: Storage> Engine<S> {
     }
 
     fn end_resync_request(&mut self, peer: PeerId) {
-        let Some(id) = self.peers.get(peer).map(|slot| slot.volume) else { return };
+        let Some((id, size_bytes)) = self.peers.get(peer).map(|slot| (slot.volume, slot.size_bytes)) else { return };
         self.leave_overlaps(self.overlap_entry(peer.index, false));
         self.with_volume(id, |volume| {
-            volume.resync.requests_in_flight = volume.resync.requests_in_flight.saturating_sub(1);
+            let resync = &mut volume.resync;
+            resync.requests_in_flight = resync.requests_in_flight.saturating_sub(1);
+            resync.blocks_in_flight = resync.blocks_in_flight.saturating_sub(size_bytes.div_ceil(4096));
         });
         self.peers.release(peer.index);
+        self.resync_answered(id);
         self.wakes.insert(Wakes::RECEIVER);
     }
 

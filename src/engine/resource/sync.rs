@@ -26,8 +26,9 @@ use crate::wire::{BitmapReceiver, BitmapSender, Progress as BitmapProgress};
 const TURN_MS: u64 = 100;
 /// Words of the bitmap looked at in one go, so that the lock is held shortly.
 const SCAN_WORDS: usize = 1024;
-/// Bound: requests made in one go.
-const REQUESTS_PER_TURN: u32 = 1024;
+/// Bound: requests made in one go, at a turn of the clock and when an answer arrives.
+const REQUESTS_PER_TURN: u32 = 256;
+const REQUESTS_PER_ANSWER: u32 = 4;
 
 impl<S: Storage> Engine<S> {
     // Exchange of the bitmaps. spec: wire-protocol 8.2, 8.3
@@ -188,21 +189,31 @@ impl<S: Storage> Engine<S> {
         let weight = volume.weight();
         let resync = &mut volume.resync;
         resync.progress.advance(weight.saturating_sub(resync.failed_bits), now_ms);
-        if now_ms >= resync.next_turn_ms {
+        // The clock may come a little early: better now than a whole turn late.
+        if now_ms + TURN_MS / 4 >= resync.next_turn_ms {
             resync.next_turn_ms = now_ms + TURN_MS;
             let arrived = core::mem::take(&mut resync.arrived_sectors);
             resync.allowance_blocks = resync.controller.as_mut().map_or(0, |controller| controller.turn(arrived));
         }
-        self.make_requests(id);
+        self.make_requests(id, REQUESTS_PER_TURN);
         self.check_resync_end(id);
     }
 
-    fn make_requests(&mut self, id: VolumeId) {
-        for _ in 0..REQUESTS_PER_TURN {
+    /// An answer made room for more.
+    pub(super) fn resync_answered(&mut self, id: VolumeId) {
+        let target = self.volume(id).is_some_and(|volume| volume.state.conn == Conn::SyncTarget);
+        if target && !self.data_queue_is_long() {
+            self.make_requests(id, REQUESTS_PER_ANSWER);
+        }
+    }
+
+    fn make_requests(&mut self, id: VolumeId, most: u32) {
+        for _ in 0..most {
             let Some(volume) = self.volume_mut(id) else { return };
+            let room = volume.resync.controller.as_ref().map_or(0, |it| it.room(volume.resync.blocks_in_flight));
             let limits = MergeLimits {
                 max_size_bytes: volume.request_limit_bytes(),
-                budget_blocks: volume.resync.allowance_blocks,
+                budget_blocks: volume.resync.allowance_blocks.min(room),
                 discard_granularity_bytes: 0,
             };
             if limits.budget_blocks == 0 {
@@ -233,6 +244,7 @@ impl<S: Storage> Engine<S> {
                 let resync = &mut volume.resync;
                 resync.position = bit + u64::from(blocks);
                 resync.requests_in_flight += 1;
+                resync.blocks_in_flight += blocks;
                 resync.allowance_blocks = resync.allowance_blocks.saturating_sub(blocks);
                 if let Some(controller) = resync.controller.as_mut() {
                     controller.requested(blocks);

@@ -212,8 +212,9 @@ pub(super) struct Resync {
     pub(super) failed_bits: u64,
     /// Next bit to look at.
     pub(super) position: u64,
-    /// Requests without an answer.
+    /// Requests without an answer, and the blocks of 4 KiB they are about.
     pub(super) requests_in_flight: u32,
+    pub(super) blocks_in_flight: u32,
     /// Sectors that arrived since the last turn of the controller.
     pub(super) arrived_sectors: u64,
     pub(super) controller: Option<Controller>,
@@ -327,6 +328,7 @@ impl<S: Storage> Volume<S> {
                 failed_bits: 0,
                 position: 0,
                 requests_in_flight: 0,
+                blocks_in_flight: 0,
                 arrived_sectors: 0,
                 controller: None,
                 progress: Progress::default(),

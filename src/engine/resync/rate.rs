@@ -87,8 +87,9 @@ impl Controller {
         self.target_rate_kib = 0;
     }
 
-    /// One turn: `in_sectors` have arrived since the last one. Returns how many blocks of 4 KiB may be requested now;
-    /// report with [`Controller::requested`] how many were.
+    /// One turn: `in_sectors` have arrived since the last one. Returns how many blocks of 4 KiB the rate allows until the
+    /// next turn; report with [`Controller::requested`] how many were. How many may be under way at a time is another
+    /// question: [`Controller::room`].
     pub fn turn(&mut self, in_sectors: u64) -> u32 {
         let in_sectors = i64::try_from(in_sectors).unwrap_or(i64::MAX / 4).min(i64::MAX / 4);
         self.inflight_sectors = self.inflight_sectors.saturating_sub(in_sectors);
@@ -100,8 +101,13 @@ impl Controller {
             self.target_rate_kib = self.config.resync_rate_kib;
             i64::from(self.config.resync_rate_kib / 40)
         };
-        let buffers = i64::from(self.config.max_buffers / 2).saturating_sub(self.inflight_sectors / BLOCK_SECTORS);
-        u32::try_from(blocks.min(buffers).max(0)).unwrap_or(u32::MAX)
+        u32::try_from(blocks.max(0)).unwrap_or(u32::MAX)
+    }
+
+    /// How many more blocks may be requested while so many are under way: half of max-buffers. Looked at whenever an
+    /// answer arrives, not only every turn, so that a fast network is not held up by the clock.
+    pub fn room(&self, blocks_in_flight: u32) -> u32 {
+        (self.config.max_buffers / 2).saturating_sub(blocks_in_flight)
     }
 
     /// So many blocks were requested in this turn.
@@ -250,7 +256,7 @@ mod tests {
             let due = self.plan.remove(0);
             self.plan.push(0);
             let request = (input + due).max(0).min(i64::from(config.c_max_rate_kib) * 2 / 10);
-            (request / 8).min(i64::from(config.max_buffers / 2) - self.inflight / 8).max(0)
+            request / 8
         }
     }
 
@@ -290,13 +296,10 @@ mod tests {
     fn buffers_limit_what_is_on_its_way() {
         let config =
             RateConfig { c_plan_ahead: 0, resync_rate_kib: 4_194_304, max_buffers: 32, ..RateConfig::default() };
-        let mut controller = Controller::new(config);
-        assert_eq!(controller.turn(0), 16);
-        controller.requested(16);
-        assert_eq!(controller.turn(0), 0);
-        assert_eq!(controller.turn(24), 3);
-        controller.requested(100);
-        assert_eq!(controller.turn(0), 0);
+        let controller = Controller::new(config);
+        assert_eq!(controller.room(0), 16);
+        assert_eq!(controller.room(13), 3);
+        assert_eq!(controller.room(100), 0);
     }
 
     #[test]
