@@ -64,6 +64,23 @@ impl Oracle {
         }
     }
 
+    /// The only good copy lost its power and holds `stamp` in this sector now: what was written later is gone.
+    pub fn lost(&mut self, sector: u64, stamp: Stamp) {
+        let here = self.by_sector.get(&sector).map(Vec::as_slice).unwrap_or_default();
+        let ends = here.iter().map(|&index| &self.writes[index as usize]).zip(here);
+        let held = ends.filter(|(write, &index)| match stamp {
+            0 => write.zeroes,
+            _ => index as Stamp + 1 == stamp,
+        });
+        let end_us = held.map(|(write, _)| write.end_us).max().unwrap_or(0);
+        for &index in here {
+            let write = &mut self.writes[index as usize];
+            if write.start_us > end_us {
+                write.end_us = NEVER;
+            }
+        }
+    }
+
     /// The write of a stamp.
     pub fn write(&self, stamp: Stamp) -> Option<&Written> {
         self.writes.get((stamp as usize).checked_sub(1)?)

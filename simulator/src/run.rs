@@ -265,7 +265,23 @@ impl Driver {
             self.world.boot(node);
             return;
         }
+        let own = self.world.status(node).state;
+        let other = 1 - node;
+        let mirrored = own.conn >= Conn::Connected && self.world.config.net.wire_protocol == WireProtocol::C;
+        if self.careful && own.disk == Disk::UpToDate && (own.role == Role::Primary || mirrored) {
+            if let Err(reason) = self.world.check_acknowledged(node) {
+                panic!("node {node} is UpToDate but lacks an acknowledged write: {reason}");
+            }
+        }
         self.world.power_cut(node);
+        if !self.world.is_on(other) || self.world.status(other).state.disk != Disk::UpToDate {
+            // No other copy could take over: what was in the disk's cache is gone, as with any disk.
+            let sectors: Vec<u64> = self.world.oracle.sectors().collect();
+            for sector in sectors {
+                let stamp = self.world.nodes[node].data.get(sector);
+                self.world.oracle.lost(sector, stamp);
+            }
+        }
         self.asked[node] = Asked::Nothing;
         self.crashes += 1;
     }

@@ -90,7 +90,7 @@ pub fn sanitize(old: State, wanted: State, rules: &Rules) -> Sanitized {
     forget_the_peer(&mut new);
     warning = end_sync_without_disks(&mut new).or(warning);
     warning = end_negotiation(old, &mut new, rules).or(warning);
-    settle_while_connected(&mut new);
+    settle_while_connected(old, &mut new);
     warning = clip(&mut new).or(warning);
     let susp_fencing_raised = rules.fencing == FencingPolicy::ResourceAndStonith && unfenced(new) && !unfenced(old);
     let susp_no_data_raised = rules.on_no_data_suspend && without_data(new) && !without_data(old);
@@ -140,12 +140,17 @@ fn end_negotiation(old: State, new: &mut State, rules: &Rules) -> Option<Warning
 }
 
 /// Rule 5: connected and not behind, a complete disk is the newest.
-fn settle_while_connected(new: &mut State) {
+///
+/// Not so a disk that was waiting for a resync while connected: when rule 3 ends that resync because the source lost its
+/// disk, the target still has the old data. (The C module calls it UpToDate and goes on with old data.)
+fn settle_while_connected(old: State, new: &mut State) {
     if new.conn < Conn::Connected || new.conn >= Conn::Ahead {
         return;
     }
-    for disk in [&mut new.disk, &mut new.pdsk] {
-        if matches!(*disk, Disk::Consistent | Disk::Outdated) {
+    for (before, disk) in [(old.disk, &mut new.disk), (old.pdsk, &mut new.pdsk)] {
+        let waiting = old.conn > Conn::Connected && (Disk::Inconsistent..Disk::UpToDate).contains(&before);
+        let stays = old.conn == Conn::Connected && before == *disk;
+        if matches!(*disk, Disk::Consistent | Disk::Outdated) && !waiting && !stays {
             *disk = Disk::UpToDate;
         }
     }
@@ -277,6 +282,17 @@ mod tests {
         assert_eq!(sanitized(ahead, ahead).state.pdsk, Disk::Consistent);
         let alone = State { conn: Conn::WFConnection, disk: Disk::Consistent, pdsk: Disk::Unknown, ..CONNECTED };
         assert_eq!(sanitized(alone, alone).state.disk, Disk::Consistent);
+    }
+
+    #[test]
+    fn rule_5_old_data_stays_old_when_the_resync_source_goes() {
+        let target = State { conn: Conn::WFSyncUUID, disk: Disk::Outdated, ..CONNECTED };
+        let left = sanitized(target, State { pdsk: Disk::Failed, ..target }).state;
+        assert_eq!((left.conn, left.disk), (Conn::Connected, Disk::Outdated));
+        assert_eq!(sanitized(left, State { pdsk: Disk::Diskless, ..left }).state.disk, Disk::Outdated);
+        let source = State { conn: Conn::WFBitMapS, pdsk: Disk::Consistent, ..CONNECTED };
+        let alone = sanitized(source, State { disk: Disk::Failed, ..source }).state;
+        assert_eq!((alone.conn, alone.pdsk), (Conn::Connected, Disk::Consistent));
     }
 
     // Each row of the range table, as printed in the specification.
