@@ -69,7 +69,9 @@ fn initial_sync(pair: &Pair) -> Result<()> {
 }
 
 fn reconnect_with(pair: &Pair, config: &Config) -> Result<()> {
-    pair.both("drbdadm disconnect r0")?;
+    // One after the other: two at the same moment may lose against each other.
+    pair.second().run_ok("drbdadm disconnect r0")?;
+    pair.first().run_ok("drbdadm disconnect r0")?;
     pair.configure(config)?;
     pair.both("drbdadm connect r0")?;
     pair.wait_in_sync(SOON)

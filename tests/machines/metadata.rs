@@ -70,6 +70,8 @@ fn life(pairing: Pairing, config: &Config) -> Result<Vec<String>> {
     let mut dumps = Vec::new();
     for machine in pair.machines() {
         dumps.extend(normalise(&dump(machine, config)?));
+        let generations = machine.run_ok(&format!("{THEIRS} 0 v08 {} get-gi", device(config)))?;
+        dumps.extend(normalise(&generations));
     }
     pair.finish()?;
     Ok(dumps)
@@ -85,6 +87,9 @@ fn dump(machine: &Machine, config: &Config) -> Result<String> {
     if machine.run("test -e /tmp/ours/drbdmeta")?.success() {
         let ours = machine.run_ok(&format!("{OURS} 0 v08 {device} dump-md"))?;
         compare_fields(&theirs, &ours)?;
+        // The flags, which drbdmeta's dump does not have.
+        let generations = |program: &str| machine.run_ok(&format!("{program} 0 v08 {device} get-gi"));
+        ensure!(generations(THEIRS)? == generations(OURS)?);
     }
     Ok(fields(&theirs).join("\n"))
 }

@@ -8,6 +8,7 @@ use anyhow::{bail, Context, Result};
 use lab::{shared, Disk, Machine, Module, Options, Shared, Tools};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -204,10 +205,8 @@ impl Pair {
         if length == 0 {
             bail!("/dev/drbd0 has no size");
         }
-        let start = Disk::partitioned(DISK_MIB).start_bytes();
-        let file = |machine: &Machine| File::open(machine.disk_file("sdb"));
-        let files = [file(self.first())?, file(self.second())?];
-        compare(&files, start, length)
+        let files = [self.first().disk_file("sdb"), self.second().disk_file("sdb")];
+        compare_disk_files([&files[0], &files[1]], Disk::partitioned(DISK_MIB).start_bytes(), length)
     }
 
     /// The end of a test that went well: everything down, module unloaded, consoles checked.
@@ -241,8 +240,10 @@ pub fn wait(machine: &Machine, limit: Duration, what: &str, wanted: impl Fn(&Dev
     }
 }
 
-fn compare(files: &[File; 2], start: u64, length: u64) -> Result<()> {
+/// Compares a part of two files.
+pub fn compare_disk_files(paths: [&Path; 2], start: u64, length: u64) -> Result<()> {
     const CHUNK_BYTES: u64 = 1 << 20;
+    let files = [File::open(paths[0])?, File::open(paths[1])?];
     let mut buffers = [vec![0; CHUNK_BYTES as usize], vec![0; CHUNK_BYTES as usize]];
     let mut different = Vec::new();
     let mut at = 0;
