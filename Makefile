@@ -35,8 +35,8 @@ module: setup ## drbd.ko, into target/module/RELEASE
 	@build/module
 endif
 
-tools: setup ## drbdadm (also drbdsetup and drbdmeta) and the lab, into target/release
-	@$(CARGO_RUN) build --release -p drbdadm -p lab
+tools: setup ## drbdadm (also drbdsetup and drbdmeta), the lab and its programs, into target/release
+	@$(CARGO_RUN) build --release -p drbdadm -p lab -p machine-tests
 
 images: setup ## disk image and initramfs of the test machines
 	@qemu/image/make
