@@ -183,7 +183,8 @@ impl<S: Storage> Engine<S> {
     }
 
     /// Attaches a disk, with tables made from [`Engine::plan_attach`]. Its answer comes as of any other request;
-    /// -18 means that the plan is out of date.
+    /// -18 means that the plan is out of date. Tables that it does not take come back, to be dropped when the lock is
+    /// not held.
     pub fn attach(
         &mut self,
         volume: VolumeId,
@@ -191,17 +192,19 @@ impl<S: Storage> Engine<S> {
         backing: &Backing<'_>,
         tables: AttachTables<S>,
         now_ms: u64,
-    ) {
+    ) -> Option<AttachTables<S>> {
         self.now_ms = now_ms;
         self.admin.result = None;
         if self.admin.op.is_some() {
             self.answer(StateError::InTransientState.code());
-            return;
+            return Some(tables);
         }
-        match self.begin_attach(volume, conf, backing, tables) {
+        let mut tables = Some(tables);
+        match self.begin_attach(volume, conf, backing, &mut tables) {
             Ok(()) => self.admin.op = Some(Op::Attach { volume }),
             Err(code) => self.answer(code),
         }
+        tables
     }
 
     /// The answer to the last request, once.

@@ -10,7 +10,7 @@
 use super::api::{Completion, IoError, IoRequest, IoResult, LocalIo, Op, RequestId, Submit, VolumeId, Wakes};
 use super::overlaps::Kind;
 use super::slots::{List, Local, Net, Phase};
-use super::volume::Begin;
+use super::volume::{Begin, Volume};
 use super::{DataOut, Engine};
 use crate::netlink::{ReadBalancing, WireProtocol};
 use crate::state::{io_may_start, replicates, sends_out_of_sync, Disk, Role};
@@ -185,12 +185,12 @@ impl<S: Storage> Engine<S> {
             Begin::Pending => {
                 self.mark_logged(index);
                 let Some(volume) = self.volumes.get_mut(usize::from(id.0)).and_then(Option::as_mut) else { return };
-                self.requests.push(&mut volume.log_pending, index);
+                self.requests.push(&mut volume.log.pending, index);
                 self.wakes.insert(Wakes::METADATA);
             }
             Begin::NoSlot => {
                 let Some(volume) = self.volumes.get_mut(usize::from(id.0)).and_then(Option::as_mut) else { return };
-                self.requests.push(&mut volume.log_waiting, index);
+                self.requests.push(&mut volume.log.waiting, index);
                 // References are only given back after barrier acknowledgements.
                 self.close_epoch();
             }
@@ -206,11 +206,19 @@ impl<S: Storage> Engine<S> {
     /// The activity log transaction of these writes is on the disk.
     pub(super) fn activity_logged(&mut self, id: VolumeId) {
         let Some(volume) = self.volume_mut(id) else { return };
-        let mut logged = core::mem::replace(&mut volume.log_committing, List::EMPTY);
-        while let Some(index) = self.requests.pop(&mut logged) {
+        let own = core::mem::replace(&mut volume.log.committing, List::EMPTY);
+        let peers = core::mem::replace(&mut volume.peer_log.committing, List::EMPTY);
+        self.start_logged(own, peers);
+        self.want_activity_retry(id);
+    }
+
+    fn start_logged(&mut self, mut own: List, mut peers: List) {
+        while let Some(index) = self.requests.pop(&mut own) {
             self.activate(index);
         }
-        self.want_activity_retry(id);
+        while let Some(index) = self.peers.pop(&mut peers) {
+            self.submit_peer(index);
+        }
     }
 
     /// There will be no transaction any more: whoever waits for one goes on without.
@@ -218,12 +226,11 @@ impl<S: Storage> Engine<S> {
         self.activity_logged(id);
         self.log_retry &= !(1 << id.0);
         let Some(volume) = self.volume_mut(id) else { return };
-        let waiting =
-            [&mut volume.log_pending, &mut volume.log_waiting].map(|list| core::mem::replace(list, List::EMPTY));
-        for mut list in waiting {
-            while let Some(index) = self.requests.pop(&mut list) {
-                self.activate(index);
-            }
+        let own = [&mut volume.log.pending, &mut volume.log.waiting].map(|list| core::mem::replace(list, List::EMPTY));
+        let peers = [&mut volume.peer_log.pending, &mut volume.peer_log.waiting]
+            .map(|list| core::mem::replace(list, List::EMPTY));
+        for (own, peers) in own.into_iter().zip(peers) {
+            self.start_logged(own, peers);
         }
     }
 
@@ -234,11 +241,17 @@ impl<S: Storage> Engine<S> {
                 slot.in_activity_log = false;
             }
         }
+        for index in 0..self.peers.capacity() as u16 {
+            if let Some(slot) = self.peers.at_mut(index).filter(|slot| slot.volume == id) {
+                slot.in_activity_log = false;
+            }
+        }
     }
 
     /// Room may have become free in the activity log.
     pub(super) fn want_activity_retry(&mut self, id: VolumeId) {
-        if self.volume(id).is_some_and(|volume| !volume.log_waiting.is_empty()) {
+        let waits = |volume: &Volume<S>| !(volume.log.waiting.is_empty() && volume.peer_log.waiting.is_empty());
+        if self.volume(id).is_some_and(waits) {
             self.log_retry |= 1 << id.0;
         }
     }
@@ -247,10 +260,14 @@ impl<S: Storage> Engine<S> {
     fn retry_activity(&mut self, id: VolumeId) {
         self.log_retry &= !(1 << id.0);
         let Some(volume) = self.volume_mut(id) else { return };
-        let mut waiting = core::mem::replace(&mut volume.log_waiting, List::EMPTY);
-        while let Some(index) = self.requests.pop(&mut waiting) {
-            // Those that still find no room go back, and keep their order because all later ones follow them.
+        let mut own = core::mem::replace(&mut volume.log.waiting, List::EMPTY);
+        let mut peers = core::mem::replace(&mut volume.peer_log.waiting, List::EMPTY);
+        // Those that still find no room go back, and keep their order because all later ones follow them.
+        while let Some(index) = self.requests.pop(&mut own) {
             self.log_activity(index);
+        }
+        while let Some(index) = self.peers.pop(&mut peers) {
+            self.log_peer_activity(index);
         }
     }
 
@@ -746,7 +763,7 @@ impl<S: Storage> Engine<S> {
     }
 }
 
-impl<S: Storage> super::volume::Volume<S> {
+impl<S: Storage> Volume<S> {
     /// Read balancing between two good copies. spec: state-machine 18.5
     fn prefers_peer(&mut self, sector: u64) -> bool {
         let striped = |shift: u32| (sector >> (shift - 9)) & 1 == 1;

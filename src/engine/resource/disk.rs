@@ -59,21 +59,22 @@ pub struct ReleasedTables<S: Storage> {
 }
 
 impl<S: Storage> Engine<S> {
-    /// Checks everything and begins to attach. On success the state is Attaching and the bitmap is being loaded;
-    /// [`Engine::finish_attach`] does the rest. spec: state-machine 13.1
+    /// Checks everything and begins to attach. On success `tables` are taken, the state is Attaching and the bitmap is
+    /// being loaded; [`Engine::finish_attach`] does the rest. spec: state-machine 13.1
     pub(super) fn begin_attach(
         &mut self,
         id: VolumeId,
         conf: &DiskConf,
         backing: &Backing<'_>,
-        tables: AttachTables<S>,
+        tables: &mut Option<AttachTables<S>>,
     ) -> Result<(), i32> {
         let (plan, superblock, layout) = self.examine(id, conf, backing)?;
-        if plan != tables.plan {
+        if !tables.as_ref().is_some_and(|tables| tables.plan == plan) {
             // The peer's size became known meanwhile: the owner makes other tables and tries again.
             return Err(StateError::InTransientState.code());
         }
         self.change(id, Change::disk(Disk::Attaching), Kind::Soft).map_err(|error| error.code())?;
+        let Some(tables) = tables.take() else { return Err(StateError::InTransientState.code()) };
         self.install(id, conf, backing, superblock, layout, tables);
         Ok(())
     }

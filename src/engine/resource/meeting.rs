@@ -190,8 +190,8 @@ impl<S: Storage> Engine<S> {
     /// the lock is not held.
     pub fn resize(&mut self, id: VolumeId, tables: Option<BitmapTables<S>>, now_ms: u64) -> Option<BitmapTables<S>> {
         self.now_ms = now_ms;
-        let volume = self.volume_mut(id)?;
-        let pending = volume.resize.take()?;
+        let Some(volume) = self.volume_mut(id) else { return tables };
+        let Some(pending) = volume.resize.take() else { return tables };
         volume.holds = volume.holds.saturating_sub(1);
         let before = volume.size_sectors;
         let no_resync = pending.dds_flags & DDS_NO_RESYNC != 0;

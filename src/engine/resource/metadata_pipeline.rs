@@ -15,7 +15,6 @@
 //! * new UUIDs are durable before they are communicated: packets carry the superblock version they wait for.
 
 use super::api::{IoResult, MetadataIo, VolumeId, Wakes};
-use super::slots::List;
 use super::volume::{AttachedDisk, DiskError, Release};
 use super::Engine;
 use crate::bitmap::Pages;
@@ -354,15 +353,15 @@ impl<S: Storage> Engine<S> {
             let volume = self.volume_mut(id)?;
             let size_sectors = volume.size_sectors;
             let durable = volume.conf.md_flushes;
-            let Volume { disk, log_pending, log_committing, counters, .. } = volume;
+            let Volume { disk, log, peer_log, counters, .. } = volume;
             // Once the owner has been told to close the devices, they are not touched any more.
             let disk = disk.as_mut().filter(|disk| disk.release != Release::Releasing)?;
             let before = disk.pipeline.current;
             let step = disk.step(size_sectors, durable, buffer);
             if before == Current::Idle && matches!(disk.pipeline.current, Current::EvictedPages | Current::Transaction)
             {
-                // The writes collected so far are the ones this transaction is for.
-                *log_committing = core::mem::replace(log_pending, List::EMPTY);
+                log.begin_transaction();
+                peer_log.begin_transaction();
             }
             match step {
                 Step::Io(io) => {

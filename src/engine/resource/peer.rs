@@ -7,13 +7,13 @@
 //! read.
 //! spec: wire-protocol 5.2, 7, 8.6
 
-use super::api::{IoFlags, IoResult, LocalIo, Next, Op, PeerId, VolumeId, Wakes};
+use super::api::{IoError, IoFlags, IoResult, LocalIo, Next, Op, PeerId, VolumeId, Wakes};
 use super::incoming::Fault;
 use super::link::SequenceWait;
 use super::outgoing::{DataOut, MetaOut};
 use super::overlaps::Kind;
-use super::slots::{PeerKind, PeerPhase};
-use super::volume::DiskError;
+use super::slots::{List, PeerKind, PeerPhase};
+use super::volume::{Begin, DiskError};
 use super::Engine;
 use crate::state::{Conn, Disk};
 use crate::storage::Storage;
@@ -273,16 +273,57 @@ impl<S: Storage> Engine<S> {
         if waiting.kind == PeerKind::Write && self.decide_conflict(peer, &waiting) {
             return;
         }
+        if waiting.kind == PeerKind::Write && self.is_diskless_writer(waiting.volume) {
+            // It will have to be resynced to that peer. spec: wire-protocol 5.2 (9)
+            self.mark_out_of_sync(waiting.volume, waiting.sector, waiting.size_bytes);
+            if let Some(slot) = self.peers.at_mut(index) {
+                slot.flags = slot.flags.without(DataFlags::MAY_SET_IN_SYNC);
+            }
+            self.log_peer_activity(index);
+        } else {
+            self.submit_peer(index);
+        }
+    }
+
+    /// A peer without a disk depends on the activity log of this node: only here is noted what it wrote last.
+    fn is_diskless_writer(&self, id: VolumeId) -> bool {
+        self.volume(id).is_some_and(|volume| volume.state.pdsk < Disk::Inconsistent)
+    }
+
+    /// As [`Engine::log_activity`], for a write of a peer without a disk. spec: state-machine 19.1
+    pub(super) fn log_peer_activity(&mut self, index: u16) {
         let Some(slot) = self.peers.at_mut(index) else { return };
+        slot.phase = PeerPhase::ActivityLog;
+        let (id, (first, last)) = (slot.volume, super::slots::extents(slot.sector, slot.size_bytes));
+        let begun = self.volume_mut(id).map_or(Begin::NotNeeded, |volume| volume.begin_activity(first, last));
+        if let Some(slot) = self.peers.at_mut(index) {
+            slot.in_activity_log = matches!(begun, Begin::Active | Begin::Pending);
+        }
+        let Some(volume) = self.volumes.get_mut(usize::from(id.0)).and_then(Option::as_mut) else { return };
+        match begun {
+            Begin::NotNeeded | Begin::Active => self.submit_peer(index),
+            Begin::Pending => {
+                self.peers.push(&mut volume.peer_log.pending, index);
+                self.wakes.insert(Wakes::METADATA);
+            }
+            Begin::NoSlot => self.peers.push(&mut volume.peer_log.waiting, index),
+        }
+    }
+
+    /// Nothing keeps this peer request from the disk any more. If that is gone by now the request has failed.
+    pub(super) fn submit_peer(&mut self, index: u16) {
+        let Some(slot) = self.peers.at_mut(index) else { return };
+        let peer = PeerId { index, generation: slot.generation };
         slot.phase = PeerPhase::Disk;
         let slot = *slot;
+        if self.volume(slot.volume).is_none_or(|volume| volume.state.disk < Disk::Inconsistent) {
+            self.peer_request_done(peer, Err(IoError::Io));
+            return;
+        }
         let op = match slot.kind {
             PeerKind::Read | PeerKind::ResyncRead => Op::Read,
             PeerKind::Write | PeerKind::Resync => slot.op,
         };
-        if slot.kind == PeerKind::Write {
-            self.note_diskless_writer(slot.volume, slot.sector, slot.size_bytes);
-        }
         let flags = IoFlags {
             fua: slot.flags.contains(DataFlags::FUA),
             preflush: slot.flags.contains(DataFlags::FLUSH),
@@ -294,19 +335,10 @@ impl<S: Storage> Engine<S> {
         self.submit_local(slot.volume, io);
     }
 
-    /// A write of a peer without a disk: it will have to be resynced to that peer. spec: wire-protocol 5.2 (9)
-    fn note_diskless_writer(&mut self, id: VolumeId, sector: u64, size_bytes: u32) {
-        if self.volume(id).is_some_and(|volume| volume.state.pdsk < Disk::Inconsistent) {
-            self.mark_out_of_sync(id, sector, size_bytes);
-        }
-    }
-
     /// The disk is done with a peer request. May be called in any context.
     pub fn peer_io_done(&mut self, peer: PeerId, result: IoResult, now_ms: u64) {
         self.now_ms = now_ms;
-        let Some(slot) = self.peers.get_mut(peer).filter(|slot| slot.phase == PeerPhase::Disk) else { return };
-        slot.result = result;
-        let slot = *slot;
+        let Some(slot) = self.peers.get(peer).filter(|slot| slot.phase == PeerPhase::Disk).copied() else { return };
         let sectors = u64::from(slot.size_bytes / 512);
         self.with_volume(slot.volume, |volume| {
             volume.lower_pending = volume.lower_pending.saturating_sub(1);
@@ -316,15 +348,22 @@ impl<S: Storage> Engine<S> {
             };
             *counter = counter.wrapping_add(sectors);
         });
+        self.peer_request_done(peer, result);
+        self.check_disk_idle(slot.volume);
+        if self.link.is_closing() {
+            self.wakes.insert(Wakes::LINK);
+        }
+    }
+
+    fn peer_request_done(&mut self, peer: PeerId, result: IoResult) {
+        let Some(slot) = self.peers.get_mut(peer) else { return };
+        slot.result = result;
+        let slot = *slot;
         match slot.kind {
             PeerKind::Write => self.peer_write_done(peer, &slot),
             PeerKind::Read => self.peer_read_done(peer, &slot),
             PeerKind::ResyncRead => self.resync_read_done(peer, &slot),
             PeerKind::Resync => self.resync_write_done(peer, &slot),
-        }
-        self.check_disk_idle(slot.volume);
-        if self.link.is_closing() {
-            self.wakes.insert(Wakes::LINK);
         }
     }
 
@@ -350,6 +389,11 @@ impl<S: Storage> Engine<S> {
                 block_id: slot.block_id,
                 size_bytes: slot.size_bytes,
             });
+        }
+        if slot.in_activity_log {
+            let (first, last) = super::slots::extents(slot.sector, slot.size_bytes);
+            self.with_volume(slot.volume, |volume| volume.end_activity(first, last));
+            self.want_activity_retry(slot.volume);
         }
         let counted = slot.in_epoch && !slot.orphan;
         self.restart_postponed(peer);
@@ -632,36 +676,36 @@ impl<S: Storage> Engine<S> {
         self.wakes.insert(Wakes::RECEIVER);
     }
 
-    /// The connection is lost: what is on the disk finishes silently, everything else is forgotten.
+    /// The connection is lost: what is on the disk, or complete and on its way there, finishes silently; everything else
+    /// is forgotten.
     pub(super) fn abandon_peer_requests(&mut self) {
+        for index in 0..self.peers.capacity() as u16 {
+            let Some(slot) = self.peers.at_mut(index).filter(|slot| slot.phase != PeerPhase::Free) else { continue };
+            slot.orphan = true;
+            slot.in_epoch = false;
+            if slot.is_forgotten_with_the_connection() {
+                // Both entries: a block of a resync has two.
+                self.leave_overlaps(self.overlap_entry(index, true));
+                self.leave_overlaps(self.overlap_entry(index, false));
+            }
+        }
+        // Some became ready by that; a slot must not be given back while it is in a list.
+        let mut ready = core::mem::replace(&mut self.ready_peers, List::EMPTY);
+        while let Some(index) = self.peers.pop(&mut ready) {
+            if self.peers.at(index).is_some_and(|slot| !slot.is_forgotten_with_the_connection()) {
+                let Engine { peers, ready_peers, .. } = self;
+                peers.push(ready_peers, index);
+            }
+        }
         for index in 0..self.peers.capacity() as u16 {
             let Some(slot) = self.peers.at(index).filter(|slot| slot.phase != PeerPhase::Free).copied() else {
                 continue;
             };
             let peer = PeerId { index, generation: slot.generation };
-            match slot.phase {
-                PeerPhase::Free | PeerPhase::Disk => {}
-                PeerPhase::Overlap if slot.kind == PeerKind::Write => {
-                    // Received completely: the writer may count on it (protocol B). It goes to the disk.
-                }
-                PeerPhase::Receiving
-                | PeerPhase::Sequence
-                | PeerPhase::Overlap
-                | PeerPhase::Planned
-                | PeerPhase::Asked
-                | PeerPhase::Reply => {
-                    if slot.kind == PeerKind::Resync {
-                        self.leave_overlaps(self.overlap_entry(index, true));
-                        self.end_resync_request(peer);
-                    } else {
-                        self.leave_overlaps(self.overlap_entry(index, false));
-                        self.end_peer(peer, slot.volume);
-                    }
-                }
-            }
-            if let Some(slot) = self.peers.at_mut(index) {
-                slot.orphan = true;
-                slot.in_epoch = false;
+            match (slot.is_forgotten_with_the_connection(), slot.kind) {
+                (false, _) => {}
+                (true, PeerKind::Resync) => self.end_resync_request(peer),
+                (true, _) => self.end_peer(peer, slot.volume),
             }
         }
         // Flushes under way are still counted: they have to end before the next connection.

@@ -156,6 +156,8 @@ pub(super) enum PeerPhase {
     Sequence,
     /// Waits for an overlapping request.
     Overlap,
+    /// Write of a peer without a disk: waits for its activity log extents.
+    ActivityLog,
     /// Resync: waits until no application write is under way in the range.
     Planned,
     /// Resync: request queued or sent, answer outstanding.
@@ -187,6 +189,7 @@ pub(super) struct PeerRequest {
     pub(super) result: IoResult,
     /// Belongs to an earlier connection: do the disk work, answer nothing.
     pub(super) orphan: bool,
+    pub(super) in_activity_log: bool,
     link: u16,
 }
 
@@ -205,8 +208,23 @@ impl PeerRequest {
         in_epoch: false,
         result: Ok(()),
         orphan: false,
+        in_activity_log: false,
         link: NIL,
     };
+}
+
+impl PeerRequest {
+    /// What a lost connection leaves without a purpose. Not so a write that was received completely: the writer may
+    /// count on it (protocol B).
+    pub(super) fn is_forgotten_with_the_connection(&self) -> bool {
+        match self.phase {
+            PeerPhase::Free | PeerPhase::Disk | PeerPhase::ActivityLog => false,
+            PeerPhase::Overlap => self.kind != PeerKind::Write,
+            PeerPhase::Receiving | PeerPhase::Sequence | PeerPhase::Planned | PeerPhase::Asked | PeerPhase::Reply => {
+                true
+            }
+        }
+    }
 }
 
 /// A queue of slots of one table, linked through the slots themselves.

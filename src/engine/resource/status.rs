@@ -189,6 +189,11 @@ impl<S: Storage> Engine<S> {
         })
     }
 
+    /// The state of one volume.
+    pub fn volume_state(&self, id: VolumeId) -> Option<State> {
+        self.volume(id).map(|volume| volume.state)
+    }
+
     /// True when a difference of the two halves in this sector is known: its bit is set, or a crash of this node would
     /// set it because its activity log extent is active.
     pub fn is_marked(&self, id: VolumeId, sector: u64) -> bool {

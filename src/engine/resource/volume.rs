@@ -173,6 +173,25 @@ impl<S: Storage> AttachedDisk<S> {
     }
 }
 
+/// Writes that wait for the activity log.
+pub(super) struct LogWaiters {
+    /// Their extents are in the transaction that is being collected.
+    pub(super) pending: List,
+    /// Their extents are in the transaction that is being written.
+    pub(super) committing: List,
+    /// They found no room.
+    pub(super) waiting: List,
+}
+
+impl LogWaiters {
+    const NONE: LogWaiters = LogWaiters { pending: List::EMPTY, committing: List::EMPTY, waiting: List::EMPTY };
+
+    /// A transaction begins: the writes collected so far are the ones it is for.
+    pub(super) fn begin_transaction(&mut self) {
+        self.committing = core::mem::replace(&mut self.pending, List::EMPTY);
+    }
+}
+
 /// What the peer told about its half of the volume.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct PeerVolume {
@@ -274,9 +293,9 @@ pub(super) struct Volume<S: Storage> {
     pub(super) peer_seq: u32,
     pub(super) next_read_remote: bool,
     /// Writes whose extents are in the transaction being collected, being written, or found no room.
-    pub(super) log_pending: List,
-    pub(super) log_committing: List,
-    pub(super) log_waiting: List,
+    pub(super) log: LogWaiters,
+    /// The same for writes of a peer without a disk.
+    pub(super) peer_log: LogWaiters,
     pub(super) resync: Resync,
     /// Bits set when the UUIDs were last sent.
     pub(super) told_bits: u64,
@@ -318,9 +337,8 @@ impl<S: Storage> Volume<S> {
             packet_seq: 0,
             peer_seq: 0,
             next_read_remote: true,
-            log_pending: List::EMPTY,
-            log_committing: List::EMPTY,
-            log_waiting: List::EMPTY,
+            log: LogWaiters::NONE,
+            peer_log: LogWaiters::NONE,
             resync: Resync {
                 start: ResyncStart::No,
                 end: ResyncEnd::No,
