@@ -85,6 +85,7 @@ impl<S: Storage> Engine<S> {
             slot.phase = Phase::Active;
             slot.net = if replicate { Net::Ok } else { Net::None };
             slot.local = if local { Local::Pending } else { Local::None };
+            slot.local_counts = true;
         }
         if local {
             self.submit_local(id, LocalIo::Request { request, volume: id, op: Op::Flush });
@@ -99,6 +100,7 @@ impl<S: Storage> Engine<S> {
                 let Some(id) = self.requests.at_mut(request.index).map(|slot| {
                     slot.phase = Phase::Active;
                     slot.local = Local::Pending;
+                    slot.local_counts = true;
                     slot.volume
                 }) else {
                     return;
@@ -295,6 +297,7 @@ impl<S: Storage> Engine<S> {
         if let Some(slot) = self.requests.at_mut(index) {
             slot.phase = Phase::Active;
             slot.local = if local { Local::Pending } else { Local::None };
+            slot.local_counts = state.disk == Disk::UpToDate;
             slot.net = if replicate || notice { Net::Queued } else { Net::None };
             slot.notice_only = notice;
             slot.epoch = epoch;
@@ -388,7 +391,7 @@ impl<S: Storage> Engine<S> {
         let Some(slot) = self.requests.at(index).copied() else { return };
         let waiting = slot.local == Local::Pending || matches!(slot.net, Net::Queued | Net::Waiting);
         if slot.phase == Phase::Active && !waiting && !self.completion_held(&slot) {
-            let done = slot.local == Local::Ok || slot.net == Net::Ok;
+            let done = (slot.local == Local::Ok && slot.local_counts) || slot.net == Net::Ok;
             if !done && slot.io.op == Op::Read && self.retry_read(index) {
                 return;
             }

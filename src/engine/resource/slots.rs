@@ -65,6 +65,9 @@ pub(super) struct Request {
     pub(super) volume: VolumeId,
     pub(super) io: IoRequest,
     pub(super) local: Local,
+    /// The local part alone makes the request a success. Not so a write to a disk that a resync will overwrite: when the
+    /// good copy at the peer is lost with the connection, the application must not believe it was written.
+    pub(super) local_counts: bool,
     pub(super) net: Net,
     /// What the packet is; an out-of-sync notice has no payload and no acknowledgement.
     pub(super) notice_only: bool,
@@ -102,6 +105,7 @@ impl Request {
             flags: IoFlags { fua: false, preflush: false, sync: false, readahead: false, unplug: false },
         },
         local: Local::None,
+        local_counts: false,
         net: Net::None,
         notice_only: false,
         in_log: false,
