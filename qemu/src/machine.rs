@@ -479,11 +479,12 @@ impl Machine {
             "-device",
             "virtio-rng-pci",
         ]);
-        // A killed QEMU leaves what it has completed in the host's page cache: "unsafe" only spares the host's disk.
+        // A killed QEMU leaves what it has completed in the host's page cache, so "unsafe" only spares the host's disk; but not
+        // with qcow2, whose tables QEMU keeps to itself until the guest flushes.
         let root = path_text(&self.disk_file("root"))?;
         add(&[
             "-drive",
-            &format!("if=none,id=root,file={root},format=qcow2,cache=unsafe,discard=unmap"),
+            &format!("if=none,id=root,file={root},format=qcow2,cache=writeback,discard=unmap"),
         ]);
         add(&[
             "-device",
