@@ -113,6 +113,11 @@ fn the_first_promotion_syncs_everything() {
         assert_eq!(world.status(1).uuids[UI_CURRENT], uuids[UI_CURRENT] & !1);
         assert_eq!((world.status(0).state.role, world.status(0).state.peer), (Role::Primary, Role::Secondary));
         assert_eq!(world.superblock(0).uuids, uuids, "durable");
+        // Every sector went over the wire once, and is counted once.
+        let (source, target) = (world.status(0).counters, world.status(1).counters);
+        let sectors = world.config.sectors;
+        assert_eq!((source.sent_sectors, source.read_sectors), (sectors, sectors));
+        assert_eq!((target.received_sectors, target.written_sectors), (sectors, sectors));
     });
 }
 

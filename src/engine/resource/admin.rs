@@ -745,6 +745,9 @@ impl<S: Storage> Engine<S> {
         }
         self.link.net = *conf;
         self.link.configured = true;
+        for id in self.volume_ids() {
+            self.with_volume(id, |volume| volume.counters.forget_peer());
+        }
         match self.change_connection(Change::conn(Conn::Unconnected), Kind::Soft, false) {
             Ok(outcome) => self.answer(outcome.code()),
             Err(error) => {
@@ -846,6 +849,12 @@ impl<S: Storage> Engine<S> {
         match result {
             Ok(_) => self.admin.op = Some(Op::Disconnect { stage: DisconnectStage::Close }),
             Err(StateError::AlreadyStandalone) => self.answer(OK),
+            // Both nodes disconnect at once and the peer decides: it leaves, and then nobody has to be asked. Looked at
+            // again when that shows, or at the next tick.
+            Err(StateError::ConcurrentStChg) => {
+                let change = change.unwrap_or(plain);
+                self.admin.ask = Some(Ask { target: Target::Connection, change, sent: false, reply: None });
+            }
             Err(StateError::PrimaryNop) if change == Some(plain) => {
                 self.begin_ask(Target::Connection, plain.pdsk(Disk::Outdated));
             }

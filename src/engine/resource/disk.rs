@@ -10,7 +10,7 @@ use super::admin::Backing;
 use super::api::VolumeId;
 use super::change::Kind;
 use super::metadata_pipeline::{Job, Pipeline, Then};
-use super::volume::{AttachedDisk, Release};
+use super::volume::{AttachedDisk, Counters, Release};
 use super::work::Work;
 use super::Engine;
 use crate::activity_log::ActivityLog;
@@ -159,6 +159,7 @@ impl<S: Storage> Engine<S> {
             && !flags.contains(MetaFlags::CONNECTED_IND);
         volume.conf = *conf;
         volume.io_error = None;
+        volume.counters = Counters::default();
         volume.force_detach = false;
         volume.holds += 1;
         let full = superblock.la_size_sectors == 0

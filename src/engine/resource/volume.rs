@@ -58,6 +58,14 @@ pub struct Counters {
     pub bitmap_writes: u64,
 }
 
+impl Counters {
+    /// A connection is configured. spec: proc-and-sysfs 1.2
+    pub(super) fn forget_peer(&mut self) {
+        self.sent_sectors = 0;
+        self.received_sectors = 0;
+    }
+}
+
 /// What is attached: the backing device's half of a volume.
 pub(super) struct AttachedDisk<S: Storage> {
     pub(super) superblock: Superblock,
