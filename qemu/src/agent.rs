@@ -25,10 +25,7 @@ const DRAIN: Duration = Duration::from_millis(300);
 /// # Errors
 /// A frame that makes no sense, or a stream that fails.
 pub fn serve(mut input: impl Read, output: impl Write + Send + 'static) -> io::Result<()> {
-    let agent = Arc::new(Agent {
-        output: Mutex::new(Box::new(output)),
-        running: Mutex::default(),
-    });
+    let agent = Arc::new(Agent { output: Mutex::new(Box::new(output)), running: Mutex::default() });
     agent.send(&Message::Hello(HELLO.to_vec()))?;
     while let Some(message) = Message::read(&mut input)? {
         match message {
@@ -36,12 +33,7 @@ pub fn serve(mut input: impl Read, output: impl Write + Send + 'static) -> io::R
             Message::Stdin(id, data) => agent.feed(id, Some(data)),
             Message::StdinEnd(id) => agent.feed(id, None),
             Message::Signal(id, signal) => agent.signal(id, signal),
-            other => {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    format!("unexpected {other:?}"),
-                ))
-            }
+            other => return Err(io::Error::new(io::ErrorKind::InvalidData, format!("unexpected {other:?}"))),
         }
     }
     Ok(())

@@ -104,26 +104,16 @@ impl Client {
             state: Mutex::default(),
             changed: Condvar::new(),
         });
-        let client = Client {
-            shared: Arc::clone(&shared),
-        };
-        thread::Builder::new()
-            .name(format!("agent of {name}"))
-            .spawn(move || shared.receive(input))?;
+        let client = Client { shared: Arc::clone(&shared) };
+        thread::Builder::new().name(format!("agent of {name}")).spawn(move || shared.receive(input))?;
         Ok(client)
     }
 
     /// Waits until the agent has said hello.
     pub fn wait_ready(&self, limit: Duration) -> Result<()> {
-        let ready = self
-            .shared
-            .wait(limit, "an agent that answers", |state| state.hello.then_some(()))?;
+        let ready = self.shared.wait(limit, "an agent that answers", |state| state.hello.then_some(()))?;
         ready.with_context(|| {
-            format!(
-                "{}: expected an agent that answers within {:.1} s",
-                self.shared.name,
-                limit.as_secs_f32()
-            )
+            format!("{}: expected an agent that answers within {:.1} s", self.shared.name, limit.as_secs_f32())
         })
     }
 
@@ -139,16 +129,9 @@ impl Client {
         state.next_id += 1;
         state.commands.insert(id, Entry::default());
         drop(state);
-        let process = Process {
-            id,
-            command: arguments.join(" "),
-            started: Instant::now(),
-            shared: Arc::clone(&self.shared),
-        };
-        self.shared.send(&Message::Exec(
-            id,
-            arguments.iter().map(|&text| text.to_owned()).collect(),
-        ))?;
+        let process =
+            Process { id, command: arguments.join(" "), started: Instant::now(), shared: Arc::clone(&self.shared) };
+        self.shared.send(&Message::Exec(id, arguments.iter().map(|&text| text.to_owned()).collect()))?;
         Ok(process)
     }
 }
@@ -182,12 +165,7 @@ impl Process {
 
     /// The standard output up to now.
     pub fn stdout(&self) -> Vec<u8> {
-        self.shared
-            .lock()
-            .commands
-            .get(&self.id)
-            .map(|entry| entry.stdout.clone())
-            .unwrap_or_default()
+        self.shared.lock().commands.get(&self.id).map(|entry| entry.stdout.clone()).unwrap_or_default()
     }
 
     /// Whether the command is still running.
@@ -205,11 +183,7 @@ impl Process {
         self.signal(nix::sys::signal::Signal::SIGKILL)?;
         let seconds = self.started.elapsed().as_secs_f32();
         match self.end(KILL_GRACE)? {
-            Some(output) => bail!(
-                "{}: `{}` still ran after {seconds:.1} s: {output}",
-                self.shared.name,
-                self.command
-            ),
+            Some(output) => bail!("{}: `{}` still ran after {seconds:.1} s: {output}", self.shared.name, self.command),
             None => Err(anyhow::Error::new(Stuck {
                 machine: self.shared.name.clone(),
                 command: self.command.clone(),
@@ -227,20 +201,14 @@ impl Process {
     /// The end, or `None` when it does not come within `limit`.
     fn end(&self, limit: Duration) -> Result<Option<Output>> {
         let what = format!("the end of `{}`", self.command);
-        let status = self
-            .shared
-            .wait(limit, &what, |state| match state.commands.get(&self.id) {
-                Some(entry) => entry.end.clone(),
-                None => Some(Err("forgotten".into())),
-            })?;
+        let status = self.shared.wait(limit, &what, |state| match state.commands.get(&self.id) {
+            Some(entry) => entry.end.clone(),
+            None => Some(Err("forgotten".into())),
+        })?;
         let mut state = self.shared.lock();
         let entry = state.commands.entry(self.id).or_default();
         match status {
-            Some(Ok(status)) => Ok(Some(Output {
-                status,
-                stdout: entry.stdout.clone(),
-                stderr: entry.stderr.clone(),
-            })),
+            Some(Ok(status)) => Ok(Some(Output { status, stdout: entry.stdout.clone(), stderr: entry.stderr.clone() })),
             Some(Err(why)) => bail!("{}: cannot run `{}`: {why}", self.shared.name, self.command),
             None => Ok(None),
         }
@@ -263,11 +231,7 @@ pub struct Stuck {
 
 impl fmt::Display for Stuck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}: `{}` hangs in the kernel: SIGKILL did not end it",
-            self.machine, self.command
-        )?;
+        write!(f, "{}: `{}` hangs in the kernel: SIGKILL did not end it", self.machine, self.command)?;
         if !self.stdout.is_empty() {
             write!(f, "\n--- stdout\n{}", tail(&self.stdout, 60))?;
         }
@@ -284,9 +248,7 @@ impl Shared {
 
     fn send(&self, message: &Message) -> Result<()> {
         let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
-        message
-            .write(&mut *output)
-            .with_context(|| format!("{}: no connection to the agent", self.name))
+        message.write(&mut *output).with_context(|| format!("{}: no connection to the agent", self.name))
     }
 
     fn receive(&self, stream: UnixStream) {
@@ -318,20 +280,13 @@ impl Shared {
                 return Ok(Some(value));
             }
             if let Some(why) = &state.lost {
-                bail!(
-                    "{}: expected {what}, but the connection to its agent ended: {why}",
-                    self.name
-                );
+                bail!("{}: expected {what}, but the connection to its agent ended: {why}", self.name);
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Ok(None);
             }
-            state = self
-                .changed
-                .wait_timeout(state, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
@@ -341,10 +296,7 @@ impl State {
         match message {
             Message::Hello(text) if text == HELLO => self.hello = true,
             Message::Hello(text) => {
-                return Err(format!(
-                    "agent of another version: {:?}",
-                    String::from_utf8_lossy(&text)
-                ));
+                return Err(format!("agent of another version: {:?}", String::from_utf8_lossy(&text)));
             }
             Message::Stdout(id, data) => self.with(id, |entry| entry.stdout.extend_from_slice(&data)),
             Message::Stderr(id, data) => self.with(id, |entry| entry.stderr.extend_from_slice(&data)),
@@ -365,11 +317,7 @@ impl State {
 
 /// The last `lines` lines of a text.
 pub fn tail(text: &str, lines: usize) -> &str {
-    let start = text
-        .trim_end()
-        .rmatch_indices('\n')
-        .nth(lines.saturating_sub(1))
-        .map_or(0, |(at, _)| at + 1);
+    let start = text.trim_end().rmatch_indices('\n').nth(lines.saturating_sub(1)).map_or(0, |(at, _)| at + 1);
     text[start..].trim_end()
 }
 
@@ -393,19 +341,12 @@ mod tests {
     fn output_and_exit_code_come_back() {
         let process = pair().spawn(&["sh", "-c", "echo out; echo err >&2; exit 20"]).unwrap();
         let output = process.wait(LIMIT).unwrap();
-        assert_eq!(
-            (output.code(), output.text(), output.error_text()),
-            (20, "out".into(), "err".into())
-        );
+        assert_eq!((output.code(), output.text(), output.error_text()), (20, "out".into(), "err".into()));
     }
 
     #[test]
     fn a_signal_shows_as_a_shell_shows_it() {
-        let output = pair()
-            .spawn(&["sh", "-c", "kill -TERM $$"])
-            .unwrap()
-            .wait(LIMIT)
-            .unwrap();
+        let output = pair().spawn(&["sh", "-c", "kill -TERM $$"]).unwrap().wait(LIMIT).unwrap();
         assert_eq!((output.status, output.code()), (Status::Signal(15), 143));
     }
 
@@ -417,9 +358,8 @@ mod tests {
 
     #[test]
     fn megabytes_go_in_and_come_out_unchanged() {
-        let data: Vec<u8> = (0..3_000_000_u32)
-            .flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes())
-            .collect();
+        let data: Vec<u8> =
+            (0..3_000_000_u32).flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
         let process = pair().spawn(&["cat"]).unwrap();
         process.write(&data).unwrap();
         process.close_input().unwrap();
@@ -442,10 +382,7 @@ mod tests {
     fn the_time_limit_kills_and_tells_what_was_said() {
         let error = pair().spawn(&["sh", "-c", "echo began; sleep 60 | cat"]).unwrap();
         let error = error.wait(Duration::from_millis(300)).unwrap_err().to_string();
-        assert!(
-            error.contains("still ran after 0.") && error.contains("began"),
-            "{error}"
-        );
+        assert!(error.contains("still ran after 0.") && error.contains("began"), "{error}");
     }
 
     #[test]

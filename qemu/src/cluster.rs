@@ -50,11 +50,7 @@ pub struct Setup {
 impl Setup {
     /// Module and tools; the module calls no helper programs.
     pub fn new(module: Module, tools: Tools) -> Setup {
-        Setup {
-            module,
-            parameters: "usermode_helper=/bin/true".into(),
-            tools,
-        }
+        Setup { module, parameters: "usermode_helper=/bin/true".into(), tools }
     }
 }
 
@@ -106,10 +102,7 @@ impl Options {
 
     /// One machine whose time is counted in instructions: repeated runs agree to about 1 %.
     pub fn benchmark(self) -> Self {
-        self.single()
-            .accelerator(Accelerator::Counted)
-            .memory_mib(1536)
-            .name("bench")
+        self.single().accelerator(Accelerator::Counted).memory_mib(1536).name("bench")
     }
 
     /// The module of both machines.
@@ -225,11 +218,7 @@ impl Cluster {
         let least_memory_mib = if paths.debug_kernel() { DEBUG_MEMORY_MIB } else { 0 };
         let ends = NAMES.map(|name| End::new(&run.sockets, name));
         let two = options.machines == 2;
-        let wire = if two {
-            Some(Wire::new(&ends[0], &ends[1])?)
-        } else {
-            None
-        };
+        let wire = if two { Some(Wire::new(&ends[0], &ends[1])?) } else { None };
         let mut machines = Vec::new();
         for (index, end) in ends.into_iter().enumerate().take(options.machines) {
             let plan = Plan {
@@ -250,12 +239,7 @@ impl Cluster {
             machine.wait_ready(BOOT_LIMIT)?;
             machine.install(setup)?;
         }
-        Ok(Cluster {
-            machines,
-            wire,
-            run,
-            options,
-        })
+        Ok(Cluster { machines, wire, run, options })
     }
 
     /// The first machine.
@@ -296,10 +280,7 @@ impl Cluster {
 
     /// Installs what the machines are to have; nothing may be loaded.
     pub fn install(&self, setups: &[Setup; 2]) -> Result<()> {
-        self.machines
-            .iter()
-            .zip(setups)
-            .try_for_each(|(machine, setup)| machine.install(setup))
+        self.machines.iter().zip(setups).try_for_each(|(machine, setup)| machine.install(setup))
     }
 
     /// Makes the machines as good as new: on and running, link whole, DRBD down and its module unloaded (that must work),
@@ -316,9 +297,7 @@ impl Cluster {
             }
         }
         for machine in &self.machines {
-            machine
-                .clean()
-                .with_context(|| format!("cleaning up {}", machine.name()))?;
+            machine.clean().with_context(|| format!("cleaning up {}", machine.name()))?;
         }
         self.check_consoles()
     }
@@ -397,11 +376,7 @@ impl Machine {
         self.run_ok("rm -rf /etc/drbd.conf /etc/drbd.d; mkdir -p /etc/drbd.d; rm -rf /var/lib/drbd/*")?;
         for (index, disk) in self.disks().iter().enumerate() {
             let name = crate::disk::name(index);
-            let device = if disk.partitioned {
-                format!("/dev/{name}1")
-            } else {
-                format!("/dev/{name}")
-            };
+            let device = if disk.partitioned { format!("/dev/{name}1") } else { format!("/dev/{name}") };
             self.run_ok(&format!("blkdiscard -f {device}"))?;
         }
         self.throttle_nothing()

@@ -41,10 +41,8 @@ const ALARMS: &[&str] = &[
 ];
 
 /// Lines with an alarm in them that any healthy boot prints.
-const HARMLESS: &[&str] = &[
-    "kmemleak: Kernel memory leak detector",
-    "kmemleak: Automatic memory scanning thread started",
-];
+const HARMLESS: &[&str] =
+    &["kmemleak: Kernel memory leak detector", "kmemleak: Automatic memory scanning thread started"];
 
 /// Lines of context that are shown before and after an alarm.
 const CONTEXT_BEFORE: usize = 5;
@@ -64,10 +62,7 @@ pub struct Mark(usize);
 impl Console {
     /// The console of the machine `name` whose log is at `path`.
     pub fn new(name: &str, path: PathBuf) -> Console {
-        Console {
-            name: name.to_owned(),
-            path,
-        }
+        Console { name: name.to_owned(), path }
     }
 
     /// Where the log is.
@@ -93,23 +88,14 @@ impl Console {
 
     /// The last lines, for messages.
     pub fn tail(&self, lines: usize) -> String {
-        format!(
-            "--- console of {} ({})\n{}",
-            self.name,
-            self.path.display(),
-            tail(&self.text(), lines)
-        )
+        format!("--- console of {} ({})\n{}", self.name, self.path.display(), tail(&self.text(), lines))
     }
 
     /// Fails when the kernel has complained after `mark`, and shows the complaint.
     pub fn check(&self, mark: Mark) -> Result<()> {
         let text = self.since(mark);
         match alarm(&text) {
-            Some(excerpt) => bail!(
-                "the kernel of {} complained ({}):\n{excerpt}",
-                self.name,
-                self.path.display()
-            ),
+            Some(excerpt) => bail!("the kernel of {} complained ({}):\n{excerpt}", self.name, self.path.display()),
             None => Ok(()),
         }
     }
@@ -148,10 +134,7 @@ mod tests {
         ] {
             let text = format!("a\nb\nc\nd\ne\nf\ng\n{line}\nCall Trace:\n f\n");
             let excerpt = alarm(&text).expect(line);
-            assert!(
-                excerpt.starts_with("c\n") && excerpt.ends_with("Call Trace:\n f"),
-                "{excerpt}"
-            );
+            assert!(excerpt.starts_with("c\n") && excerpt.ends_with("Call Trace:\n f"), "{excerpt}");
         }
     }
 

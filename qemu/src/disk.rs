@@ -25,28 +25,17 @@ pub struct Disk {
 impl Disk {
     /// A disk of 512-byte sectors without partitions.
     pub const fn whole(size_mib: u64) -> Disk {
-        Disk {
-            size_mib,
-            sector_bytes: 512,
-            partitioned: false,
-        }
+        Disk { size_mib, sector_bytes: 512, partitioned: false }
     }
 
     /// A disk of 512-byte sectors with a partition 1 of this size.
     pub const fn partitioned(size_mib: u64) -> Disk {
-        Disk {
-            size_mib,
-            sector_bytes: 512,
-            partitioned: true,
-        }
+        Disk { size_mib, sector_bytes: 512, partitioned: true }
     }
 
     /// The same with 4096-byte sectors.
     pub const fn with_4k_sectors(self) -> Disk {
-        Disk {
-            sector_bytes: 4096,
-            ..self
-        }
+        Disk { sector_bytes: 4096, ..self }
     }
 
     /// Where the usable area starts in the file, in bytes.
@@ -94,10 +83,7 @@ impl Disk {
 
 /// The name of disk `index`: `sda` is 0.
 pub fn name(index: usize) -> String {
-    let letter = u8::try_from(index)
-        .ok()
-        .filter(|&index| index < 26)
-        .map_or('z', |index| char::from(b'a' + index));
+    let letter = u8::try_from(index).ok().filter(|&index| index < 26).map_or('z', |index| char::from(b'a' + index));
     format!("sd{letter}")
 }
 

@@ -19,15 +19,8 @@ impl Machine {
     pub fn faulty_disk(&self, name: &str, lower: &str) -> Result<FaultyDisk<'_>> {
         self.run_ok("modprobe -a dm-mod dm-delay dm-flakey")?;
         let sectors = self.run_ok(&format!("blockdev --getsz {lower}"))?;
-        let sectors = sectors
-            .parse()
-            .with_context(|| format!("size of {lower}: {sectors:?}"))?;
-        let disk = FaultyDisk {
-            machine: self,
-            name: name.into(),
-            lower: lower.into(),
-            sectors,
-        };
+        let sectors = sectors.parse().with_context(|| format!("size of {lower}: {sectors:?}"))?;
+        let disk = FaultyDisk { machine: self, name: name.into(), lower: lower.into(), sectors };
         let table = disk.linear(0, sectors);
         self.run_ok(&format!("dmsetup create {name} --table '{table}'"))?;
         Ok(disk)
@@ -53,31 +46,15 @@ impl FaultyDisk<'_> {
     /// Reads and writes fail that touch these bytes (rounded out to whole sectors of 512 bytes).
     pub fn fail_range(&self, start_bytes: u64, length_bytes: u64) -> Result<()> {
         let start = (start_bytes / SECTOR_BYTES).min(self.sectors);
-        let end = start_bytes
-            .saturating_add(length_bytes)
-            .div_ceil(SECTOR_BYTES)
-            .min(self.sectors);
-        let bad = if end > start {
-            format!("{start} {} error", end - start)
-        } else {
-            String::new()
-        };
+        let end = start_bytes.saturating_add(length_bytes).div_ceil(SECTOR_BYTES).min(self.sectors);
+        let bad = if end > start { format!("{start} {} error", end - start) } else { String::new() };
         let parts = [self.linear(0, start), bad, self.linear(end, self.sectors)];
-        self.load(
-            &parts
-                .into_iter()
-                .filter(|part| !part.is_empty())
-                .collect::<Vec<_>>()
-                .join("\n"),
-        )
+        self.load(&parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n"))
     }
 
     /// Writes fail, reads succeed.
     pub fn fail_writes(&self) -> Result<()> {
-        self.load(&format!(
-            "0 {} flakey {} 0 0 1 1 error_writes",
-            self.sectors, self.lower
-        ))
+        self.load(&format!("0 {} flakey {} 0 0 1 1 error_writes", self.sectors, self.lower))
     }
 
     /// Reads and writes take so much longer.
@@ -88,16 +65,12 @@ impl FaultyDisk<'_> {
 
     /// Nothing comes back any more, until [`FaultyDisk::heal`].
     pub fn hang(&self) -> Result<()> {
-        self.machine
-            .run_ok(&format!("dmsetup suspend --noflush --nolockfs {}", self.name))
-            .map(|_| ())
+        self.machine.run_ok(&format!("dmsetup suspend --noflush --nolockfs {}", self.name)).map(|_| ())
     }
 
     /// Removes the device; nobody may use it any more.
     pub fn remove(self) -> Result<()> {
-        self.machine
-            .run_ok(&format!("dmsetup remove {}", self.name))
-            .map(|_| ())
+        self.machine.run_ok(&format!("dmsetup remove {}", self.name)).map(|_| ())
     }
 
     fn linear(&self, start: u64, end: u64) -> String {

@@ -143,11 +143,7 @@ impl Machine {
     pub fn run_ok_for(&self, limit: Duration, command: &str) -> Result<String> {
         let output = self.run_for(limit, command)?;
         if !output.success() {
-            bail!(
-                "{}: `{command}`: {output}\n{}",
-                self.plan.name,
-                self.console.tail(TAIL_LINES)
-            );
+            bail!("{}: `{command}`: {output}\n{}", self.plan.name, self.console.tail(TAIL_LINES));
         }
         Ok(output.text())
     }
@@ -160,8 +156,7 @@ impl Machine {
     /// Writes a file in the machine.
     pub fn put(&self, path: &str, data: &[u8]) -> Result<()> {
         let process =
-            self.client()?
-                .spawn(&["sh", "-c", "mkdir -p \"$(dirname \"$1\")\" && cat >\"$1\"", "put", path])?;
+            self.client()?.spawn(&["sh", "-c", "mkdir -p \"$(dirname \"$1\")\" && cat >\"$1\"", "put", path])?;
         process.write(data)?;
         process.close_input()?;
         let output = process.wait(COMMAND_LIMIT)?;
@@ -173,10 +168,7 @@ impl Machine {
 
     /// Copies a file of the host into the machine, executable.
     pub fn put_file(&self, path: &str, source: &Path) -> Result<()> {
-        self.put(
-            path,
-            &std::fs::read(source).with_context(|| source.display().to_string())?,
-        )?;
+        self.put(path, &std::fs::read(source).with_context(|| source.display().to_string())?)?;
         self.client()?.spawn(&["chmod", "755", path])?.wait(COMMAND_LIMIT)?;
         Ok(())
     }
@@ -218,12 +210,9 @@ impl Machine {
 
     /// Repeats a command until it exits with 0.
     pub fn wait_success(&self, limit: Duration, what: &str, command: &str) -> Result<()> {
-        self.wait_until(
-            limit,
-            what,
-            &format!("{{ {command}\n}} 2>&1; echo \"lab-exit=$?\""),
-            |text| text.ends_with("lab-exit=0"),
-        )
+        self.wait_until(limit, what, &format!("{{ {command}\n}} 2>&1; echo \"lab-exit=$?\""), |text| {
+            text.ends_with("lab-exit=0")
+        })
         .map(|_| ())
     }
 
@@ -254,9 +243,7 @@ impl Machine {
     /// Power cut: QEMU is killed. What the machine's disks had completed survives in the host's page cache; everything else
     /// is lost.
     pub fn power_cut(&self) -> Result<()> {
-        let Some(mut live) = self.lock().take() else {
-            bail!("{} is off already", self.plan.name)
-        };
+        let Some(mut live) = self.lock().take() else { bail!("{} is off already", self.plan.name) };
         live.child.kill()?;
         live.child.wait()?;
         Ok(())
@@ -279,19 +266,13 @@ impl Machine {
     pub fn reboot(&self) -> Result<()> {
         // The command is not expected to come back.
         self.spawn("sync; echo s >/proc/sysrq-trigger; echo u >/proc/sysrq-trigger; echo b >/proc/sysrq-trigger")?;
-        let Some(mut live) = self.lock().take() else {
-            bail!("{} is off", self.plan.name)
-        };
+        let Some(mut live) = self.lock().take() else { bail!("{} is off", self.plan.name) };
         let until = Instant::now() + COMMAND_LIMIT;
         while live.child.try_wait()?.is_none() {
             if Instant::now() > until {
                 live.child.kill()?;
                 live.child.wait()?;
-                bail!(
-                    "{}: did not restart by itself\n{}",
-                    self.plan.name,
-                    self.console.tail(TAIL_LINES)
-                );
+                bail!("{}: did not restart by itself\n{}", self.plan.name, self.console.tail(TAIL_LINES));
             }
             thread::sleep(POLL);
         }
@@ -300,9 +281,7 @@ impl Machine {
 
     /// Whether QEMU is running.
     pub fn is_on(&self) -> bool {
-        self.lock()
-            .as_mut()
-            .is_some_and(|live| matches!(live.child.try_wait(), Ok(None)))
+        self.lock().as_mut().is_some_and(|live| matches!(live.child.try_wait(), Ok(None)))
     }
 
     /// Freezes the machine: to others it looks dead, it itself does not notice.
@@ -327,9 +306,7 @@ impl Machine {
     pub fn qmp(&self, command: &str, arguments: Value) -> Result<Value> {
         let mut live = self.lock();
         let live = live.as_mut().ok_or_else(|| anyhow!("{} is off", self.plan.name))?;
-        live.qmp
-            .execute(command, arguments)
-            .with_context(|| self.plan.name.clone())
+        live.qmp.execute(command, arguments).with_context(|| self.plan.name.clone())
     }
 
     /// The host's file of a disk (`sdb`), whole disk with its partition table: see [`Disk::start_bytes`].
@@ -348,11 +325,7 @@ impl Machine {
         ready.map_err(|error| anyhow!("{error:#}\n{}", self.console.tail(TAIL_LINES)))?;
         let failures = self.run(&format!("cat {FAILURES} 2>/dev/null"))?.text();
         if !failures.is_empty() {
-            bail!(
-                "{}: booting went wrong: {failures}\n{}",
-                self.plan.name,
-                self.console.tail(TAIL_LINES)
-            );
+            bail!("{}: booting went wrong: {failures}\n{}", self.plan.name, self.console.tail(TAIL_LINES));
         }
         Ok(())
     }
@@ -366,20 +339,12 @@ impl Machine {
     }
 
     fn client(&self) -> Result<Client> {
-        Ok(self
-            .lock()
-            .as_ref()
-            .ok_or_else(|| anyhow!("{} is off", self.plan.name))?
-            .client
-            .clone())
+        Ok(self.lock().as_ref().ok_or_else(|| anyhow!("{} is off", self.plan.name))?.client.clone())
     }
 
     /// Has the kernel print the stacks of all tasks that wait in it.
     fn show_blocked_tasks(&self) {
-        let show = || {
-            self.spawn("echo w >/proc/sysrq-trigger; sleep 1")?
-                .wait(Duration::from_secs(10))
-        };
+        let show = || self.spawn("echo w >/proc/sysrq-trigger; sleep 1")?.wait(Duration::from_secs(10));
         if let Err(error) = show() {
             eprintln!("lab: {}: no stacks: {error:#}", self.plan.name);
         }
@@ -396,9 +361,7 @@ impl Machine {
         let mut command = Command::new(self.paths.qemu_img());
         command.args(["create", "-q", "-f", "qcow2", "-F", &self.paths.rootfs_format(), "-b"]);
         command.arg(self.paths.rootfs()?).arg(self.disk_file("root"));
-        let output = command
-            .output()
-            .with_context(|| format!("running {}", self.paths.qemu_img().display()))?;
+        let output = command.output().with_context(|| format!("running {}", self.paths.qemu_img().display()))?;
         if !output.status.success() {
             bail!("qemu-img: {}", String::from_utf8_lossy(&output.stderr).trim());
         }
@@ -439,11 +402,7 @@ impl Machine {
     fn command(&self) -> Result<Command> {
         let plan = &self.plan;
         let mut command = Command::new(self.paths.qemu());
-        command
-            .arg("-kernel")
-            .arg(self.paths.vmlinuz()?)
-            .arg("-initrd")
-            .arg(&plan.initrd);
+        command.arg("-kernel").arg(self.paths.vmlinuz()?).arg("-initrd").arg(&plan.initrd);
         let mut add = |words: &[&str]| {
             command.args(words);
         };
@@ -461,76 +420,40 @@ impl Machine {
         add(plan.accelerator.arguments());
         add(&["-smp", &plan.vcpus.to_string(), "-m", &plan.memory_mib.to_string()]);
         add(&["-append", &self.kernel_command_line()]);
-        add(&[
-            "-qmp",
-            &format!("unix:{},server=on,wait=off", path_text(&self.socket("qmp"))?),
-        ]);
+        add(&["-qmp", &format!("unix:{},server=on,wait=off", path_text(&self.socket("qmp"))?)]);
         let (console, log) = (path_text(&self.socket("console"))?, path_text(self.console.path())?);
         let chardev = format!("socket,id=console,path={console},server=on,wait=off,logfile={log},logappend=on");
         add(&["-chardev", &chardev, "-serial", "chardev:console"]);
-        let agent = format!(
-            "socket,id=agent,path={},server=on,wait=off",
-            path_text(&self.socket("agent"))?
-        );
+        let agent = format!("socket,id=agent,path={},server=on,wait=off", path_text(&self.socket("agent"))?);
         add(&["-chardev", &agent, "-device", "virtio-serial-pci"]);
-        add(&[
-            "-device",
-            "virtserialport,chardev=agent,name=lab.agent",
-            "-device",
-            "virtio-rng-pci",
-        ]);
+        add(&["-device", "virtserialport,chardev=agent,name=lab.agent", "-device", "virtio-rng-pci"]);
         // A killed QEMU leaves what it has completed in the host's page cache, so "unsafe" only spares the host's disk; but not
         // with qcow2, whose tables QEMU keeps to itself until the guest flushes.
         let root = path_text(&self.disk_file("root"))?;
-        add(&[
-            "-drive",
-            &format!("if=none,id=root,file={root},format=qcow2,cache=writeback,discard=unmap"),
-        ]);
-        add(&[
-            "-device",
-            "virtio-blk-pci,drive=root",
-            "-device",
-            "virtio-scsi-pci,id=scsi",
-        ]);
+        add(&["-drive", &format!("if=none,id=root,file={root},format=qcow2,cache=writeback,discard=unmap")]);
+        add(&["-device", "virtio-blk-pci,drive=root", "-device", "virtio-scsi-pci,id=scsi"]);
         for (index, disk) in plan.disks.iter().enumerate() {
             let name = disk::name(index);
             let file = path_text(&self.disk_file(&name))?;
-            add(&[
-                "-drive",
-                &format!("if=none,id={name}-file,file={file},format=raw,cache=unsafe,discard=unmap"),
-            ]);
+            add(&["-drive", &format!("if=none,id={name}-file,file={file},format=raw,cache=unsafe,discard=unmap")]);
             let sector = disk.sector_bytes;
             let device = format!("scsi-hd,id={name},drive={name}-file,bus=scsi.0,scsi-id={index},serial={name}");
-            add(&[
-                "-device",
-                &format!("{device},logical_block_size={sector},physical_block_size={sector}"),
-            ]);
+            add(&["-device", &format!("{device},logical_block_size={sector},physical_block_size={sector}")]);
         }
         if let Some(end) = &plan.net {
             let (local, remote) = (path_text(&end.machine)?, path_text(&end.wire)?);
             let sockets = format!("local.type=unix,local.path={local},remote.type=unix,remote.path={remote}");
             add(&["-netdev", &format!("dgram,id=net,{sockets}")]);
-            let mtu = if plan.mtu == 1500 {
-                String::new()
-            } else {
-                format!(",host_mtu={}", plan.mtu)
-            };
+            let mtu = if plan.mtu == 1500 { String::new() } else { format!(",host_mtu={}", plan.mtu) };
             let address = format!("52:54:00:d2:bd:{:02x}", plan.index + 1);
-            add(&[
-                "-device",
-                &format!("virtio-net-pci,netdev=net,mac={address},romfile={mtu}"),
-            ]);
+            add(&["-device", &format!("virtio-net-pci,netdev=net,mac={address},romfile={mtu}")]);
         }
         Ok(command)
     }
 
     fn kernel_command_line(&self) -> String {
         let plan = &self.plan;
-        let address = if plan.net.is_some() {
-            format!("{}/24", self.address())
-        } else {
-            String::new()
-        };
+        let address = if plan.net.is_some() { format!("{}/24", self.address()) } else { String::new() };
         format!(
             "console=ttyS0,115200 panic=-1 loglevel=7 root=/dev/vda rw net.ifnames=0 mitigations=off random.trust_cpu=on \
              scsi_mod.scan=manual lab.host={} lab.ip={address} lab.mtu={} lab.disks={} {}",
@@ -570,8 +493,6 @@ fn connect(path: &Path, child: &mut Child) -> Result<UnixStream> {
 
 /// QEMU's option syntax needs text, and a comma in it would need an escape.
 fn path_text(path: &Path) -> Result<String> {
-    let text = path
-        .to_str()
-        .with_context(|| format!("{} is not UTF-8", path.display()))?;
+    let text = path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?;
     Ok(text.replace(',', ",,"))
 }

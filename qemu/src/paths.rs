@@ -46,9 +46,7 @@ impl Paths {
 
     /// Whether the kernel is the debug kernel (KASAN, lockdep, kmemleak): slow and hungry.
     pub fn debug_kernel(&self) -> bool {
-        self.values
-            .get("LAB_KERNEL_RELEASE")
-            .is_some_and(|release| release.ends_with("-debug"))
+        self.values.get("LAB_KERNEL_RELEASE").is_some_and(|release| release.ends_with("-debug"))
     }
 
     /// The initial RAM disk.
@@ -63,10 +61,7 @@ impl Paths {
 
     /// The format of [`Paths::rootfs`] as QEMU names it.
     pub fn rootfs_format(&self) -> String {
-        self.values
-            .get("LAB_ROOTFS_FORMAT")
-            .cloned()
-            .unwrap_or_else(|| "qcow2".into())
+        self.values.get("LAB_ROOTFS_FORMAT").cloned().unwrap_or_else(|| "qcow2".into())
     }
 
     /// Our kernel module.
@@ -83,11 +78,7 @@ impl Paths {
     pub fn agent(&self) -> Result<PathBuf> {
         let program = env::current_exe()?;
         // A test program is one directory deeper than the binaries.
-        let mut beside = program
-            .ancestors()
-            .skip(1)
-            .take(2)
-            .map(|directory| directory.join("agent"));
+        let mut beside = program.ancestors().skip(1).take(2).map(|directory| directory.join("agent"));
         match beside.find(|path| path.is_file()) {
             Some(path) => Ok(path),
             None => self.file("LAB_AGENT", "cargo build -p lab"),
@@ -107,18 +98,13 @@ impl Paths {
     fn program(&self, variable: &str, name: &str) -> PathBuf {
         match self.values.get(variable) {
             Some(path) => PathBuf::from(path),
-            None => Some(self.cache.join("bin").join(name))
-                .filter(|path| path.exists())
-                .unwrap_or_else(|| name.into()),
+            None => Some(self.cache.join("bin").join(name)).filter(|path| path.exists()).unwrap_or_else(|| name.into()),
         }
     }
 
     fn file(&self, variable: &str, command: &str) -> Result<PathBuf> {
         let Some(path) = self.values.get(variable) else {
-            bail!(
-                "{variable} is not set and not in {}/lab.env: run `{command}`",
-                self.cache.display()
-            );
+            bail!("{variable} is not set and not in {}/lab.env: run `{command}`", self.cache.display());
         };
         let path = PathBuf::from(path);
         if !path.is_file() {
@@ -131,8 +117,7 @@ impl Paths {
 fn parse(text: &str) -> HashMap<String, String> {
     let pair = |line: &str| {
         let (name, value) = line.trim().split_once('=')?;
-        name.starts_with("LAB_")
-            .then(|| (name.to_owned(), value.trim_matches('"').to_owned()))
+        name.starts_with("LAB_").then(|| (name.to_owned(), value.trim_matches('"').to_owned()))
     };
     text.lines().filter_map(pair).collect()
 }
@@ -185,11 +170,7 @@ impl Drop for RunDirectory {
 /// Removes the disks of runs whose process is gone, and the logs of the oldest runs. Whatever cannot be removed stays.
 fn remove_old(runs: &Path) {
     let Ok(entries) = fs::read_dir(runs) else { return };
-    let mut old: Vec<PathBuf> = entries
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| !in_use(path))
-        .collect();
+    let mut old: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| !in_use(path)).collect();
     old.sort();
     for path in &old {
         remove_scratch(path);
@@ -201,9 +182,7 @@ fn remove_old(runs: &Path) {
 
 fn in_use(run: &Path) -> bool {
     let name = run.file_name().unwrap_or_default().to_string_lossy();
-    name.split('-')
-        .nth(1)
-        .is_some_and(|process| Path::new("/proc").join(process).exists())
+    name.split('-').nth(1).is_some_and(|process| Path::new("/proc").join(process).exists())
 }
 
 fn remove_scratch(run: &Path) {
@@ -231,15 +210,9 @@ mod tests {
 
     #[test]
     fn a_missing_file_says_what_makes_it() {
-        let paths = Paths {
-            cache: "/nowhere".into(),
-            values: parse("LAB_MODULE=/nowhere/drbd.ko"),
-        };
+        let paths = Paths { cache: "/nowhere".into(), values: parse("LAB_MODULE=/nowhere/drbd.ko") };
         let error = paths.module().unwrap_err().to_string();
-        assert!(
-            error.contains("/nowhere/drbd.ko") && error.contains("make module"),
-            "{error}"
-        );
+        assert!(error.contains("/nowhere/drbd.ko") && error.contains("make module"), "{error}");
         let error = paths.tools().unwrap_err().to_string();
         assert!(error.contains("LAB_TOOLS") && error.contains("make tools"), "{error}");
     }
@@ -247,10 +220,7 @@ mod tests {
     #[test]
     fn a_run_leaves_its_logs_and_nothing_else() {
         let cache = env::temp_dir().join(format!("runs-{}", std::process::id()));
-        let paths = Paths {
-            cache: cache.clone(),
-            values: HashMap::new(),
-        };
+        let paths = Paths { cache: cache.clone(), values: HashMap::new() };
         let run = RunDirectory::new(&paths, "test").unwrap();
         fs::write(run.log("drbd1.log"), "x").unwrap();
         fs::write(run.scratch("disk"), "x").unwrap();

@@ -130,10 +130,7 @@ fn read_or_end(input: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
 }
 
 fn number(payload: &[u8]) -> io::Result<i32> {
-    payload
-        .try_into()
-        .map(i32::from_le_bytes)
-        .map_err(|_| invalid(format!("number of {} bytes", payload.len())))
+    payload.try_into().map(i32::from_le_bytes).map_err(|_| invalid(format!("number of {} bytes", payload.len())))
 }
 
 fn text(payload: Vec<u8>) -> io::Result<String> {

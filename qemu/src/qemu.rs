@@ -37,14 +37,7 @@ impl Accelerator {
             Accelerator::Kvm => &["-accel", "kvm", "-cpu", "host"],
             Accelerator::Tcg => &["-accel", "tcg,thread=multi", "-cpu", "max"],
             Accelerator::TcgOneThread => &["-accel", "tcg,thread=single", "-cpu", "max"],
-            Accelerator::Counted => &[
-                "-accel",
-                "tcg,thread=single",
-                "-cpu",
-                "max",
-                "-icount",
-                "shift=1,sleep=off",
-            ],
+            Accelerator::Counted => &["-accel", "tcg,thread=single", "-cpu", "max", "-icount", "shift=1,sleep=off"],
         }
     }
 
@@ -64,11 +57,7 @@ impl Accelerator {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let kept = fs::read_to_string(&answer).unwrap_or_default();
         if let Some(kept) = kept.strip_prefix(&boot) {
-            return Ok(if kept == "kvm" {
-                Accelerator::Kvm
-            } else {
-                Accelerator::Tcg
-            });
+            return Ok(if kept == "kvm" { Accelerator::Kvm } else { Accelerator::Tcg });
         }
         let works = boots_with_kvm(paths)?;
         fs::write(&answer, format!("{boot}{}", if works { "kvm" } else { "tcg" }))
@@ -81,25 +70,9 @@ fn boots_with_kvm(paths: &Paths) -> Result<bool> {
     let run = RunDirectory::new(paths, "probe")?;
     let console = Console::new("probe", run.log("console.log"));
     let mut command = Command::new(paths.qemu());
-    command.args([
-        "-machine",
-        "q35",
-        "-nodefaults",
-        "-no-user-config",
-        "-display",
-        "none",
-        "-no-reboot",
-        "-m",
-        "512",
-    ]);
-    command
-        .args(Accelerator::Kvm.arguments())
-        .arg("-kernel")
-        .arg(paths.vmlinuz()?);
-    command
-        .arg("-initrd")
-        .arg(paths.initramfs()?)
-        .args(["-append", "console=ttyS0 panic=-1"]);
+    command.args(["-machine", "q35", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-m", "512"]);
+    command.args(Accelerator::Kvm.arguments()).arg("-kernel").arg(paths.vmlinuz()?);
+    command.arg("-initrd").arg(paths.initramfs()?).args(["-append", "console=ttyS0 panic=-1"]);
     command.arg("-serial").arg(format!("file:{}", console.path().display()));
     let mut child = spawn(command, &run.log("qemu.log"))?;
     let until = Instant::now() + PROBE_LIMIT;
@@ -121,19 +94,9 @@ pub(crate) fn spawn(command: Command, log: &Path) -> Result<Child> {
     static SPAWNER: OnceLock<Sender<Job>> = OnceLock::new();
     let program = command.get_program().to_owned();
     let mut bound = Command::new("setpriv");
-    bound
-        .args(["--pdeathsig", "KILL"])
-        .arg(&program)
-        .args(command.get_args());
-    let log_file = File::options()
-        .create(true)
-        .append(true)
-        .open(log)
-        .with_context(|| format!("{}", log.display()))?;
-    bound
-        .stdin(Stdio::null())
-        .stdout(log_file.try_clone()?)
-        .stderr(log_file);
+    bound.args(["--pdeathsig", "KILL"]).arg(&program).args(command.get_args());
+    let log_file = File::options().create(true).append(true).open(log).with_context(|| format!("{}", log.display()))?;
+    bound.stdin(Stdio::null()).stdout(log_file.try_clone()?).stderr(log_file);
     let spawner = SPAWNER.get_or_init(|| {
         let (sender, jobs) = mpsc::channel::<Job>();
         thread::spawn(move || {
@@ -145,13 +108,8 @@ pub(crate) fn spawn(command: Command, log: &Path) -> Result<Child> {
         sender
     });
     let (sender, answer) = mpsc::channel();
-    spawner
-        .send((bound, sender))
-        .ok()
-        .context("the starting thread has ended")?;
-    answer
-        .recv()?
-        .with_context(|| format!("starting {} by setpriv", program.to_string_lossy()))
+    spawner.send((bound, sender)).ok().context("the starting thread has ended")?;
+    answer.recv()?.with_context(|| format!("starting {} by setpriv", program.to_string_lossy()))
 }
 
 #[cfg(test)]

@@ -18,9 +18,7 @@ impl Qmp {
     /// Takes a connected socket and ends the negotiation phase.
     pub fn new(stream: UnixStream) -> Result<Qmp> {
         stream.set_read_timeout(Some(ANSWER_LIMIT))?;
-        let mut qmp = Qmp {
-            stream: BufReader::new(stream),
-        };
+        let mut qmp = Qmp { stream: BufReader::new(stream) };
         let greeting = qmp.line()?;
         if greeting.get("QMP").is_none() {
             bail!("no QMP greeting but {greeting}");
@@ -32,10 +30,7 @@ impl Qmp {
     /// Runs a command and returns what it returns.
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
         let request = json!({ "execute": command, "arguments": arguments });
-        self.stream
-            .get_mut()
-            .write_all(format!("{request}\n").as_bytes())
-            .with_context(|| format!("QMP {command}"))?;
+        self.stream.get_mut().write_all(format!("{request}\n").as_bytes()).with_context(|| format!("QMP {command}"))?;
         loop {
             let mut answer = self.line().with_context(|| format!("QMP {command}"))?;
             if let Some(error) = answer.get("error") {
@@ -78,27 +73,16 @@ mod tests {
 
     #[test]
     fn events_between_command_and_answer_are_passed_over() {
-        let lines = &[
-            GREETING,
-            r#"{"return": {}}"#,
-            "{\"event\": \"STOP\"}\n{\"return\": {\"running\": false}}",
-        ];
+        let lines = &[GREETING, r#"{"return": {}}"#, "{\"event\": \"STOP\"}\n{\"return\": {\"running\": false}}"];
         let mut qmp = Qmp::new(fake(lines)).unwrap();
         assert_eq!(qmp.execute("stop", json!({})).unwrap(), json!({ "running": false }));
     }
 
     #[test]
     fn an_error_names_the_command() {
-        let lines = &[
-            GREETING,
-            r#"{"return": {}}"#,
-            r#"{"error": {"class": "CommandNotFound", "desc": "no such thing"}}"#,
-        ];
-        let error = Qmp::new(fake(lines))
-            .unwrap()
-            .execute("dance", json!({}))
-            .unwrap_err()
-            .to_string();
+        let lines =
+            &[GREETING, r#"{"return": {}}"#, r#"{"error": {"class": "CommandNotFound", "desc": "no such thing"}}"#];
+        let error = Qmp::new(fake(lines)).unwrap().execute("dance", json!({})).unwrap_err().to_string();
         assert!(error.contains("dance") && error.contains("no such thing"), "{error}");
     }
 

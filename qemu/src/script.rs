@@ -79,12 +79,7 @@ pub fn parse(text: &str, machines: usize) -> Result<Vec<Step>> {
             continue;
         };
         push_block(&mut steps, &mut block);
-        let words: Vec<&str> = directive
-            .split(" #")
-            .next()
-            .unwrap_or_default()
-            .split_whitespace()
-            .collect();
+        let words: Vec<&str> = directive.split(" #").next().unwrap_or_default().split_whitespace().collect();
         match target(&words, machines) {
             Some(machines) => block.0 = machines,
             None => steps.push(parse_step(&words, machines).with_context(|| format!("line {}: {line}", number + 1))?),
@@ -105,11 +100,7 @@ pub fn run(cluster: &Cluster, steps: &[Step]) -> Result<()> {
             Step::Wait(limit, index, command) => {
                 let began = Instant::now();
                 machine(*index).wait_success(*limit, "success", command)?;
-                println!(
-                    "----- {} after {:.1} s: {command}",
-                    machine(*index).name(),
-                    began.elapsed().as_secs_f32()
-                );
+                println!("----- {} after {:.1} s: {command}", machine(*index).name(), began.elapsed().as_secs_f32());
             }
             Step::Link(change) => {
                 println!("----- link: {change:?}");
@@ -128,10 +119,7 @@ pub fn run(cluster: &Cluster, steps: &[Step]) -> Result<()> {
 
 fn push_block(steps: &mut Vec<Step>, block: &mut (Vec<usize>, String)) {
     let text = std::mem::take(&mut block.1);
-    if text
-        .lines()
-        .any(|line| !line.trim().is_empty() && !line.starts_with('#'))
-    {
+    if text.lines().any(|line| !line.trim().is_empty() && !line.starts_with('#')) {
         steps.push(Step::Block(block.0.clone(), text));
     }
 }
@@ -151,9 +139,7 @@ fn machine_index(name: &str, machines: usize) -> Result<usize> {
 }
 
 fn seconds(word: &str) -> Result<Duration> {
-    let number: f64 = word
-        .parse()
-        .with_context(|| format!("{word:?} is no number of seconds"))?;
+    let number: f64 = word.parse().with_context(|| format!("{word:?} is no number of seconds"))?;
     Duration::try_from_secs_f64(number).with_context(|| format!("{word:?} is no number of seconds"))
 }
 
@@ -215,11 +201,7 @@ fn run_block<'a>(machines: impl Iterator<Item = &'a Machine>, limit: Duration, t
             match output {
                 Ok(output) if output.success() => (),
                 Ok(output) => {
-                    outcome = Err(anyhow!(
-                        "{}: the block ended with exit code {}",
-                        machine.name(),
-                        output.code()
-                    ))
+                    outcome = Err(anyhow!("{}: the block ended with exit code {}", machine.name(), output.code()))
                 }
                 Err(error) => outcome = Err(error),
             }
@@ -234,10 +216,7 @@ mod tests {
 
     #[test]
     fn a_script_without_directives_runs_everywhere() {
-        assert_eq!(
-            parse("#!/bin/sh\ntrue\n", 2).unwrap(),
-            [Step::Block(vec![0, 1], "#!/bin/sh\ntrue\n".into())]
-        );
+        assert_eq!(parse("#!/bin/sh\ntrue\n", 2).unwrap(), [Step::Block(vec![0, 1], "#!/bin/sh\ntrue\n".into())]);
         assert_eq!(parse("true\n", 1).unwrap(), [Step::Block(vec![0], "true\n".into())]);
         assert_eq!(parse("# nothing\n\n", 1).unwrap(), []);
     }

@@ -64,10 +64,7 @@ fn attach_one(path: &Path) -> Result<End> {
 /// Waits for keys and output; says which of them there is.
 fn wait(console: &UnixStream) -> Result<(bool, bool)> {
     let stdin = stdin();
-    let mut sources = [
-        PollFd::new(stdin.as_fd(), PollFlags::POLLIN),
-        PollFd::new(console.as_fd(), PollFlags::POLLIN),
-    ];
+    let mut sources = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN), PollFd::new(console.as_fd(), PollFlags::POLLIN)];
     match poll(&mut sources, PollTimeout::NONE) {
         Ok(_) | Err(nix::errno::Errno::EINTR) => (),
         Err(error) => return Err(error.into()),

@@ -43,11 +43,7 @@ pub struct Quality {
 
 impl Quality {
     /// An undisturbed cable.
-    pub const GOOD: Quality = Quality {
-        cut: false,
-        delay: Duration::ZERO,
-        loss_permille: 0,
-    };
+    pub const GOOD: Quality = Quality { cut: false, delay: Duration::ZERO, loss_permille: 0 };
 }
 
 /// Which frames.
@@ -86,28 +82,19 @@ pub struct End {
 impl End {
     /// The sockets of the machine `name` in a directory with a short path.
     pub fn new(directory: &Path, name: &str) -> End {
-        End {
-            machine: directory.join(format!("{name}.net")),
-            wire: directory.join(format!("{name}.wire")),
-        }
+        End { machine: directory.join(format!("{name}.net")), wire: directory.join(format!("{name}.wire")) }
     }
 }
 
 impl Wire {
     /// Binds both sockets and starts moving frames. The machines may come, go and come again.
     pub fn new(first: &End, second: &End) -> Result<Wire> {
-        let lanes = [
-            Arc::new(Lane::new(&first.wire, &second.machine)?),
-            Arc::new(Lane::new(&second.wire, &first.machine)?),
-        ];
+        let lanes =
+            [Arc::new(Lane::new(&first.wire, &second.machine)?), Arc::new(Lane::new(&second.wire, &first.machine)?)];
         let mut threads = Vec::new();
         for (name, lane) in ["wire forward", "wire backward"].iter().zip(&lanes) {
             let lane = Arc::clone(lane);
-            threads.push(
-                thread::Builder::new()
-                    .name((*name).to_owned())
-                    .spawn(move || lane.run())?,
-            );
+            threads.push(thread::Builder::new().name((*name).to_owned()).spawn(move || lane.run())?);
         }
         Ok(Wire { lanes, threads })
     }
@@ -125,10 +112,7 @@ impl Wire {
 
     /// Nothing arrives any more, in both directions, as if the plug were pulled.
     pub fn cut(&self) {
-        self.set_both(Quality {
-            cut: true,
-            ..Quality::GOOD
-        });
+        self.set_both(Quality { cut: true, ..Quality::GOOD });
     }
 
     /// An undisturbed cable again, in both directions.
@@ -143,19 +127,13 @@ impl Wire {
 
     /// Loses so many of a thousand frames in both directions.
     pub fn lose(&self, loss_permille: u16) {
-        self.set_both(Quality {
-            loss_permille,
-            ..Quality::GOOD
-        });
+        self.set_both(Quality { loss_permille, ..Quality::GOOD });
     }
 
     /// Frames up to now.
     pub fn counts(&self, direction: Direction) -> Counts {
         let lane = self.lane(direction);
-        Counts {
-            delivered: lane.delivered.load(Ordering::Relaxed),
-            dropped: lane.dropped.load(Ordering::Relaxed),
-        }
+        Counts { delivered: lane.delivered.load(Ordering::Relaxed), dropped: lane.dropped.load(Ordering::Relaxed) }
     }
 
     fn lane(&self, direction: Direction) -> &Lane {
@@ -308,13 +286,7 @@ mod tests {
                 socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
                 socket
             };
-            Rig {
-                first: bind(&ends[0]),
-                second: bind(&ends[1]),
-                wire,
-                ends,
-                directory,
-            }
+            Rig { first: bind(&ends[0]), second: bind(&ends[1]), wire, ends, directory }
         }
 
         fn send_first(&self, frame: &[u8]) {
@@ -355,13 +327,7 @@ mod tests {
             assert_eq!(received(&rig.second), [number, 1]);
             assert_eq!(received(&rig.first), [number, 2]);
         }
-        eventually("counting", || {
-            rig.wire.counts(Direction::Forward)
-                == Counts {
-                    delivered: 200,
-                    dropped: 0,
-                }
-        });
+        eventually("counting", || rig.wire.counts(Direction::Forward) == Counts { delivered: 200, dropped: 0 });
     }
 
     #[test]
@@ -378,23 +344,11 @@ mod tests {
     #[test]
     fn one_direction_can_be_cut() {
         let rig = Rig::new();
-        rig.wire.set(
-            Direction::Backward,
-            Quality {
-                cut: true,
-                ..Quality::GOOD
-            },
-        );
+        rig.wire.set(Direction::Backward, Quality { cut: true, ..Quality::GOOD });
         rig.send_second(b"lost");
         rig.send_first(b"found");
         assert_eq!(received(&rig.second), b"found");
-        eventually("the drop", || {
-            rig.wire.counts(Direction::Backward)
-                == Counts {
-                    delivered: 0,
-                    dropped: 1,
-                }
-        });
+        eventually("the drop", || rig.wire.counts(Direction::Backward) == Counts { delivered: 0, dropped: 1 });
     }
 
     #[test]
@@ -403,9 +357,7 @@ mod tests {
         rig.wire.delay(Duration::from_millis(120));
         let began = Instant::now();
         rig.send_first(b"1");
-        eventually("taking the frame", || {
-            rig.first.send_to(b"2", &rig.ends[0].wire).is_ok()
-        });
+        eventually("taking the frame", || rig.first.send_to(b"2", &rig.ends[0].wire).is_ok());
         assert_eq!(received(&rig.second), b"1");
         assert!(began.elapsed() >= Duration::from_millis(120));
         assert_eq!(received(&rig.second), b"2");
@@ -418,13 +370,7 @@ mod tests {
         rig.send_first(b"late");
         thread::sleep(Duration::from_millis(50));
         rig.wire.cut();
-        eventually("the drop", || {
-            rig.wire.counts(Direction::Forward)
-                == Counts {
-                    delivered: 0,
-                    dropped: 1,
-                }
-        });
+        eventually("the drop", || rig.wire.counts(Direction::Forward) == Counts { delivered: 0, dropped: 1 });
     }
 
     #[test]

@@ -57,9 +57,7 @@ fn port() -> Result<PathBuf> {
         let path = ports.flatten().map(|entry| entry.path()).find(is_ours)?;
         Some(Path::new("/dev").join(path.file_name()?))
     };
-    wait_for(&format!("the virtio-serial port {PORT_NAME}"), || {
-        find().filter(|path| path.exists())
-    })
+    wait_for(&format!("the virtio-serial port {PORT_NAME}"), || find().filter(|path| path.exists()))
 }
 
 /// The first process. It must never end, so each step that fails is reported and the next one is tried.
@@ -69,31 +67,13 @@ fn init() -> Result<()> {
         fs::read_to_string("/proc/cmdline")
     })?;
     let option = |name: &str| {
-        options
-            .split_whitespace()
-            .find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
-            .unwrap_or_default()
+        options.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('=')).unwrap_or_default()
     };
     step("mounting", mount_all());
-    step(
-        "loading modules",
-        run(
-            "modprobe",
-            &["-a", "virtio_console", "virtio_net", "virtio_scsi", "sd_mod"],
-        ),
-    );
-    step(
-        "host name",
-        fs::write("/proc/sys/kernel/hostname", option("lab.host")).map_err(Into::into),
-    );
-    step(
-        "finding the disks",
-        scan_disks(option("lab.disks").parse().unwrap_or(0)),
-    );
-    step(
-        "network",
-        network(option("lab.host"), option("lab.ip"), option("lab.mtu")),
-    );
+    step("loading modules", run("modprobe", &["-a", "virtio_console", "virtio_net", "virtio_scsi", "sd_mod"]));
+    step("host name", fs::write("/proc/sys/kernel/hostname", option("lab.host")).map_err(Into::into));
+    step("finding the disks", scan_disks(option("lab.disks").parse().unwrap_or(0)));
+    step("network", network(option("lab.host"), option("lab.ip"), option("lab.mtu")));
     // The host takes a served port for a machine that is ready.
     let mut server = None;
     let mut shell = None;
@@ -107,9 +87,7 @@ fn init() -> Result<()> {
         match wait() {
             Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _)) => {
                 let ended = |child: &Option<Child>| {
-                    child
-                        .as_ref()
-                        .is_some_and(|child| i64::from(child.id()) == i64::from(pid.as_raw()))
+                    child.as_ref().is_some_and(|child| i64::from(child.id()) == i64::from(pid.as_raw()))
                 };
                 let child = [&mut shell, &mut server].into_iter().find(|child| ended(child));
                 if let Some(child) = child {
@@ -153,11 +131,7 @@ fn mount_all() -> Result<()> {
     ] {
         mount_at(kind, path, kind)?;
     }
-    for (link, target) in [
-        ("/dev/fd", "/proc/self/fd"),
-        ("/dev/stdin", "fd/0"),
-        ("/dev/stdout", "fd/1"),
-    ] {
+    for (link, target) in [("/dev/fd", "/proc/self/fd"), ("/dev/stdin", "fd/0"), ("/dev/stdout", "fd/1")] {
         if !Path::new(link).exists() {
             symlink(target, link)?;
         }
@@ -184,10 +158,8 @@ fn mount_at(source: &str, path: &str, kind: &str) -> Result<()> {
 /// Finds the disks one after the other: a scan of the whole bus at once would give out the names in any order.
 fn scan_disks(count: usize) -> Result<()> {
     for index in 0..count {
-        let host = wait_for("the disk controller", || {
-            fs::read_dir("/sys/class/scsi_host").ok()?.flatten().next()
-        })?
-        .path();
+        let host =
+            wait_for("the disk controller", || fs::read_dir("/sys/class/scsi_host").ok()?.flatten().next())?.path();
         fs::write(host.join("scan"), format!("0 {index} 0"))?;
         let name = lab::disk::name(index);
         let device = Path::new("/dev").join(&name);
@@ -223,10 +195,7 @@ fn console_shell() -> Option<Child> {
 }
 
 fn run(program: &str, arguments: &[&str]) -> Result<()> {
-    let output = Command::new(program)
-        .args(arguments)
-        .output()
-        .map_err(|error| format!("{program}: {error}"))?;
+    let output = Command::new(program).args(arguments).output().map_err(|error| format!("{program}: {error}"))?;
     if output.status.success() {
         return Ok(());
     }

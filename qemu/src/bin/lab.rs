@@ -165,11 +165,7 @@ fn accelerator(name: &str) -> Result<Accelerator> {
 fn booted(options: Options) -> Result<Cluster> {
     let began = Instant::now();
     let cluster = Cluster::boot(options)?;
-    eprintln!(
-        "lab: up after {:.1} s, logs in {}",
-        began.elapsed().as_secs_f32(),
-        cluster.log_directory().display()
-    );
+    eprintln!("lab: up after {:.1} s, logs in {}", began.elapsed().as_secs_f32(), cluster.log_directory().display());
     Ok(cluster)
 }
 
@@ -181,19 +177,11 @@ fn try_script(request: Request) -> Result<()> {
     };
     let steps = script::parse(&text, request.machines)?;
     let cluster = booted(request.options)?;
-    let marks: Vec<Mark> = cluster
-        .machines()
-        .iter()
-        .map(|machine| machine.console().mark())
-        .collect();
+    let marks: Vec<Mark> = cluster.machines().iter().map(|machine| machine.console().mark()).collect();
     let outcome = script::run(&cluster, &steps).and_then(|()| cluster.check_consoles());
     if !request.quiet || outcome.is_err() {
         for (machine, mark) in cluster.machines().iter().zip(marks) {
-            println!(
-                "----- kernel log of {}\n{}",
-                machine.name(),
-                machine.console().since(mark).trim_end()
-            );
+            println!("----- kernel log of {}\n{}", machine.name(), machine.console().since(mark).trim_end());
         }
     }
     outcome
@@ -212,15 +200,8 @@ fn boot(request: Request) -> Result<()> {
 
 fn shell(request: Request) -> Result<()> {
     let cluster = booted(request.options)?;
-    let sockets: Vec<PathBuf> = cluster
-        .machines()
-        .iter()
-        .map(|machine| machine.console_socket())
-        .collect();
-    let tmux = Command::new("tmux")
-        .arg("-V")
-        .output()
-        .is_ok_and(|output| output.status.success());
+    let sockets: Vec<PathBuf> = cluster.machines().iter().map(|machine| machine.console_socket()).collect();
+    let tmux = Command::new("tmux").arg("-V").output().is_ok_and(|output| output.status.success());
     if !tmux {
         eprintln!("lab: no tmux here: one console at a time");
         return terminal::attach(&sockets);
@@ -229,11 +210,7 @@ fn shell(request: Request) -> Result<()> {
     let console = |socket: &PathBuf| format!("'{}' console '{}'", program.display(), socket.display());
     let mut command = Command::new("tmux");
     // A server of its own: the user's sessions and key bindings are left alone.
-    command
-        .arg("-L")
-        .arg(format!("lab-{}", std::process::id()))
-        .arg("new-session")
-        .arg(console(&sockets[0]));
+    command.arg("-L").arg(format!("lab-{}", std::process::id())).arg("new-session").arg(console(&sockets[0]));
     for socket in &sockets[1..] {
         command.args([";", "split-window", "-h"]).arg(console(socket));
     }
