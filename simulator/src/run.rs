@@ -361,15 +361,19 @@ impl Driver {
         }
     }
 
-    fn invalidate(&mut self) {
-        let node = self.random.below(2) as usize;
-        let both_good = (0..2).all(|node| {
+    /// Both nodes are connected, and say so of both disks that they are UpToDate.
+    fn both_good(&self) -> bool {
+        (0..2).all(|node| {
             self.world.is_on(node) && {
                 let state = self.world.status(node).state;
                 (state.conn, state.disk, state.pdsk) == (Conn::Connected, Disk::UpToDate, Disk::UpToDate)
             }
-        });
-        if both_good && self.world.config.sectors < 100_000 {
+        })
+    }
+
+    fn invalidate(&mut self) {
+        let node = self.random.below(2) as usize;
+        if self.both_good() && self.world.config.sectors < 100_000 {
             let request = if self.random.percent(50) {
                 AdminRequest::Invalidate { volume: VOLUME }
             } else {
@@ -398,13 +402,7 @@ impl Driver {
 
     fn check(&mut self) {
         let world = &self.world;
-        let good = |node: usize| {
-            world.is_on(node) && {
-                let state = world.status(node).state;
-                (state.conn, state.disk, state.pdsk) == (Conn::Connected, Disk::UpToDate, Disk::UpToDate)
-            }
-        };
-        if !(good(0) && good(1)) {
+        if !self.both_good() {
             return;
         }
         if self.careful && world.config.net.wire_protocol == WireProtocol::C {
@@ -460,13 +458,9 @@ impl Driver {
     }
 
     fn in_sync(&self) -> bool {
-        (0..2).all(|node| {
-            let status = self.world.status(node);
-            let state = status.state;
-            (state.conn, state.disk, state.pdsk) == (Conn::Connected, Disk::UpToDate, Disk::UpToDate)
-                && status.bits_out_of_sync == 0
-                && self.asked[node] == Asked::Nothing
-        }) && self.world.open_operations() == 0
+        let settled =
+            |node: usize| self.world.status(node).bits_out_of_sync == 0 && self.asked[node] == Asked::Nothing;
+        self.both_good() && settled(0) && settled(1) && self.world.open_operations() == 0
     }
 
     /// Connected, and nothing goes on.
@@ -499,6 +493,9 @@ impl Driver {
                 if self.world.status(1 - node).state.conn == Conn::StandAlone && node == 1 {
                     self.ask(node, Asked::Other, AdminRequest::Disconnect { force: false });
                 }
+            } else if bad_turns == 5 && node == 0 && self.both_good() {
+                // An invalidate that was interrupted before it began leaves its bits. He repeats it.
+                self.ask(node, Asked::Other, AdminRequest::InvalidateRemote { volume: VOLUME });
             } else if bad_turns > 10 && bad_turns % 10 == 1 && node == 0 {
                 // Blocks that could not be synced while the disk failed are tried again with the next connection.
                 self.ask(1, Asked::Other, AdminRequest::Disconnect { force: true });

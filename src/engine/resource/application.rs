@@ -294,10 +294,16 @@ impl<S: Storage> Engine<S> {
             !replicate && sends_out_of_sync(state) && self.mark_out_of_sync(id, slot.io.sector, slot.io.size_bytes);
         let epoch = self.link.epoch;
         let now_ms = self.now_ms;
+        // Each packet says what acknowledgement it wants. spec: wire-protocol 3.3
+        let asks_for_acks = self.link.apv >= 100;
         if let Some(slot) = self.requests.at_mut(index) {
             slot.phase = Phase::Active;
             slot.local = if local { Local::Pending } else { Local::None };
             slot.local_counts = state.disk == Disk::UpToDate;
+            if !slot.local_counts && asks_for_acks {
+                // The peer's copy is the only good one: it has to be on its disk before the write is acknowledged.
+                slot.protocol = WireProtocol::C;
+            }
             slot.net = if replicate || notice { Net::Queued } else { Net::None };
             slot.notice_only = notice;
             slot.epoch = epoch;
@@ -389,7 +395,9 @@ impl<S: Storage> Engine<S> {
     /// spec: state-machine 18.2, 18.7, 18.8
     pub(super) fn settle(&mut self, index: u16) {
         let Some(slot) = self.requests.at(index).copied() else { return };
-        let waiting = slot.local == Local::Pending || matches!(slot.net, Net::Queued | Net::Waiting);
+        let waiting = slot.local == Local::Pending
+            || matches!(slot.net, Net::Queued | Net::Waiting)
+            || self.waits_for_barrier(&slot);
         if slot.phase == Phase::Active && !waiting && !self.completion_held(&slot) {
             let done = (slot.local == Local::Ok && slot.local_counts) || slot.net == Net::Ok;
             if !done && slot.io.op == Op::Read && self.retry_read(index) {
@@ -401,6 +409,17 @@ impl<S: Storage> Engine<S> {
         if slot.phase == Phase::Completed && !slot.in_log && slot.local != Local::Pending {
             self.release_request(index);
         }
+    }
+
+    /// Protocol A, and the local write failed: that the peer's copy has been handed to TCP is not enough any more. The
+    /// acknowledgement of the barrier tells that it arrived.
+    fn waits_for_barrier(&mut self, slot: &super::slots::Request) -> bool {
+        let waits =
+            slot.protocol == WireProtocol::A && slot.local == Local::Failed && slot.net == Net::Ok && slot.in_log;
+        if waits && slot.epoch == self.link.epoch {
+            self.close_epoch();
+        }
+        waits
     }
 
     /// Completions are withheld while I/O is suspended, and while the loss of the peer is not yet recorded on the
