@@ -89,9 +89,10 @@ impl Opened {
         let resource = &volume.resource;
         let plan = resource.locked.with(|locked| locked.engine.plan_attach(volume.id, conf, &backing))?;
         let tables = AttachTables::new(plan).map_err(RetCode::number)?;
-        disk_io::enter(resource, Context::Process, |locked| {
-            locked.engine.attach(volume.id, conf, &backing, tables, clock::monotonic_ms());
+        let unused = disk_io::enter(resource, Context::Process, |locked| {
+            locked.engine.attach(volume.id, conf, &backing, tables, clock::monotonic_ms())
         });
+        drop(unused);
         Ok(())
     }
 }

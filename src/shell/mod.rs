@@ -8,6 +8,7 @@ pub(crate) mod acks;
 pub(crate) mod backing;
 pub(crate) mod connection;
 pub(crate) mod control;
+pub(crate) mod dependencies;
 pub(crate) mod disk_io;
 pub(crate) mod establish;
 pub(crate) mod events;
@@ -33,7 +34,7 @@ use crate::linux::thread::Thread;
 use engine::resource::VolumeId;
 use events::Events;
 use kernel::prelude::*;
-use kernel::sync::atomic::{Atomic, Relaxed};
+use kernel::sync::atomic::{Atomic, Full, Relaxed};
 use kernel::sync::{new_mutex, Arc, Mutex};
 use resource::{Name, Resource};
 
@@ -48,6 +49,8 @@ pub(crate) struct Shared {
     /// The supervisor has something to look at.
     #[pin]
     pub(crate) supervisor: Event,
+    /// Not 0: volumes may have to wait, or may go on, because of others.
+    dependencies_changed: Atomic<i32>,
     /// Messages to listeners.
     #[pin]
     pub(crate) events: Events,
@@ -65,6 +68,10 @@ pub(crate) struct Driver {
     /// Which resources and minors there are.
     #[pin]
     pub(crate) directory: Mutex<Directory>,
+    /// Held while the resync-after of a volume is checked and put into force. After a resource's `admin`, before
+    /// `directory`.
+    #[pin]
+    pub(crate) dependencies: Mutex<()>,
     stopping: Atomic<bool>,
 }
 
@@ -90,6 +97,14 @@ pub(crate) struct Minor {
     pub(crate) volume_number: u16,
 }
 
+impl Shared {
+    /// Has the supervisor look which volumes have to wait for others.
+    pub(crate) fn review_dependencies(&self) {
+        self.dependencies_changed.xchg(1, Full);
+        self.supervisor.set();
+    }
+}
+
 impl Driver {
     /// A driver without resources.
     ///
@@ -101,6 +116,7 @@ impl Driver {
         let shared = Arc::pin_init(
             pin_init!(Shared {
                 supervisor <- new_event!(c"drbd::Shared::supervisor"),
+                dependencies_changed: Atomic::new(0),
                 events <- Events::new(),
                 pages,
                 meta_holder,
@@ -112,6 +128,7 @@ impl Driver {
             pin_init!(Driver {
                 shared,
                 directory <- new_mutex!(directory, "drbd::Driver::directory"),
+                dependencies <- new_mutex!((), "drbd::Driver::dependencies"),
                 stopping: Atomic::new(false),
             }),
             GFP_KERNEL,
@@ -170,6 +187,9 @@ impl Driver {
         while !self.stopping.load(Relaxed) {
             let now_ms = clock::monotonic_ms();
             let tick = now_ms.saturating_sub(last_tick_ms) >= TICK_MS;
+            if self.shared.dependencies_changed.xchg(0, Full) != 0 {
+                dependencies::review(self);
+            }
             let mut idle = true;
             for resource in self.resources() {
                 idle = false;

@@ -71,13 +71,16 @@ fn carry_out(resource: &Arc<Resource>, work: Work) {
             with_volume(resource, volume, |volume| volume.set_role_read_only(read_only));
         }
         Work::Uevent { volume } => with_volume(resource, volume, Volume::uevent_change),
-        Work::ReleaseBacking { volume } => with_volume(resource, volume, Volume::release_backing),
+        Work::ReleaseBacking { volume } => {
+            with_volume(resource, volume, Volume::release_backing);
+            // Without a disk it holds up nobody.
+            resource.shared.review_dependencies();
+        }
         Work::Helper { helper, volume, ticket } => {
             let exit_code = helpers::run(resource, helper, volume);
             resource.engine(|locked| locked.engine.helper_done(ticket, exit_code, clock::monotonic_ms()));
         }
-        // Volumes with a dependency are looked at by the supervisor at every tick.
-        Work::ResyncDependencies => resource.shared.supervisor.set(),
+        Work::ResyncDependencies => resource.shared.review_dependencies(),
     }
 }
 

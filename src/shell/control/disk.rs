@@ -6,6 +6,7 @@ use super::{ask, is_success, unless_refused, wait_for_result, Answer, Task};
 use crate::shell::backing::Opened;
 use crate::shell::resource::Resource;
 use crate::shell::volume::Volume;
+use crate::shell::{dependencies, Driver};
 use engine::netlink::{DetachParms, DiskConf, Nest, ParseMode, ResizeParms, RetCode};
 use engine::resource::{AdminInfo, AdminRequest, AdminResult, VolumeId};
 use kernel::prelude::*;
@@ -19,9 +20,7 @@ pub(super) fn attach(task: &mut Task<'_>) -> Answer {
     if unless_refused!(task.parse(&mut *conf, ParseMode::Create)).is_none() {
         return Ok(task.refuse(RetCode::MandatoryTag, "required attribute missing").0);
     }
-    if let Some(refused) = adjust(task, &mut conf) {
-        return Ok(refused);
-    }
+    let after = adjust(&mut conf);
     let _admin = minor.resource.admin.lock();
     let Some(volume) = volume_of(&minor.resource, minor.id) else { return Ok(RetCode::MinorInvalid.number()) };
     let opened = match Opened::open(&volume, &conf) {
@@ -30,7 +29,8 @@ pub(super) fn attach(task: &mut Task<'_>) -> Answer {
     };
     // The engine uses the devices as soon as it was asked.
     volume.set_backing(opened.backing());
-    let result = match opened.begin(&volume, &conf) {
+    let begun = in_order(task.driver, minor.number, after, || opened.begin(&volume, &conf));
+    let result = match begun {
         Ok(()) => wait_for_result(&minor.resource),
         Err(code) => AdminResult { code, info: AdminInfo::None },
     };
@@ -42,15 +42,26 @@ pub(super) fn attach(task: &mut Task<'_>) -> Answer {
     task.answer(&result)
 }
 
-/// Brings numbers into their limits, and refuses what this version cannot do.
+/// Brings numbers into their limits. Returns resync-after as it was given: outside of its limits it is refused.
 // spec: netlink 6 CHG_DISK_OPTS
-fn adjust(task: &mut Task<'_>, conf: &mut DiskConf) -> Option<i32> {
+fn adjust(conf: &mut DiskConf) -> i32 {
+    let after = conf.resync_after;
     conf.clamp();
-    if conf.resync_after < 0 {
-        return None;
-    }
-    task.explain("resync-after is not available in this version of the module");
-    Some(RetCode::ResyncAfter.number())
+    after
+}
+
+/// Puts disk options into force, unless the resync-after among them, `after`, is refused.
+fn in_order(
+    driver: &Driver,
+    minor: u32,
+    after: i32,
+    put_into_force: impl FnOnce() -> Result<(), i32>,
+) -> Result<(), i32> {
+    let _dependencies = driver.dependencies.lock();
+    dependencies::check(driver, minor, after).map_err(RetCode::number)?;
+    put_into_force()?;
+    driver.shared.review_dependencies();
+    Ok(())
 }
 
 fn volume_of(resource: &Resource, id: VolumeId) -> Option<Arc<Volume>> {
@@ -85,11 +96,17 @@ pub(super) fn chg_disk_opts(task: &mut Task<'_>) -> Answer {
         conf.reset_changeable();
     }
     unless_refused!(task.parse(&mut *conf, ParseMode::Change));
-    if let Some(refused) = adjust(task, &mut conf) {
-        return Ok(refused);
+    let after = adjust(&mut conf);
+    let mut result = AdminResult { code: RetCode::NoError.number(), info: AdminInfo::None };
+    let checked = in_order(task.driver, minor.number, after, || {
+        // The engine answers this one at once.
+        result = ask(&minor.resource, AdminRequest::DiskOptions { volume: minor.id, conf: &conf });
+        Ok(())
+    });
+    match checked {
+        Ok(()) => task.answer(&result),
+        Err(code) => Ok(code),
     }
-    let result = ask(&minor.resource, AdminRequest::DiskOptions { volume: minor.id, conf: &conf });
-    task.answer(&result)
 }
 
 /// Resizing is not carried out by this version; saying so is better than pretending.
