@@ -172,7 +172,7 @@ impl<S: Storage> Bitmap<S> {
 
     /// Whether a bit is set. False beyond the end.
     pub fn is_set(&self, bit: u64) -> bool {
-        self.word(word_of(bit)) >> (bit % 64) & 1 == 1
+        (self.word(word_of(bit)) >> (bit % 64)) & 1 == 1
     }
 
     /// Marks a range out of sync: every block it touches. Clipped to the device; ranges longer than

@@ -234,7 +234,7 @@ const LEVELS: [Level; 10] = [
 /// The code word of a run and its length in bits; `None` for a run no code word stands for.
 fn code_word(run: u64) -> Option<(u64, usize)> {
     let level = LEVELS.iter().find(|level| (level.smallest..=level.largest()).contains(&run))?;
-    Some((run.checked_sub(level.smallest)? << level.prefix_bits | level.prefix, level.bits()))
+    Some(((run.checked_sub(level.smallest)? << level.prefix_bits) | level.prefix, level.bits()))
 }
 
 /// The run the look-ahead starts with and the length of its code word in bits.
@@ -434,7 +434,7 @@ impl BitmapReceiver {
         if head & 0x0f != CODE {
             return Err(BitmapError::Encoding { found: head & 0x0f });
         }
-        let unused = usize::from(head >> 4 & 7);
+        let unused = usize::from((head >> 4) & 7);
         let mut stream = CodeReader { bytes: code, position: 0, end: code.len().saturating_mul(8) - unused };
         let bit_count = self.position.bit_count;
         let mut bit = self.position.bit;
