@@ -480,17 +480,17 @@ impl Driver {
                 let mut conf = self.world.config.net;
                 let refused = !self.world.refusals.is_empty();
                 if refused {
-                    assert!(!self.careful, "refused: {:?}", self.world.refusals);
-                    conf.discard_my_data = node == 1 && status.state.role == Role::Secondary;
-                    if node == 1 && status.state.role == Role::Primary {
+                    let state = status.state;
+                    conf.discard_my_data = node == self.victim() && state.role == Role::Secondary;
+                    if node == self.victim() && state.role == Role::Primary {
                         self.ask(node, Asked::Other, AdminRequest::Secondary { volume: VOLUME });
                         continue;
                     }
                 }
                 self.ask(node, Asked::Other, AdminRequest::Connect { conf: &conf });
-            } else if !self.careful && !self.world.refusals.is_empty() && status.state.conn == Conn::WFConnection {
+            } else if !self.world.refusals.is_empty() && status.state.conn == Conn::WFConnection {
                 // The other one refused: begin again, as told above.
-                if self.world.status(1 - node).state.conn == Conn::StandAlone && node == 1 {
+                if self.world.status(1 - node).state.conn == Conn::StandAlone && node == self.victim() {
                     self.ask(node, Asked::Other, AdminRequest::Disconnect { force: false });
                 }
             } else if bad_turns == 5 && node == 0 && self.both_good() {
@@ -501,6 +501,15 @@ impl Driver {
                 self.ask(1, Asked::Other, AdminRequest::Disconnect { force: true });
             }
         }
+    }
+
+    /// After a split brain: whose changes are given up.
+    fn victim(&self) -> usize {
+        // A node that met a Primary without disk may have begun a generation before that one refused its old data.
+        let excused = !self.careful || self.world.old_data_refused > 0;
+        assert!(excused, "refused: {:?}", self.world.refusals);
+        let complete = |node: usize| self.world.check_acknowledged(node).is_ok();
+        usize::from(complete(0) || !complete(1))
     }
 
     fn verify(&mut self) {

@@ -194,6 +194,8 @@ pub struct World {
     pub resyncs: u64,
     /// Decisions that refused the connection.
     pub refusals: Vec<String>,
+    /// Connections that a node without a disk refused because the peer's data is older than what it has shown.
+    pub old_data_refused: u64,
     /// Events carried out.
     pub events: u64,
     /// Reasons why connections were given up.
@@ -239,6 +241,7 @@ impl World {
             rules: BTreeSet::new(),
             resyncs: 0,
             refusals: Vec::new(),
+            old_data_refused: 0,
             events: 0,
             faults: Vec::new(),
             now_us: MS,
@@ -638,6 +641,7 @@ impl World {
                 self.note(|| format!("node {node} LOG {line}"));
                 match line {
                     LogLine::Fault { fault } => self.faults.push((node, fault)),
+                    LogLine::PeerExposedDataDiffers { .. } => self.old_data_refused += 1,
                     LogLine::ResyncDone { source: false, .. } => self.resyncs += 1,
                     LogLine::Decision { comparison, decision, .. } => {
                         self.rules.insert(format!("{:?}", comparison.rule));

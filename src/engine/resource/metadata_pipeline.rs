@@ -308,6 +308,10 @@ impl<S: Storage> AttachedDisk<S> {
                 // Nobody may go on as if it had been written; the disk fails and the writes go on without it.
                 self.log.committed();
             }
+            if matches!(current, Current::EvictedPages | Current::Pages(_)) {
+                // Which of them are on the disk is not known any more.
+                self.bitmap.mark_all_pages();
+            }
             return Step::Event(Event::Failed);
         }
         match current {
