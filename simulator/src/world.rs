@@ -8,6 +8,7 @@
 //!   engine forgets is a run that stops.
 
 use crate::disk::{Block, DataDisk, MetaDisk, Stamp};
+use crate::inspect;
 use crate::network::{Pipe, DATA, META};
 use crate::node::{DiskFaults, HeapEngine, Node, Running, Transfer, Upper, VOLUME};
 use crate::{Oracle, Random};
@@ -18,9 +19,9 @@ use engine::metadata::superblock::{Magic, MetaFlags, Superblock};
 use engine::metadata::transaction::Transaction;
 use engine::netlink::{DiskConf, NetConf};
 use engine::resource::{
-    AdminRequest, AttachTables, Backing, BackingLimits, Fault, IoError, IoFlags, IoRequest, IoResult, LinkFailure,
-    LinkTask, LocalIo, LogLine, Next, Notice, Op, PacketHead, Payload, PeerId, Reconnect, RequestId, Submit,
-    TableLimits, VolumeStatus, Wakes, Work, PACKET_BUFFER_BYTES,
+    AdminRequest, AlgorithmName, AttachTables, Backing, BackingLimits, Fault, Finding, Helper, IoError, IoFlags,
+    IoRequest, IoResult, LinkFailure, LinkTask, LocalIo, LogLine, Next, Notice, Op, PacketHead, Payload, PeerId,
+    Reconnect, RequestId, Submit, TableLimits, VolumeStatus, Wakes, Work, PACKET_BUFFER_BYTES,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -202,6 +203,10 @@ pub struct World {
     pub faults: Vec<(usize, Fault)>,
     backing_sectors: u64,
     layout: Layout,
+    /// Packets sent, by name.
+    pub packets_sent: BTreeMap<&'static str, u64>,
+    /// Helper programs that ran.
+    pub helpers: Vec<(usize, Helper)>,
     now_us: u64,
     queue: BTreeMap<(u64, u64, u64), Event>,
     sequence: u64,
@@ -244,6 +249,8 @@ impl World {
             old_data_refused: 0,
             events: 0,
             faults: Vec::new(),
+            packets_sent: BTreeMap::new(),
+            helpers: Vec::new(),
             now_us: MS,
             queue: BTreeMap::new(),
             sequence: 0,
@@ -519,6 +526,11 @@ impl World {
                     assert!(op != Op::Write || data.len() as u64 == count, "pages of another size");
                     Transfer { io, op, sector, data, count, fua: flags.fua, preflush: flags.preflush, mark }
                 }
+                LocalIo::Inspect { peer, .. } => {
+                    let (owner, data) = running.pages[usize::from(peer.index)].take().expect("pages to look at");
+                    assert_eq!(owner, peer, "pages of another request");
+                    Transfer { io, op: Op::Read, sector: 0, data, count: 0, fua: false, preflush: false, mark }
+                }
                 LocalIo::Flush { .. } => Transfer {
                     io,
                     op: Op::Flush,
@@ -580,6 +592,13 @@ impl World {
                     running.pages[usize::from(peer.index)] = Some((peer, read));
                 }
                 self.engine(node, |engine, now| engine.peer_io_done(peer, result, now));
+            }
+            LocalIo::Inspect { peer, what } => {
+                let finding = if fails { Finding::Failed } else { inspect::finding(what, &transfer.data) };
+                if self.engine(node, |engine, now| engine.inspected(peer, finding, now)) {
+                    let running = self.nodes[node].running.as_mut().expect("on");
+                    running.pages[usize::from(peer.index)] = Some((peer, transfer.data));
+                }
             }
             LocalIo::Flush { volume } => self.engine(node, |engine, now| engine.flush_done(volume, result, now)),
         }
@@ -655,6 +674,7 @@ impl World {
             }
             Work::Helper { helper, ticket, .. } => {
                 let exit_code = self.helper_exit_code;
+                self.helpers.push((node, helper));
                 self.note(|| format!("node {node} helper {helper} -> {exit_code}"));
                 let delay = self.random.between(100, 20_000);
                 self.schedule_own(node, delay, Own::Helper { ticket, exit_code });
@@ -664,6 +684,11 @@ impl World {
             Work::Resize { volume, sectors } => {
                 let tables = engine::bitmap::BitmapTables::new(sectors).ok();
                 let _old = self.engine(node, |engine, now| engine.resize(volume, tables, now));
+            }
+            Work::Algorithms => {
+                let wanted = self.engine(node, |engine, _| engine.wanted_algorithms());
+                self.tell_algorithms(node, &wanted);
+                self.engine(node, |engine, now| engine.algorithms_looked_for(now));
             }
             Work::Capacity { .. } | Work::Limits { .. } | Work::Uevent { .. } | Work::ResyncDependencies => {}
         }
@@ -955,6 +980,7 @@ impl World {
         };
         let name = packet_name(&head);
         self.packets.insert(name);
+        *self.packets_sent.entry(name).or_default() += 1;
         self.note(|| format!("node {node} {} > {name} {} bytes", ["data", "meta"][socket], head.len()));
         let most = if self.random.percent(3) { 5000 } else { 200 };
         let arrival = now_us + self.random.between(30, most);
@@ -1356,10 +1382,19 @@ impl World {
         }
     }
 
+    /// Tells a node's engine which of these algorithms can be computed.
+    pub fn tell_algorithms(&mut self, node: usize, names: &[AlgorithmName]) {
+        for name in names.iter().filter(|name| inspect::is_known(name)) {
+            let known = self.engine(node, |engine, _| engine.know_algorithm(name, inspect::DIGEST_BYTES));
+            assert!(known, "room for an algorithm");
+        }
+    }
+
     /// As `drbdadm connect`.
     #[track_caller]
     pub fn connect(&mut self, node: usize) -> i32 {
         let conf = self.config.net;
+        self.tell_algorithms(node, &[conf.verify_alg, conf.csums_alg]);
         self.admin(node, AdminRequest::Connect { conf: &conf })
     }
 }

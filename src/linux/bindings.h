@@ -49,3 +49,4 @@ const long DRBD_CONST_MAX_SCHEDULE_TIMEOUT = MAX_SCHEDULE_TIMEOUT;
 #include <net/sock.h>
 
 #include "helpers_net.h"
+#include "helpers_hash.h"

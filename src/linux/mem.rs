@@ -161,6 +161,14 @@ impl PageChain {
         self.bytes
     }
 
+    /// The data, piece by piece.
+    pub(crate) fn segments(&self) -> impl Iterator<Item = &[u8]> {
+        self.pieces().map(|piece| {
+            // SAFETY: The pieces are owned by `self`, which is borrowed as long as the slices live.
+            unsafe { core::slice::from_raw_parts(piece.address(), piece.bytes) }
+        })
+    }
+
     /// The memory, piece by piece.
     pub(crate) fn segments_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
         self.pieces().map(|piece| {

@@ -11,15 +11,18 @@
 //! reserve), no wake-up, no context switch.
 
 use super::backing::{Backing, Tag};
+use super::hashes;
 use super::resource::{Locked, Resource};
 use super::volume::Volume;
 use crate::linux::bdev::LowerDevice;
 use crate::linux::bio::{self, BioFlags, BioList, Lent, OwnedBio, Status};
 use crate::linux::clock;
+use crate::linux::hash::Hash;
 use crate::linux::mem::PageChain;
 use crate::linux::work::{self, DeferredArc};
 use engine::resource::{
-    IoError, IoFlags, IoResult, LocalIo, Op, PeerId, RequestId, VolumeId, Wakes, MAX_VOLUMES_PER_RESOURCE,
+    Finding, Inspect, IoError, IoFlags, IoResult, LocalIo, Op, PeerId, RequestId, VolumeId, Wakes,
+    MAX_VOLUMES_PER_RESOURCE,
 };
 use kernel::prelude::*;
 use kernel::sync::Arc;
@@ -116,6 +119,8 @@ enum Order {
     PeerFlush(DeferredArc<Backing>, LocalIo),
     /// Flush the lower device.
     Flush(DeferredArc<Backing>),
+    /// Look at the data of a peer request.
+    Inspect(PeerId, Inspect, Option<Arc<Hash>>, PageChain),
     /// There is nothing to carry it out with.
     Fail(LocalIo),
 }
@@ -126,11 +131,19 @@ struct Range {
     size_bytes: u32,
 }
 
+/// The result of an order that was carried out at once.
+enum Report {
+    /// I/O.
+    Io(LocalIo, IoResult),
+    /// What was found out about the data of a peer request.
+    Inspected(PeerId, Finding, PageChain),
+}
+
 /// What one critical section left to be done, and what the next has to report.
 struct Batch {
     completions: [Option<(OwnedBio, Status)>; BATCH],
     orders: [Option<Order>; BATCH],
-    reports: [Option<(LocalIo, IoResult)>; BATCH],
+    reports: [Option<Report>; BATCH],
     /// There may be more than fitted in.
     more: bool,
 }
@@ -141,7 +154,7 @@ impl Batch {
         Batch {
             completions: [const { None }; BATCH],
             orders: [const { None }; BATCH],
-            reports: [None; BATCH],
+            reports: [const { None }; BATCH],
             more: false,
         }
     }
@@ -199,14 +212,16 @@ impl Batch {
     #[inline]
     fn carry_out(mut self, resource: &Arc<Resource>, context: Context) {
         while self.step() {
+            let mut left_over = [const { None }; BATCH];
             let wakes = resource.locked.with(|locked| {
-                for (io, result) in self.reports.iter_mut().filter_map(Option::take) {
-                    report(locked, io, result);
+                for (report, left_over) in self.reports.iter_mut().zip(&mut left_over) {
+                    *left_over = report.take().and_then(|report| tell(locked, report));
                 }
                 let wakes = locked.engine.take_wakes();
                 self.collect(locked, wakes, context);
                 wakes
             });
+            drop(left_over);
             resource.wake(wakes);
         }
     }
@@ -237,12 +252,18 @@ fn is_simple(io: &LocalIo) -> bool {
 fn order_of(locked: &mut Locked, io: LocalIo) -> Order {
     let volume = match io {
         LocalIo::Request { volume, .. } | LocalIo::Peer { volume, .. } | LocalIo::Flush { volume } => volume,
+        LocalIo::Inspect { peer, what } => {
+            let hash = locked.hashes.for_inspect(what, locked.engine.net_conf());
+            let pages = locked.peer_pages.take(peer);
+            return pages.map_or(Order::Fail(io), |pages| Order::Inspect(peer, what, hash, pages));
+        }
     };
     let Some(backing) = locked.block.backing(volume).cloned() else {
         return Order::Fail(io);
     };
     match io {
         LocalIo::Flush { .. } => Order::Flush(backing),
+        LocalIo::Inspect { .. } => Order::Fail(io),
         LocalIo::Request { request, op, .. } => {
             let Some(upper) = locked.uppers.get(request) else {
                 return Order::Fail(io);
@@ -274,10 +295,10 @@ fn order_of(locked: &mut Locked, io: LocalIo) -> Order {
 
 impl Order {
     /// Starts the order, or carries it out and returns its result. May sleep, unless the order is simple.
-    fn carry_out(self) -> Option<(LocalIo, IoResult)> {
+    fn carry_out(self) -> Option<Report> {
         match self {
             Order::Clone(backing, request, lent) => bio::submit_clone(backing, Tag::Request(request), lent),
-            Order::Clear(backing, io, range, op) => return Some((io, clear(backing.data(), range, op))),
+            Order::Clear(backing, io, range, op) => return Some(Report::Io(io, clear(backing.data(), range, op))),
             Order::Write(backing, peer, range, flags, pages) => {
                 bio::submit_pages(backing, Tag::PeerWrite(peer), true, flags, range.sector, pages);
             }
@@ -285,22 +306,37 @@ impl Order {
                 let pages = PageChain::new(backing.page_pool(), range.size_bytes as usize);
                 bio::submit_pages(backing, Tag::PeerRead(peer), false, flags, range.sector, pages);
             }
-            Order::PeerFlush(backing, io) => return Some((io, backing.data().flush().map_err(error_of))),
+            Order::PeerFlush(backing, io) => return Some(Report::Io(io, backing.data().flush().map_err(error_of))),
             Order::Flush(backing) => bio::submit_flush(backing, Tag::Flush),
-            Order::Fail(io) => return Some((io, Err(IoError::Io))),
+            Order::Inspect(peer, what, hash, pages) => {
+                let finding = hashes::inspect(what, hash.as_ref(), &pages);
+                return Some(Report::Inspected(peer, finding, pages));
+            }
+            Order::Fail(io) => return Some(Report::Io(io, Err(IoError::Io))),
         }
         None
     }
 }
 
-/// Reports the result of an order to the engine. Under the lock.
-fn report(locked: &mut Locked, io: LocalIo, result: IoResult) {
+/// Reports the result of an order to the engine. Under the lock. Returns what has to be dropped without it.
+fn tell(locked: &mut Locked, report: Report) -> Option<PageChain> {
     let now_ms = clock::monotonic_ms();
+    let (io, result) = match report {
+        Report::Io(io, result) => (io, result),
+        Report::Inspected(peer, finding, pages) => {
+            // In the same critical section: a sender may want them at once.
+            let sent = locked.engine.inspected(peer, finding, now_ms);
+            return if sent { locked.peer_pages.put(peer, pages) } else { Some(pages) };
+        }
+    };
     match io {
         LocalIo::Request { request, .. } => locked.engine.request_io_done(request, result, now_ms),
         LocalIo::Peer { peer, .. } => locked.engine.peer_io_done(peer, result, now_ms),
         LocalIo::Flush { volume } => locked.engine.flush_done(volume, result, now_ms),
+        // There are no pages.
+        LocalIo::Inspect { peer, .. } => _ = locked.engine.inspected(peer, Finding::Failed, now_ms),
     }
+    None
 }
 
 /// Discards or zeroes a range of a lower device, and waits. What cannot be discarded is zeroed, so that the range reads

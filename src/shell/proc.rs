@@ -198,7 +198,11 @@ fn show_position(out: &mut dyn Write, conn: Conn, sync: &SyncStatus) -> fmt::Res
     let bits = sync.total_bits;
     let position = if is_verifying(conn) { bits.saturating_sub(sync.figures.left_bits) } else { sync.position_bits };
     let sectors = |bits: u64| bits.saturating_mul(8);
-    writeln!(out, "\t{:3}% sector pos: {}/{}", position / (bits / 100 + 1), sectors(position), sectors(bits))
+    write!(out, "\t{:3}% sector pos: {}/{}", position / (bits / 100 + 1), sectors(position), sectors(bits))?;
+    if let Some(sector) = sync.stop_sector {
+        write!(out, " stop sector: {sector}")?;
+    }
+    out.write_char('\n')
 }
 
 fn is_verifying(conn: Conn) -> bool {

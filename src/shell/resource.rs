@@ -9,6 +9,7 @@
 
 use super::connection::Link;
 use super::disk_io::{self, BlockState, Context};
+use super::hashes::Hashes;
 use super::slots::Slots;
 use super::volume::Volume;
 use super::Shared;
@@ -96,6 +97,8 @@ pub(crate) struct Locked {
     pub(crate) peer_pages: Slots<PageChain>,
     /// What belongs to the disks.
     pub(crate) block: BlockState,
+    /// The algorithms that can be used.
+    pub(crate) hashes: Hashes,
 }
 
 /// What a resource consists of.
@@ -177,6 +180,11 @@ impl Resource {
         self.locked.with(|locked| f(locked))
     }
 
+    /// Tells the engine something that gives it nothing to do.
+    pub(crate) fn look_mut<R>(&self, f: impl FnOnce(&mut Locked) -> R) -> R {
+        self.locked.with(|locked| f(locked))
+    }
+
     /// Wakes the threads that have something to do. Any context. The orders to disks are not among it: `disk_io` looks
     /// after them.
     pub(crate) fn wake(&self, wakes: Wakes) {
@@ -243,6 +251,7 @@ impl Locked {
             uppers: Slots::new(MAX_REQUESTS_PER_RESOURCE)?,
             peer_pages: Slots::new(MAX_PEER_REQUESTS_PER_RESOURCE)?,
             block: BlockState::default(),
+            hashes: Hashes::new()?,
         };
         Ok(KBox::new(locked, GFP_KERNEL)?)
     }

@@ -5,7 +5,7 @@ use super::control::net;
 use super::log::{log_error, log_info};
 use super::resource::{Resource, VolumeConfig};
 use super::volume::Volume;
-use super::{events, helpers};
+use super::{events, hashes, helpers};
 use crate::linux::clock;
 use crate::linux::mem::NoIoScope;
 use crate::linux::thread::Thread;
@@ -79,6 +79,11 @@ fn carry_out(resource: &Arc<Resource>, work: Work) {
         Work::Helper { helper, volume, ticket } => {
             let exit_code = helpers::run(resource, helper, volume);
             resource.engine(|locked| locked.engine.helper_done(ticket, exit_code, clock::monotonic_ms()));
+        }
+        Work::Algorithms => {
+            let wanted = resource.look(|locked| locked.engine.wanted_algorithms());
+            hashes::look_for(resource, &wanted);
+            resource.engine(|locked| locked.engine.algorithms_looked_for(clock::monotonic_ms()));
         }
         Work::ResyncDependencies => resource.shared.review_dependencies(),
     }

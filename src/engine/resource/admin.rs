@@ -44,6 +44,7 @@ pub enum AdminRequest<'a> {
     Secondary { volume: VolumeId },
     Invalidate { volume: VolumeId },
     InvalidateRemote { volume: VolumeId },
+    Verify { volume: VolumeId, start_sector: Option<u64>, stop_sector: Option<u64> },
     PauseSync { volume: VolumeId },
     ResumeSync { volume: VolumeId },
     SuspendIo { volume: VolumeId },
@@ -236,6 +237,10 @@ impl<S: Storage> Engine<S> {
             R::Secondary { volume } => self.start_role(volume, Role::Secondary, false),
             R::Invalidate { volume } => self.start_invalidate(volume, Conn::StartingSyncT),
             R::InvalidateRemote { volume } => self.start_invalidate(volume, Conn::StartingSyncS),
+            R::Verify { volume, start_sector, stop_sector } => {
+                self.plan_verify(volume, start_sector, stop_sector);
+                self.ask(Target::Volume(volume), Change::conn(Conn::VerifyS), None);
+            }
             R::PauseSync { volume } => self.pause_sync(volume),
             R::ResumeSync { volume } => self.resume_sync(volume),
             R::SuspendIo { .. } => {
@@ -773,14 +778,14 @@ impl<S: Storage> Engine<S> {
         if conf.on_congestion != OnCongestion::Block && conf.wire_protocol != WireProtocol::A {
             return Err(RetCode::CongNotProtoA);
         }
-        // Digests are not carried out by this version; saying so is better than pretending.
+        // These are not carried out by this version; saying so is better than pretending.
         if !conf.cram_hmac_alg.is_empty() {
             return Err(RetCode::AuthAlg);
         }
         if !conf.integrity_alg.is_empty() {
             return Err(RetCode::IntegrityAlg);
         }
-        Ok(())
+        self.check_algorithms(conf)
     }
 
     fn set_net_options(&mut self, conf: &NetConf) {
@@ -802,7 +807,7 @@ impl<S: Storage> Engine<S> {
             self.answer(RetCode::NeedAllowTwoPri.number());
             return;
         }
-        if let Err(code) = self.check_net_conf(conf) {
+        if let Err(code) = self.check_algorithms_unused(conf).and_then(|()| self.check_net_conf(conf)) {
             self.answer(code.number());
             return;
         }
@@ -980,6 +985,7 @@ impl<S: Storage> Engine<S> {
             return;
         }
         volume.conf = *conf;
+        volume.adapt_discard_granularity();
         volume.configure_resync();
         let connected = volume.state.conn >= Conn::Connected;
         self.with_disk(id, |disk| {

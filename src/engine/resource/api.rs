@@ -145,6 +145,73 @@ pub enum LocalIo {
         /// Volume.
         volume: VolumeId,
     },
+    /// Look at the data that was read into the pages of a peer request; report with `inspected`. Needs no disk.
+    Inspect {
+        /// The slot whose pages are looked at.
+        peer: PeerId,
+        /// What is to be found out.
+        what: Inspect,
+    },
+}
+
+/// What is to be found out about the data in a slot's pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inspect {
+    /// Its digest by `verify-alg`.
+    VerifyDigest,
+    /// Its digest by `csums-alg`.
+    ChecksumDigest,
+    /// Whether it is nothing but zeroes.
+    Zeroes,
+}
+
+/// What was found out about the data in a slot's pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// The digest asked for.
+    Digest(Digest),
+    /// Whether it is nothing but zeroes.
+    Zeroes(bool),
+    /// It could not be found out.
+    Failed,
+}
+
+/// A digest of at most [`MAX_DIGEST_BYTES`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Digest {
+    bytes: [u8; MAX_DIGEST_BYTES],
+    len: u8,
+}
+
+/// Longest digest in bytes.
+pub const MAX_DIGEST_BYTES: usize = 64;
+
+impl Digest {
+    /// Of no bytes.
+    pub const EMPTY: Digest = Digest { bytes: [0; MAX_DIGEST_BYTES], len: 0 };
+
+    /// A digest of these bytes; `None` when there are too many.
+    pub fn new(digest: &[u8]) -> Option<Digest> {
+        let mut bytes = [0; MAX_DIGEST_BYTES];
+        bytes.get_mut(..digest.len())?.copy_from_slice(digest);
+        Some(Digest { bytes, len: digest.len() as u8 })
+    }
+
+    /// As many zeroes, at most [`MAX_DIGEST_BYTES`]: the digest of a block that could not be read.
+    pub fn zeroes(len: u8) -> Digest {
+        Digest { len: len.min(MAX_DIGEST_BYTES as u8), ..Digest::EMPTY }
+    }
+
+    /// Its bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..usize::from(self.len)).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_bytes().iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
 }
 
 /// An application request that is complete: end its bio. Allowed in any context.

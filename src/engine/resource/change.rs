@@ -295,9 +295,9 @@ impl<S: Storage> Engine<S> {
             Effect::RunResyncTimer => self.with_volume(id, |volume| volume.resync.next_turn_ms = 0),
             Effect::WriteMetadata => self.sync_metadata(id),
             Effect::DropLocalReference => self.check_disk_idle(id),
-            Effect::RememberVerifyPosition
-            | Effect::InitVerifyCounters
-            | Effect::TakeLocalReference
+            Effect::RememberVerifyPosition => self.remember_verify_position(id),
+            Effect::InitVerifyCounters => self.begin_verify(id),
+            Effect::TakeLocalReference
             | Effect::LogUuids
             | Effect::WakeWaiters
             | Effect::AccountPauseTime

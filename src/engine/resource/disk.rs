@@ -181,6 +181,7 @@ impl<S: Storage> Engine<S> {
         disk.superblock.al_nr_extents = disk.log.extents();
         disk.assign_flag(MetaFlags::AL_DISABLED, !conf.al_updates);
         volume.disk = Some(disk);
+        volume.adapt_discard_granularity();
         self.set_size(id, size_sectors);
         self.queue_job(id, if full { Job::SetAll(Then::Attached) } else { Job::Load });
     }
@@ -336,6 +337,20 @@ impl<S: Storage> Engine<S> {
 }
 
 impl<S: Storage> super::Volume<S> {
+    /// Makes rs-discard-granularity fit the disk. spec: state-machine 21.1
+    pub(super) fn adapt_discard_granularity(&mut self) {
+        let Some(limits) = self.disk.as_ref().map(|disk| disk.limits) else { return };
+        let wanted = self.conf.rs_discard_granularity;
+        if wanted == 0 || limits.max_discard_bytes == 0 {
+            self.conf.rs_discard_granularity = 0;
+            return;
+        }
+        let granularity = limits.discard_granularity_bytes.max(1);
+        let raised = wanted.max(granularity);
+        let fitting = raised.saturating_add(raised % granularity);
+        self.conf.rs_discard_granularity = fitting.min(limits.max_discard_bytes);
+    }
+
     /// Queue limits as P_SIZES carries them. spec: wire-protocol 4.6
     pub(super) fn queue_limits(&self) -> QueueLimits {
         let limits = self.disk.as_ref().map(|disk| disk.limits);

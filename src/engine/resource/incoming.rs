@@ -8,7 +8,7 @@
 
 use core::fmt;
 
-use super::api::{Next, Op, RequestId, VolumeId};
+use super::api::{Digest, Next, Op, RequestId, VolumeId};
 use super::change::Kind;
 use super::link::Handshake;
 use super::outgoing::MetaOut;
@@ -77,6 +77,7 @@ pub enum Fault {
     PeerRebooted,
     PingTimeout,
     MissingSequence { seq: u32 },
+    DigestSize { command: Command, found: usize, expected: u8 },
     NotSupported { command: Command },
     Closing,
 }
@@ -127,6 +128,9 @@ impl fmt::Display for Fault {
             Fault::PeerRebooted => f.write_str("the peer was restarted while I/O was frozen: connecting anew"),
             Fault::MissingSequence { seq } => {
                 write!(f, "packet {seq} of the peer arrived, but not the acknowledgements that it sent before")
+            }
+            Fault::DigestSize { command, found, expected } => {
+                write!(f, "{} with a digest of {found} bytes, expected {expected}", command.name())
             }
             Fault::PingTimeout => f.write_str("the peer did not answer a ping in time"),
             Fault::NotSupported { command } => write!(f, "{} is not supported by this version", command.name()),
@@ -279,9 +283,24 @@ impl<S: Storage> Engine<S> {
                 return self.receive_resync_data(id, data.sector, head.length - Data::LEN as u32);
             }
             Command::DataRequest => self.receive_read(id, &BlockRequest::decode(body).map_err(bad)?)?,
-            // A thin request may be answered with data.
             Command::RsDataRequest | Command::RsThinReq => {
-                self.receive_resync_request(id, &BlockRequest::decode(body).map_err(bad)?)?;
+                let request = BlockRequest::decode(body).map_err(bad)?;
+                self.receive_resync_request(id, &request, command, Digest::EMPTY)?;
+            }
+            Command::CsumRsRequest => {
+                let request = BlockRequest::decode(body).map_err(bad)?;
+                let digest = self.received_digest(command, body)?;
+                self.receive_resync_request(id, &request, command, digest)?;
+            }
+            Command::RsDeallocated => {
+                let range = BlockDesc::decode(body).map_err(bad)?;
+                self.receive_deallocated(id, range.sector, range.size_bytes)?;
+            }
+            Command::OvRequest => self.receive_verify_request(id, &BlockRequest::decode(body).map_err(bad)?)?,
+            Command::OvReply => {
+                let reply = BlockRequest::decode(body).map_err(bad)?;
+                let digest = self.received_digest(command, body)?;
+                self.receive_verify_reply(id, &reply, digest)?;
             }
             Command::SyncParam | Command::SyncParam89 => {
                 let parameters = SyncParam::decode(self.link.apv, body).map_err(bad)?;
@@ -326,7 +345,8 @@ impl<S: Storage> Engine<S> {
             || (room
                 && !self.link.received_epoch.is_closing()
                 && !self.volume_must_follow()
-                && self.link.sequence_wait.is_none())
+                && self.link.sequence_wait.is_none()
+                && !self.link.algorithms_pending)
     }
 
     /// Some volume has to carry out what the last packet said before the next one can be understood.
@@ -517,6 +537,8 @@ impl<S: Storage> Engine<S> {
                 let request = RequestId::from_block_id(ack.block_id).ok_or(unknown)?;
                 self.read_refused(request, ack.sector).ok_or(unknown)?;
             }
+            Command::RsIsInSync => self.resync_in_sync(id, ack.sector, ack.size_bytes),
+            Command::OvResult => self.receive_verify_result(id, ack)?,
             Command::NegRsDreply => self.resync_refused(id, ack.sector, ack.size_bytes, true),
             Command::RsCancel => self.resync_refused(id, ack.sector, ack.size_bytes, false),
             _ => return Err(Fault::NotSupported { command }),

@@ -114,6 +114,8 @@ pub(super) struct Link {
     pub(super) received_epoch: ReceivedEpoch,
     pub(super) departed: Departed,
     pub(super) sequence_wait: Option<SequenceWait>,
+    /// The receiver waits until the owner has looked for algorithms.
+    pub(super) algorithms_pending: bool,
     pub(super) sending: Sending,
     pub(super) sending_meta: bool,
     /// A P_PING has not been answered.
@@ -159,6 +161,7 @@ impl Link {
             received_epoch: ReceivedEpoch::default(),
             departed: Departed::default(),
             sequence_wait: None,
+            algorithms_pending: false,
             sending: Sending::Nothing,
             sending_meta: false,
             ping_outstanding: false,
@@ -224,6 +227,7 @@ impl<S: Storage> Engine<S> {
         link.received_epoch = ReceivedEpoch::default();
         link.departed = Departed::default();
         link.sequence_wait = None;
+        link.algorithms_pending = false;
         link.discarding = link.net.discard_my_data;
         link.fault = None;
         self.overlaps.set_resolves(resolve_conflicts);

@@ -110,8 +110,7 @@ impl<S: Storage> Engine<S> {
         if apv >= 89 && packet.csums_alg != net.csums_alg && reporting {
             return Err(Fault::Algorithm { what: "csums-alg" });
         }
-        self.link.net.verify_alg = packet.verify_alg;
-        self.link.net.csums_alg = packet.csums_alg;
+        self.adopt_algorithms(packet);
         self.with_volume(id, |volume| {
             if volume.disk.is_none() {
                 return;
@@ -312,8 +311,7 @@ impl<S: Storage> Engine<S> {
             PeerStateAction::ResyncNotComplete
             | PeerStateAction::RunHandshake { .. }
             | PeerStateAction::FailOwnDisk => {}
-            // There is no verify in this version; the peer's end of one changes nothing here.
-            PeerStateAction::FinishVerify => {}
+            PeerStateAction::FinishVerify => self.peer_finished_verify(id),
             PeerStateAction::Refuse(PeerStateRefusal::GoingDown) => return Err(Fault::Closing),
             PeerStateAction::Refuse(PeerStateRefusal::PeerRebooted) => {
                 self.fail_network_parts();

@@ -30,6 +30,7 @@
 //! request_io_done(RequestId, IoResult, now_ms)                  // any context
 //! peer_io_done(PeerId, IoResult, now_ms)                        // any context
 //! flush_done(VolumeId, IoResult, now_ms)
+//! inspected(PeerId, Finding, now_ms) -> bool                     // any context; true: keep the slot's pages, they are sent
 //! poll_completion() -> Option<Completion>                       // any context
 //!
 //! // meta data of one volume: superblock, activity log, bitmap pages (one thread a volume)
@@ -38,6 +39,8 @@
 //!
 //! // administrator; one request at a time per resource (the owner serialises)
 //! admin(AdminRequest<'_>, now_ms)                               // starts it
+//! know_algorithm(&AlgorithmName, digest_bytes) -> bool          // before Connect and NetOptions: what can be computed
+//! wanted_algorithms() -> [AlgorithmName; 2]; algorithms_looked_for(now_ms)   // answers Work::Algorithms
 //! plan_attach(VolumeId, &DiskConf, &Backing) -> Result<AttachPlan, i32>; AttachTables::new(plan)   // the latter without the lock
 //! attach(VolumeId, &DiskConf, &Backing, AttachTables<S>, now_ms)   // a request as well; result -18: plan again
 //! resize(VolumeId, Option<BitmapTables<S>>, now_ms) -> Option<BitmapTables<S>>   // answers Work::Resize; drop the old ones unlocked
@@ -78,6 +81,7 @@ mod application;
 mod change;
 mod disk;
 mod incoming;
+mod inspect;
 mod link;
 mod meeting;
 mod metadata_pipeline;
@@ -88,6 +92,7 @@ mod ring;
 mod slots;
 mod status;
 mod sync;
+mod verify;
 mod volume;
 mod work;
 
@@ -95,6 +100,7 @@ pub use admin::{AdminInfo, AdminRequest, AdminResult, Backing};
 pub use api::*;
 pub use disk::{AttachPlan, AttachTables, ReleasedTables};
 pub use incoming::{Fault, PacketHead};
+pub use inspect::AlgorithmName;
 pub use link::Reconnect;
 pub use status::{ConnectionStatus, RequestView, ResourceStatus, SyncStatus, Usage, VolumeStatus};
 pub use volume::Counters;
@@ -104,6 +110,7 @@ use crate::netlink::{ResourceOpts, RetCode};
 use crate::state::{Conn, Disk, Role, Susp};
 use crate::storage::{OutOfMemory, Storage};
 use admin::Admin;
+use inspect::Algorithms;
 use link::Link;
 use outgoing::{Control, DataOut, MetaOut};
 use overlaps::Overlaps;
@@ -169,6 +176,9 @@ pub struct Engine<S: Storage> {
     ready_peers: List,
     /// Writes to be done again, after a write of a peer that is Primary as well.
     restarts: List,
+    /// By slot of the peer requests: the digest that belongs to one.
+    digests: S::Table<Digest>,
+    algorithms: Algorithms<S>,
     local: Ring<LocalIo, S>,
     completions: Ring<Completion, S>,
     data_out: Ring<DataOut, S>,
@@ -208,6 +218,8 @@ impl<S: Storage> Engine<S> {
             ready: List::EMPTY,
             ready_peers: List::EMPTY,
             restarts: List::EMPTY,
+            digests: S::table(peers, |_| Digest::EMPTY)?,
+            algorithms: Algorithms::new()?,
             local: Ring::new(requests + peers + volumes)?,
             completions: Ring::new(requests)?,
             // A slot has at most one entry; the control packets have one each.

@@ -308,10 +308,19 @@ impl<S: Storage> Engine<S> {
 
     fn reply_packet(&mut self, id: PeerId, buffer: &mut [u8]) -> Option<(usize, Payload, Sending)> {
         let slot = *self.peers.get(id).filter(|slot| slot.phase == PeerPhase::Reply)?;
+        let volume = self.number(slot.volume);
+        if slot.kind == PeerKind::VerifyRead {
+            let head = self.digest_packet(id, &slot, Command::OvReply, buffer)?;
+            return Some((head, Payload::None, Sending::Reply(id)));
+        }
+        if slot.deallocated {
+            let range = BlockDesc { sector: slot.sector, size_bytes: slot.size_bytes };
+            let head = self.packet(buffer, Command::RsDeallocated, volume, 0, |body| range.encode(body))?;
+            return Some((head, Payload::None, Sending::Reply(id)));
+        }
         let resync = slot.kind == PeerKind::ResyncRead;
         let command = if resync { Command::RsDataReply } else { Command::DataReply };
         let data = Data { sector: slot.sector, block_id: slot.block_id, seq: 0, flags: DataFlags(0) };
-        let volume = self.number(slot.volume);
         let head = self.packet(buffer, command, volume, slot.size_bytes, |body| data.encode(body))?;
         Some((head, Payload::Peer(id, slot.size_bytes), Sending::Reply(id)))
     }
@@ -320,8 +329,38 @@ impl<S: Storage> Engine<S> {
         let slot = *self.peers.get(id).filter(|slot| slot.phase == PeerPhase::Asked)?;
         let request = BlockRequest { sector: slot.sector, block_id: ID_SYNCER, size_bytes: slot.size_bytes };
         let volume = self.number(slot.volume);
-        let head = self.packet(buffer, Command::RsDataRequest, volume, 0, |body| request.encode(body))?;
+        let command = match slot.kind {
+            PeerKind::Verify => Command::OvRequest,
+            _ if slot.has_digest => Command::CsumRsRequest,
+            _ if slot.size_bytes == self.thin_request_bytes(slot.volume) => Command::RsThinReq,
+            _ => Command::RsDataRequest,
+        };
+        let head = if slot.has_digest {
+            self.digest_packet(id, &slot, command, buffer)?
+        } else {
+            self.packet(buffer, command, volume, 0, |body| request.encode(body))?
+        };
         Some((head, Payload::None, Sending::ResyncRequest(id)))
+    }
+
+    /// A range, followed by the digest of its data.
+    fn digest_packet(
+        &mut self,
+        id: PeerId,
+        slot: &super::slots::PeerRequest,
+        command: Command,
+        buffer: &mut [u8],
+    ) -> Option<usize> {
+        let range = BlockRequest { sector: slot.sector, block_id: ID_SYNCER, size_bytes: slot.size_bytes };
+        let digest = self.digest(id);
+        let volume = self.number(slot.volume);
+        self.packet(buffer, command, volume, 0, |body| {
+            let bytes = digest.as_bytes();
+            let end = BlockRequest::LEN + bytes.len();
+            range.encode(body)?;
+            body.get_mut(BlockRequest::LEN..end).ok_or(BufferTooSmall)?.copy_from_slice(bytes);
+            Ok(end)
+        })
     }
 
     fn next_control(&mut self, buffer: &mut [u8]) -> Option<Outgoing> {

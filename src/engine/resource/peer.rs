@@ -7,7 +7,7 @@
 //! read.
 //! spec: wire-protocol 5.2, 7, 8.6
 
-use super::api::{IoError, IoFlags, IoResult, LocalIo, Next, Op, PeerId, VolumeId, Wakes};
+use super::api::{Digest, Finding, Inspect, IoError, IoFlags, IoResult, LocalIo, Next, Op, PeerId, VolumeId, Wakes};
 use super::incoming::Fault;
 use super::link::SequenceWait;
 use super::outgoing::{DataOut, MetaOut};
@@ -52,7 +52,7 @@ pub(super) struct IncomingWrite {
 
 impl<S: Storage> Engine<S> {
     /// Entry of a peer slot among the overlaps; `data` for the second one, of arrived resync data.
-    fn overlap_entry(&self, index: u16, data: bool) -> u32 {
+    pub(super) fn overlap_entry(&self, index: u16, data: bool) -> u32 {
         self.requests.capacity() as u32 + u32::from(index) * 2 + u32::from(data)
     }
 
@@ -151,7 +151,7 @@ impl<S: Storage> Engine<S> {
         Ok(())
     }
 
-    fn enter_overlaps(&mut self, peer: PeerId, kind: Kind, data: bool) {
+    pub(super) fn enter_overlaps(&mut self, peer: PeerId, kind: Kind, data: bool) {
         let Some(slot) = self.peers.get(peer).copied() else { return };
         let entry = self.overlap_entry(peer.index, data);
         if self.overlaps.insert(entry, kind, slot.volume.0, slot.sector, slot.size_bytes) {
@@ -261,9 +261,8 @@ impl<S: Storage> Engine<S> {
         let peer = PeerId { index, generation: slot.generation };
         match slot.phase {
             PeerPhase::Planned => {
-                // No application write is under way in the range any more.
-                slot.phase = PeerPhase::Asked;
-                self.queue_data(DataOut::ResyncRequest(peer));
+                let slot = *slot;
+                self.may_ask(peer, &slot);
                 return;
             }
             PeerPhase::Overlap => {}
@@ -321,7 +320,8 @@ impl<S: Storage> Engine<S> {
             return;
         }
         let op = match slot.kind {
-            PeerKind::Read | PeerKind::ResyncRead => Op::Read,
+            PeerKind::Read | PeerKind::ResyncRead | PeerKind::VerifyRead | PeerKind::Verify => Op::Read,
+            PeerKind::Resync if slot.inspect.is_some() => Op::Read,
             PeerKind::Write | PeerKind::Resync => slot.op,
         };
         let flags = IoFlags {
@@ -335,6 +335,21 @@ impl<S: Storage> Engine<S> {
         self.submit_local(slot.volume, io);
     }
 
+    /// No application write is under way in the range of an own request any more: it goes out, with a checksum after the
+    /// data has been read for it.
+    fn may_ask(&mut self, peer: PeerId, slot: &super::slots::PeerRequest) {
+        if slot.kind == PeerKind::Verify && (slot.orphan || !self.verify_runs(slot.volume)) {
+            self.end_resync_request(peer);
+        } else if slot.kind == PeerKind::Resync && slot.inspect.is_some() {
+            self.submit_peer(peer.index);
+        } else {
+            if let Some(slot) = self.peers.get_mut(peer) {
+                slot.phase = PeerPhase::Asked;
+            }
+            self.queue_data(DataOut::ResyncRequest(peer));
+        }
+    }
+
     /// The disk is done with a peer request. May be called in any context.
     pub fn peer_io_done(&mut self, peer: PeerId, result: IoResult, now_ms: u64) {
         self.now_ms = now_ms;
@@ -342,10 +357,9 @@ impl<S: Storage> Engine<S> {
         let sectors = u64::from(slot.size_bytes / 512);
         self.with_volume(slot.volume, |volume| {
             volume.lower_pending = volume.lower_pending.saturating_sub(1);
-            let counter = match slot.kind {
-                PeerKind::Read | PeerKind::ResyncRead => &mut volume.counters.read_sectors,
-                PeerKind::Write | PeerKind::Resync => &mut volume.counters.written_sectors,
-            };
+            let writes = slot.kind == PeerKind::Write || (slot.kind == PeerKind::Resync && slot.inspect.is_none());
+            let counters = &mut volume.counters;
+            let counter = if writes { &mut counters.written_sectors } else { &mut counters.read_sectors };
             *counter = counter.wrapping_add(sectors);
         });
         self.peer_request_done(peer, result);
@@ -359,11 +373,19 @@ impl<S: Storage> Engine<S> {
         let Some(slot) = self.peers.get_mut(peer) else { return };
         slot.result = result;
         let slot = *slot;
-        match slot.kind {
-            PeerKind::Write => self.peer_write_done(peer, &slot),
-            PeerKind::Read => self.peer_read_done(peer, &slot),
-            PeerKind::ResyncRead => self.resync_read_done(peer, &slot),
-            PeerKind::Resync => self.resync_write_done(peer, &slot),
+        match (slot.kind, slot.inspect) {
+            (PeerKind::Write, _) => self.peer_write_done(peer, &slot),
+            (PeerKind::Read, _) => self.peer_read_done(peer, &slot),
+            (PeerKind::Resync, Some(what)) => self.checksum_read_done(peer, &slot, what, result),
+            (PeerKind::Resync, None) => self.resync_write_done(peer, &slot),
+            (_, Some(what)) if result.is_ok() => self.inspect(peer, what),
+            (PeerKind::ResyncRead, _) => self.resync_read_done(peer, &slot),
+            (PeerKind::VerifyRead, _) => self.verify_digest_made(peer, &slot, Finding::Failed),
+            (PeerKind::Verify, _) => self.verify_compared(peer, &slot, false),
+        }
+        let verifying = matches!(slot.kind, PeerKind::VerifyRead | PeerKind::Verify);
+        if verifying && result.is_err() {
+            self.disk_failed(slot.volume, DiskError::Read);
         }
     }
 
@@ -471,15 +493,38 @@ impl<S: Storage> Engine<S> {
 
     /// P_DATA_REQUEST. spec: wire-protocol 7
     pub(super) fn receive_read(&mut self, id: VolumeId, request: &BlockRequest) -> Result<(), Fault> {
-        self.serve_read(id, request, PeerKind::Read)
+        self.serve_read(id, request, PeerKind::Read, None).map(|_peer| ())
     }
 
-    /// P_RS_DATA_REQUEST. spec: wire-protocol 8.6
-    pub(super) fn receive_resync_request(&mut self, id: VolumeId, request: &BlockRequest) -> Result<(), Fault> {
-        self.serve_read(id, request, PeerKind::ResyncRead)
+    /// P_RS_DATA_REQUEST; P_RS_THIN_REQ, answered without data if there are only zeroes; P_CSUM_RS_REQUEST, answered
+    /// without data if the digest is the same. spec: wire-protocol 8.6
+    pub(super) fn receive_resync_request(
+        &mut self,
+        id: VolumeId,
+        request: &BlockRequest,
+        command: Command,
+        digest: Digest,
+    ) -> Result<(), Fault> {
+        let inspect = match command {
+            Command::RsThinReq => Some(Inspect::Zeroes),
+            Command::CsumRsRequest => Some(Inspect::ChecksumDigest),
+            _ => None,
+        };
+        let peer = self.serve_read(id, request, PeerKind::ResyncRead, inspect)?;
+        if let Some(peer) = peer.filter(|_| command == Command::CsumRsRequest) {
+            self.keep_digest(peer, digest);
+        }
+        Ok(())
     }
 
-    fn serve_read(&mut self, id: VolumeId, request: &BlockRequest, kind: PeerKind) -> Result<(), Fault> {
+    /// Reads for the peer. `None`: refused.
+    pub(super) fn serve_read(
+        &mut self,
+        id: VolumeId,
+        request: &BlockRequest,
+        kind: PeerKind,
+        inspect: Option<Inspect>,
+    ) -> Result<Option<PeerId>, Fault> {
         let Some(volume) = self.volume(id) else { return Err(Fault::UnknownVolume) };
         check_range(request.sector, request.size_bytes, MAX_DATA_BYTES, volume.size_sectors)?;
         if volume.state.disk != Disk::UpToDate {
@@ -491,7 +536,7 @@ impl<S: Storage> Engine<S> {
                 block_id: request.block_id,
                 size_bytes: request.size_bytes,
             });
-            return Ok(());
+            return Ok(None);
         }
         let Some(peer) = self.peers.take() else { return Err(Fault::NoSlot) };
         if let Some(slot) = self.peers.at_mut(peer.index) {
@@ -502,6 +547,7 @@ impl<S: Storage> Engine<S> {
             slot.sector = request.sector;
             slot.size_bytes = request.size_bytes;
             slot.block_id = request.block_id;
+            slot.inspect = inspect;
         }
         self.with_volume(id, |volume| volume.unacked += 1);
         let entry = self.overlap_entry(peer.index, false);
@@ -510,7 +556,7 @@ impl<S: Storage> Engine<S> {
         if ready {
             self.peer_overlap_ended(peer.index);
         }
-        Ok(())
+        Ok(Some(peer))
     }
 
     fn peer_read_done(&mut self, peer: PeerId, slot: &super::slots::PeerRequest) {
@@ -527,14 +573,20 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    fn resync_read_done(&mut self, peer: PeerId, slot: &super::slots::PeerRequest) {
-        let answer = slot.result.is_ok() && !slot.orphan;
+    pub(super) fn resync_read_done(&mut self, peer: PeerId, slot: &super::slots::PeerRequest) {
+        let checksum = slot.has_digest;
+        let ahead = !checksum && self.volume(slot.volume).is_some_and(|volume| volume.state.conn == Conn::Ahead);
+        let answer = slot.result.is_ok() && !slot.orphan && !ahead;
         if answer {
             // In the order of the socket before any later write of the same range: those start only now.
             self.reply(peer);
+        } else if !slot.orphan && ahead {
+            self.refuse_read(Command::RsCancel, slot);
         } else if !slot.orphan {
             self.refuse_read(Command::NegRsDreply, slot);
-            self.resync_failed(slot.volume, slot.sector, slot.size_bytes);
+            if !checksum {
+                self.resync_failed(slot.volume, slot.sector, slot.size_bytes);
+            }
         }
         self.leave_overlaps(self.overlap_entry(peer.index, false));
         if !answer {
@@ -545,7 +597,13 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    fn reply(&mut self, peer: PeerId) {
+    /// A read for the peer that is not answered with its data is over.
+    pub(super) fn end_read(&mut self, peer: PeerId, id: VolumeId) {
+        self.leave_overlaps(self.overlap_entry(peer.index, false));
+        self.end_peer(peer, id);
+    }
+
+    pub(super) fn reply(&mut self, peer: PeerId) {
         if let Some(slot) = self.peers.get_mut(peer) {
             slot.phase = PeerPhase::Reply;
         }
@@ -569,24 +627,27 @@ impl<S: Storage> Engine<S> {
     /// The answer is with TCP, or will never be.
     pub(super) fn reply_sent(&mut self, peer: PeerId) {
         let Some(slot) = self.peers.get(peer).filter(|slot| slot.phase == PeerPhase::Reply).copied() else { return };
-        let sectors = u64::from(slot.size_bytes / 512);
+        let with_data = slot.kind != PeerKind::VerifyRead && !slot.deallocated;
+        let sectors = if with_data { u64::from(slot.size_bytes / 512) } else { 0 };
         self.with_volume(slot.volume, |volume| {
             volume.counters.sent_sectors = volume.counters.sent_sectors.wrapping_add(sectors);
         });
         self.end_peer(peer, slot.volume);
     }
 
-    /// Takes a slot for a range this node, the sync target, wants. The request goes out when no application write is
+    /// Takes a slot for a range this node, the sync target, wants, or whose digest it wants to compare. The request goes out when no application write is
     /// under way in it. False: no slot is free.
-    pub(super) fn ask_for(&mut self, id: VolumeId, sector: u64, size_bytes: u32) -> bool {
+    pub(super) fn ask_for(&mut self, id: VolumeId, kind: PeerKind, sector: u64, size_bytes: u32) -> bool {
         // Half of the slots stay for the peer's writes.
         if self.peers.used() * 2 > self.peers.capacity() {
             return false;
         }
+        let checksums = kind == PeerKind::Resync && self.volume(id).is_some_and(|volume| volume.resync.uses_checksums);
         let Some(peer) = self.peers.take() else { return false };
         if let Some(slot) = self.peers.at_mut(peer.index) {
             slot.phase = PeerPhase::Planned;
-            slot.kind = PeerKind::Resync;
+            slot.kind = kind;
+            slot.inspect = checksums.then_some(Inspect::ChecksumDigest);
             slot.volume = id;
             slot.op = Op::Write;
             slot.sector = sector;
@@ -603,21 +664,42 @@ impl<S: Storage> Engine<S> {
     /// P_RS_DATA_REPLY: the slot that asked for it receives the data.
     pub(super) fn receive_resync_data(&mut self, id: VolumeId, sector: u64, size_bytes: u32) -> Result<Next, Fault> {
         let peer = self.asked_for(id, sector).ok_or(Fault::UnknownReply { sector })?;
-        let Some(slot) = self.peers.get_mut(peer).filter(|slot| slot.size_bytes == size_bytes) else {
-            return Err(Fault::UnknownReply { sector });
-        };
-        slot.phase = PeerPhase::Receiving;
-        let disk = self.volume(id).map_or(Disk::Diskless, |volume| volume.state.disk);
-        if disk < Disk::Inconsistent {
-            self.answer_resync(id, sector, size_bytes, Command::NegAck);
-            self.end_resync_request(peer);
-            return Ok(Next::Drain { size_bytes });
+        if self.awaits_data(peer, id, sector, size_bytes)? {
+            Ok(Next::Payload { peer, size_bytes })
+        } else {
+            Ok(Next::Drain { size_bytes })
         }
-        Ok(Next::Payload { peer, size_bytes })
+    }
+
+    /// P_RS_DEALLOCATED: the range is nothing but zeroes on the source, and will be here. spec: wire-protocol 3.8
+    pub(super) fn receive_deallocated(&mut self, id: VolumeId, sector: u64, size_bytes: u32) -> Result<(), Fault> {
+        let peer = self.asked_for(id, sector).ok_or(Fault::UnknownReply { sector })?;
+        if !self.awaits_data(peer, id, sector, size_bytes)? {
+            return Ok(());
+        }
+        let op = self.volume(id).map_or(Op::Discard, |volume| volume.discard_op());
+        if let Some(slot) = self.peers.get_mut(peer) {
+            slot.op = op;
+        }
+        self.payload_received(peer, self.now_ms)
+    }
+
+    /// The answer to a resync request has come. False: there is no disk for it.
+    fn awaits_data(&mut self, peer: PeerId, id: VolumeId, sector: u64, size_bytes: u32) -> Result<bool, Fault> {
+        let asked =
+            |slot: &&mut super::slots::PeerRequest| slot.kind == PeerKind::Resync && slot.size_bytes == size_bytes;
+        let Some(slot) = self.peers.get_mut(peer).filter(asked) else { return Err(Fault::UnknownReply { sector }) };
+        slot.phase = PeerPhase::Receiving;
+        if self.volume(id).map_or(Disk::Diskless, |volume| volume.state.disk) >= Disk::Inconsistent {
+            return Ok(true);
+        }
+        self.answer_resync(id, sector, size_bytes, Command::NegAck);
+        self.end_resync_request(peer);
+        Ok(false)
     }
 
     /// The resync request that was sent for this sector and is not answered.
-    fn asked_for(&self, id: VolumeId, sector: u64) -> Option<PeerId> {
+    pub(super) fn asked_for(&self, id: VolumeId, sector: u64) -> Option<PeerId> {
         let entry = self.overlaps.find(Kind::ResyncRequest, id.0, sector)?;
         let index = u16::try_from(entry.checked_sub(self.requests.capacity() as u32)? / 2).ok()?;
         let slot = self.peers.at(index).filter(|slot| slot.phase == PeerPhase::Asked)?;
@@ -649,7 +731,14 @@ impl<S: Storage> Engine<S> {
     /// The source cannot, or will not, send this range.
     pub(super) fn resync_refused(&mut self, id: VolumeId, sector: u64, size_bytes: u32, failed: bool) {
         let Some(peer) = self.asked_for(id, sector) else { return };
+        let Some(slot) = self.peers.get(peer).copied() else { return };
+        let size_bytes = size_bytes.min(slot.size_bytes);
         self.with_volume(id, |volume| volume.resync.arrived_sectors += u64::from(size_bytes / 512));
+        if slot.kind == PeerKind::Verify {
+            // Not compared: the peer has no good disk any more, which ends the run.
+            self.end_resync_request(peer);
+            return;
+        }
         if failed {
             self.resync_failed(id, sector, size_bytes);
         }
@@ -657,7 +746,7 @@ impl<S: Storage> Engine<S> {
         self.check_resync_end(id);
     }
 
-    fn end_resync_request(&mut self, peer: PeerId) {
+    pub(super) fn end_resync_request(&mut self, peer: PeerId) {
         let Some((id, size_bytes)) = self.peers.get(peer).map(|slot| (slot.volume, slot.size_bytes)) else { return };
         self.leave_overlaps(self.overlap_entry(peer.index, false));
         self.with_volume(id, |volume| {
@@ -704,7 +793,7 @@ impl<S: Storage> Engine<S> {
             let peer = PeerId { index, generation: slot.generation };
             match (slot.is_forgotten_with_the_connection(), slot.kind) {
                 (false, _) => {}
-                (true, PeerKind::Resync) => self.end_resync_request(peer),
+                (true, kind) if kind.is_own() => self.end_resync_request(peer),
                 (true, _) => self.end_peer(peer, slot.volume),
             }
         }

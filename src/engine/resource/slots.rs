@@ -6,7 +6,7 @@
 //! the transfer log has links of its own.
 //! spec: state-machine 18; wire-protocol 3.4
 
-use super::api::{IoFlags, IoRequest, IoResult, Op, PeerId, RequestId, VolumeId};
+use super::api::{Inspect, IoFlags, IoRequest, IoResult, Op, PeerId, RequestId, VolumeId};
 use crate::netlink::WireProtocol;
 use crate::storage::{OutOfMemory, Storage};
 use crate::wire::DataFlags;
@@ -147,6 +147,17 @@ pub(super) enum PeerKind {
     ResyncRead,
     /// A block this node, the sync target, asked for; later the data that arrived.
     Resync,
+    /// A block whose digest the peer asked for (P_OV_REQUEST).
+    VerifyRead,
+    /// A block this node compares: asked the peer for its digest, later reads its own.
+    Verify,
+}
+
+impl PeerKind {
+    /// This node has asked the peer for it.
+    pub(super) fn is_own(self) -> bool {
+        matches!(self, PeerKind::Resync | PeerKind::Verify)
+    }
 }
 
 /// Where a peer request is on its way.
@@ -168,6 +179,8 @@ pub(super) enum PeerPhase {
     Asked,
     /// On the disk.
     Disk,
+    /// Its data is being looked at.
+    Inspect,
     /// Its answer is queued or being sent.
     Reply,
 }
@@ -194,6 +207,12 @@ pub(super) struct PeerRequest {
     /// Belongs to an earlier connection: do the disk work, answer nothing.
     pub(super) orphan: bool,
     pub(super) in_activity_log: bool,
+    /// What is to be found out about the data when it has been read.
+    pub(super) inspect: Option<Inspect>,
+    /// The digest that belongs to it is known.
+    pub(super) has_digest: bool,
+    /// All zeroes: answered without data.
+    pub(super) deallocated: bool,
     link: u16,
 }
 
@@ -213,6 +232,9 @@ impl PeerRequest {
         result: Ok(()),
         orphan: false,
         in_activity_log: false,
+        inspect: None,
+        has_digest: false,
+        deallocated: false,
         link: NIL,
     };
 }
@@ -222,7 +244,7 @@ impl PeerRequest {
     /// count on it (protocol B).
     pub(super) fn is_forgotten_with_the_connection(&self) -> bool {
         match self.phase {
-            PeerPhase::Free | PeerPhase::Disk | PeerPhase::ActivityLog => false,
+            PeerPhase::Free | PeerPhase::Disk | PeerPhase::Inspect | PeerPhase::ActivityLog => false,
             PeerPhase::Overlap => self.kind != PeerKind::Write,
             PeerPhase::Receiving | PeerPhase::Sequence | PeerPhase::Planned | PeerPhase::Asked | PeerPhase::Reply => {
                 true

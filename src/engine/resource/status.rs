@@ -3,6 +3,7 @@
 
 use super::api::{Op, RequestId, VolumeId};
 use super::slots::Local;
+use super::verify::is_verifying;
 use super::volume::Counters;
 use super::Engine;
 use crate::netlink::{DiskConf, NetConf, ResourceOpts};
@@ -23,6 +24,8 @@ pub struct SyncStatus {
     pub want_kib: u32,
     /// Next bit to look at.
     pub position_bits: u64,
+    /// Where a verify run stops early.
+    pub stop_sector: Option<u64>,
 }
 
 /// One volume at one moment.
@@ -154,7 +157,8 @@ impl<S: Storage> Engine<S> {
         let disk = volume.disk.as_ref();
         let syncing = (Conn::SyncSource..=Conn::PausedSyncT).contains(&volume.state.conn);
         let weight = volume.weight();
-        let left = weight.saturating_sub(volume.resync.failed_bits);
+        let verifying = is_verifying(volume.state.conn);
+        let left = if verifying { volume.verify.left_blocks } else { weight.saturating_sub(volume.resync.failed_bits) };
         let outdated = volume.state.pdsk == crate::state::Disk::Outdated;
         Some(VolumeStatus {
             number: volume.number,
@@ -182,6 +186,7 @@ impl<S: Storage> Engine<S> {
                 figures: volume.resync.progress.figures(left, self.now_ms),
                 want_kib: volume.resync.controller.as_ref().map_or(0, |controller| controller.target_rate_kib()),
                 position_bits: volume.resync.position,
+                stop_sector: volume.verify.stop_sector().filter(|_| verifying),
             }),
             timeout_type: if outdated { 2 } else { u32::from(volume.degraded_wait) },
             backing_sectors: disk.map_or(0, |disk| disk.layout.usable_sectors),

@@ -10,6 +10,8 @@ use super::api::{Helper, VolumeId, Wakes};
 use super::change::Kind;
 use super::incoming::Fault;
 use super::outgoing::Control;
+use super::slots::PeerKind;
+use super::verify::is_verifying;
 use super::volume::{ResyncEnd, ResyncStart};
 use super::work::LogLine;
 use super::Engine;
@@ -27,7 +29,7 @@ const TURN_MS: u64 = 100;
 /// Words of the bitmap looked at in one go, so that the lock is held shortly.
 const SCAN_WORDS: usize = 1024;
 /// Bound: requests made in one go, at a turn of the clock and when an answer arrives.
-const REQUESTS_PER_TURN: u32 = 256;
+pub(super) const REQUESTS_PER_TURN: u32 = 256;
 const REQUESTS_PER_ANSWER: u32 = 4;
 
 impl<S: Storage> Engine<S> {
@@ -116,23 +118,12 @@ impl<S: Storage> Engine<S> {
         } else {
             Change::conn(side).pdsk(Disk::Inconsistent)
         };
-        let now_ms = self.now_ms;
-        let max_buffers = self.link.net.max_buffers;
         let volume_bits = volume.weight();
+        let uses_checksums = side == Conn::SyncTarget && self.wants_checksums(id);
+        self.begin_run(id, volume_bits);
         self.with_volume(id, |volume| {
-            volume.max_buffers = max_buffers;
-            let config = volume.rate_config();
-            let resync = &mut volume.resync;
-            resync.total_bits = volume_bits;
-            resync.failed_bits = 0;
-            resync.position = 0;
-            resync.arrived_sectors = 0;
-            resync.allowance_blocks = 0;
-            resync.next_turn_ms = now_ms;
-            resync.end = ResyncEnd::No;
-            resync.progress = Progress::new(volume_bits, now_ms);
-            resync.started_ms = now_ms;
-            resync.controller = Some(Controller::new(config));
+            volume.resync.position = 0;
+            volume.resync.uses_checksums = uses_checksums;
         });
         if self.change(id, change, Kind::Soft).is_err() {
             return;
@@ -142,6 +133,26 @@ impl<S: Storage> Engine<S> {
         if side == Conn::SyncTarget {
             self.resync_turn(id);
         }
+    }
+
+    /// Everything that a resync or verify run counts starts anew.
+    pub(super) fn begin_run(&mut self, id: VolumeId, total_bits: u64) {
+        let now_ms = self.now_ms;
+        let max_buffers = self.link.net.max_buffers;
+        self.with_volume(id, |volume| {
+            volume.max_buffers = max_buffers;
+            let config = volume.rate_config();
+            let resync = &mut volume.resync;
+            resync.total_bits = total_bits;
+            resync.failed_bits = 0;
+            resync.arrived_sectors = 0;
+            resync.allowance_blocks = 0;
+            resync.next_turn_ms = now_ms;
+            resync.end = ResyncEnd::No;
+            resync.progress = Progress::new(total_bits, now_ms);
+            resync.started_ms = now_ms;
+            resync.controller = Some(Controller::new(config));
+        });
     }
 
     /// P_SYNC_UUID: the source starts. It may be faster than this node, which is still setting its bits: then the
@@ -189,32 +200,29 @@ impl<S: Storage> Engine<S> {
         let weight = volume.weight();
         let resync = &mut volume.resync;
         resync.progress.advance(weight.saturating_sub(resync.failed_bits), now_ms);
-        // The clock may come a little early: better now than a whole turn late.
-        if now_ms + TURN_MS / 4 >= resync.next_turn_ms {
-            resync.next_turn_ms = now_ms + TURN_MS;
-            let arrived = core::mem::take(&mut resync.arrived_sectors);
-            resync.allowance_blocks = resync.controller.as_mut().map_or(0, |controller| controller.turn(arrived));
-        }
+        volume.take_allowance(now_ms);
         self.make_requests(id, REQUESTS_PER_TURN);
         self.check_resync_end(id);
     }
 
     /// An answer made room for more.
     pub(super) fn resync_answered(&mut self, id: VolumeId) {
-        let target = self.volume(id).is_some_and(|volume| volume.state.conn == Conn::SyncTarget);
-        if target && !self.data_queue_is_long() {
-            self.make_requests(id, REQUESTS_PER_ANSWER);
+        let conn = self.volume(id).map(|volume| volume.state.conn).filter(|_| !self.data_queue_is_long());
+        match conn {
+            Some(Conn::SyncTarget) => self.make_requests(id, REQUESTS_PER_ANSWER),
+            Some(Conn::VerifyS) => self.request_digests(id, REQUESTS_PER_ANSWER),
+            _ => {}
         }
     }
 
     fn make_requests(&mut self, id: VolumeId, most: u32) {
+        let discard_granularity_bytes = self.thin_request_bytes(id);
         for _ in 0..most {
             let Some(volume) = self.volume_mut(id) else { return };
-            let room = volume.resync.controller.as_ref().map_or(0, |it| it.room(volume.resync.blocks_in_flight));
             let limits = MergeLimits {
                 max_size_bytes: volume.request_limit_bytes(),
-                budget_blocks: volume.resync.allowance_blocks.min(room),
-                discard_granularity_bytes: 0,
+                budget_blocks: volume.blocks_to_request(),
+                discard_granularity_bytes,
             };
             if limits.budget_blocks == 0 {
                 return;
@@ -236,19 +244,13 @@ impl<S: Storage> Engine<S> {
                 }
             };
             let size_bytes = merge_request(&disk.bitmap, bit, &limits);
-            if size_bytes == 0 || !self.ask_for(id, bit * 8, size_bytes) {
+            if size_bytes == 0 || !self.ask_for(id, PeerKind::Resync, bit * 8, size_bytes) {
                 return;
             }
             let blocks = size_bytes.div_ceil(4096);
             self.with_volume(id, |volume| {
-                let resync = &mut volume.resync;
-                resync.position = bit + u64::from(blocks);
-                resync.requests_in_flight += 1;
-                resync.blocks_in_flight += blocks;
-                resync.allowance_blocks = resync.allowance_blocks.saturating_sub(blocks);
-                if let Some(controller) = resync.controller.as_mut() {
-                    controller.requested(blocks);
-                }
+                volume.resync.position = bit + u64::from(blocks);
+                volume.requested(blocks);
             });
         }
     }
@@ -321,16 +323,22 @@ impl<S: Storage> Engine<S> {
                 volume.close_generations(target);
             }
         }
+        let verify = is_verifying(conn);
         let bits = volume.resync.total_bits;
+        let checked_bits = bits.saturating_sub(volume.verify.left_blocks);
         let seconds = now_ms.saturating_sub(volume.resync.started_ms) / 1000;
         volume.resync.total_bits = 0;
         volume.resync.failed_bits = 0;
         volume.resync.controller = None;
-        self.log(LogLine::ResyncDone { volume: id, source, bits, failed_bits: failed, seconds });
+        if !verify {
+            self.log(LogLine::ResyncDone { volume: id, source, bits, failed_bits: failed, seconds });
+        }
         let _outcome = self.change(id, change, Kind::Soft);
         self.queue_job(id, super::metadata_pipeline::Job::Write(super::metadata_pipeline::Then::Nothing));
         self.sync_metadata(id);
-        if target {
+        if verify {
+            self.verify_finished(id, checked_bits, seconds);
+        } else if target {
             self.call_helper(Helper::AfterResyncTarget, Some(id));
         } else if source {
             self.unfence_if_done(id);
@@ -386,6 +394,7 @@ impl<S: Storage> Engine<S> {
             }
             if !self.data_queue_is_long() {
                 self.resync_turn(id);
+                self.verify_turn(id);
             }
             self.with_volume(id, |volume| {
                 let left = volume.weight().saturating_sub(volume.resync.failed_bits);
@@ -417,6 +426,35 @@ impl<S: Storage> super::Volume<S> {
             c_fill_target_sectors: self.conf.c_fill_target,
             c_max_rate_kib: self.conf.c_max_rate,
             max_buffers: self.max_buffers,
+        }
+    }
+
+    /// A turn of the rate controller, when it is time.
+    pub(super) fn take_allowance(&mut self, now_ms: u64) {
+        let resync = &mut self.resync;
+        // The clock may come a little early: better now than a whole turn late.
+        if now_ms + TURN_MS / 4 >= resync.next_turn_ms {
+            resync.next_turn_ms = now_ms + TURN_MS;
+            let arrived = core::mem::take(&mut resync.arrived_sectors);
+            resync.allowance_blocks = resync.controller.as_mut().map_or(0, |controller| controller.turn(arrived));
+        }
+    }
+
+    /// Blocks that may be asked for now.
+    pub(super) fn blocks_to_request(&self) -> u32 {
+        let resync = &self.resync;
+        let room = resync.controller.as_ref().map_or(0, |controller| controller.room(resync.blocks_in_flight));
+        resync.allowance_blocks.min(room)
+    }
+
+    /// A request for so many blocks has been made.
+    pub(super) fn requested(&mut self, blocks: u32) {
+        let resync = &mut self.resync;
+        resync.requests_in_flight += 1;
+        resync.blocks_in_flight += blocks;
+        resync.allowance_blocks = resync.allowance_blocks.saturating_sub(blocks);
+        if let Some(controller) = resync.controller.as_mut() {
+            controller.requested(blocks);
         }
     }
 

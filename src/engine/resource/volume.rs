@@ -4,6 +4,8 @@
 use super::api::{BackingLimits, Helper};
 use super::metadata_pipeline::Pipeline;
 use super::slots::List;
+use super::verify::Verify;
+use super::Op;
 use crate::activity_log::{self, ActivityLog};
 use crate::bitmap::Bitmap;
 use crate::metadata::layout::Layout;
@@ -253,6 +255,8 @@ pub(super) struct Resync {
     pub(super) receiver: Option<BitmapReceiver>,
     /// Of a source that started before this node was ready; the receiver waits.
     pub(super) early_sync_uuid: Option<u64>,
+    /// The target sends checksums of its own data with its requests.
+    pub(super) uses_checksums: bool,
     /// Blocks the controller allows in the present turn that have not been asked for.
     pub(super) allowance_blocks: u32,
 }
@@ -305,6 +309,7 @@ pub(super) struct Volume<S: Storage> {
     /// The same for writes of a peer without a disk.
     pub(super) peer_log: LogWaiters,
     pub(super) resync: Resync,
+    pub(super) verify: Verify,
     /// Bits set when the UUIDs were last sent.
     pub(super) told_bits: u64,
     /// Limit for resync requests under way, in pages.
@@ -363,8 +368,10 @@ impl<S: Storage> Volume<S> {
                 sender: None,
                 receiver: None,
                 early_sync_uuid: None,
+                uses_checksums: false,
                 allowance_blocks: 0,
             },
+            verify: Verify::NEW,
             told_bits: 0,
             max_buffers: 2048,
             resize: None,
@@ -400,6 +407,17 @@ impl<S: Storage> Volume<S> {
     /// True while a new generation has been made that is not durable yet.
     pub(super) fn generation_pending(&self) -> bool {
         self.generation_version.is_some()
+    }
+
+    /// How a discard of the peer, or of resync, is carried out. What cannot be discarded is zeroed.
+    // spec: state-machine 21.1; wire-protocol 5.2
+    pub(super) fn discard_op(&self) -> Op {
+        let can_discard = self.disk.as_ref().is_some_and(|disk| disk.limits.max_discard_bytes > 0);
+        if can_discard && self.conf.discard_zeroes_if_aligned {
+            Op::Discard
+        } else {
+            Op::WriteZeroes { unmap: true }
+        }
     }
 
     /// Number of bits that differ from the peer.

@@ -62,6 +62,8 @@ pub enum Work {
         /// For `helper_done`.
         ticket: u32,
     },
+    /// The peer named algorithms that are not known: see `wanted_algorithms`.
+    Algorithms,
     /// A resync started or ended: volumes with a resync-after dependency may have to pause or resume.
     ResyncDependencies,
 }
@@ -116,6 +118,9 @@ pub enum LogLine {
     ResyncStarted { volume: VolumeId, source: bool, bits: u64 },
     ResyncDone { volume: VolumeId, source: bool, bits: u64, failed_bits: u64, seconds: u64 },
     HelperRefused { volume: VolumeId, helper: Helper, exit_code: i32 },
+    VerifyStarted { volume: VolumeId, sector: u64 },
+    VerifyFound { volume: VolumeId, sector: u64, sectors: u64 },
+    VerifyDone { volume: VolumeId, bits: u64, differing_bits: u64, seconds: u64 },
     UnknownVolume { number: u16 },
     SizesDiffer { volume: VolumeId, own_sectors: u64, peer_sectors: u64 },
     SizeRefused { volume: VolumeId, own_sectors: u64, offered_sectors: u64 },
@@ -135,6 +140,9 @@ impl LogLine {
             | LogLine::ResyncStarted { volume, .. }
             | LogLine::ResyncDone { volume, .. }
             | LogLine::HelperRefused { volume, .. }
+            | LogLine::VerifyStarted { volume, .. }
+            | LogLine::VerifyFound { volume, .. }
+            | LogLine::VerifyDone { volume, .. }
             | LogLine::SizesDiffer { volume, .. }
             | LogLine::SizeRefused { volume, .. }
             | LogLine::PeerExposedDataDiffers { volume, .. } => Some(volume),
@@ -151,6 +159,7 @@ impl LogLine {
                 | LogLine::Fault { .. }
                 | LogLine::RequestTimeout { .. }
                 | LogLine::HelperRefused { .. }
+                | LogLine::VerifyFound { .. }
                 | LogLine::SizeRefused { .. }
                 | LogLine::PeerExposedDataDiffers { .. }
         )
@@ -204,6 +213,15 @@ impl fmt::Display for LogLine {
             LogLine::HelperRefused { helper, exit_code, .. } => {
                 write!(f, "helper {helper} returned {exit_code}: disconnecting")
             }
+            LogLine::VerifyStarted { sector, .. } => write!(f, "online verify starts at sector {sector}"),
+            LogLine::VerifyFound { sector, sectors, .. } => {
+                write!(f, "out of sync: start={sector}, size={sectors} (sectors)")
+            }
+            LogLine::VerifyDone { bits, differing_bits, seconds, .. } => write!(
+                f,
+                "online verify done: {} KiB in {seconds} s; {differing_bits} blocks of 4 KiB are out of sync",
+                bits.saturating_mul(4)
+            ),
             LogLine::UnknownVolume { number } => {
                 write!(f, "the peer has a volume {number} that is not configured here: ignored")
             }

@@ -3,8 +3,8 @@
 
 use super::{ask, is_success, unless_refused, Answer, Refused, Task, DONE};
 use crate::linux::sock::SockAddr;
-use crate::shell::events;
 use crate::shell::resource::{ConnectionConfig, Resource};
+use crate::shell::{events, hashes};
 use engine::netlink::{DisconnectParms, Nest, NetConf, ParseMode, RetCode};
 use engine::resource::{AdminRequest, AdminResult};
 use engine::state::Conn;
@@ -29,6 +29,7 @@ pub(super) fn connect(task: &mut Task<'_>) -> Answer {
         return Ok(RetCode::NetConfigured.number());
     }
     forget_if_down(&resource);
+    hashes::look_for(&resource, &[net.verify_alg, net.csums_alg]);
     // Before the engine begins: the connection's thread needs it at once.
     resource.config.lock().connection = Some(ConnectionConfig { my_address, peer_address, started: false });
     resource.has_connection.store(true, Relaxed);
@@ -140,6 +141,7 @@ pub(super) fn chg_net_opts(task: &mut Task<'_>) -> Answer {
     }
     unless_refused!(task.parse(&mut *net, ParseMode::Change));
     net.clamp();
+    hashes::look_for(&resource, &[net.verify_alg, net.csums_alg]);
     let result = ask(&resource, AdminRequest::NetOptions { conf: &net });
     task.answer(&result)
 }

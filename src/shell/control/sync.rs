@@ -2,7 +2,7 @@
 //! INVALIDATE, INVAL_PEER, PAUSE_SYNC, RESUME_SYNC, START_OV, NEW_C_UUID.
 
 use super::{ask, unless_refused, Answer, Task};
-use engine::netlink::{NetConf, NewCUuidParms, ParseMode, RetCode, StartOvParms, StateResult};
+use engine::netlink::{NewCUuidParms, ParseMode, RetCode, StartOvParms};
 use engine::resource::{AdminRequest, VolumeId};
 
 #[inline(never)]
@@ -25,17 +25,13 @@ pub(super) fn resume_sync(task: &mut Task<'_>) -> Answer {
     on_volume(task, |volume| AdminRequest::ResumeSync { volume })
 }
 
-/// Verification is not carried out by this version; saying so is better than pretending.
+// spec: netlink 6 START_OV
 #[inline(never)]
 pub(super) fn start_ov(task: &mut Task<'_>) -> Answer {
-    let minor = task.minor()?;
-    unless_refused!(task.parse(&mut StartOvParms::default(), ParseMode::Create));
-    let has_algorithm = |net: &NetConf| !net.verify_alg.is_empty();
-    if !minor.resource.look(|locked| locked.engine.net_conf().is_some_and(has_algorithm)) {
-        return Ok(StateResult::NoVerifyAlg.number());
-    }
-    task.explain("online verification is not available in this version of the module");
-    Ok(StateResult::NotSupported.number())
+    let mut parms = StartOvParms::default();
+    unless_refused!(task.parse(&mut parms, ParseMode::Create));
+    let StartOvParms { ov_start_sector: start_sector, ov_stop_sector: stop_sector, .. } = parms;
+    on_volume(task, |volume| AdminRequest::Verify { volume, start_sector, stop_sector })
 }
 
 #[inline(never)]

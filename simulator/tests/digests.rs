@@ -1,0 +1,465 @@
+//! Whatever needs a look at the data: online verify, checksum-based resync, thin resync.
+
+use engine::netlink::{NetConf, WireProtocol};
+use engine::resource::{AdminRequest, AlgorithmName, Fault, Helper};
+use engine::state::{Conn, Disk};
+use simulator::inspect::UNKNOWN_ALGORITHM;
+use simulator::node::VOLUME;
+use simulator::world::Action;
+use simulator::{Config, World};
+
+const SEEDS: u64 = 4;
+const SECTORS: u64 = 16_384;
+const BLOCKS: u64 = SECTORS / 8;
+const WRITE: Action = Action::Write { fua: false };
+
+fn algorithm(name: &str) -> AlgorithmName {
+    AlgorithmName::from_bytes(name.as_bytes()).unwrap()
+}
+
+/// Runs a scenario with several seeds.
+fn with_config(change: impl Fn(&mut Config), scenario: impl Fn(World)) {
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.internal = false;
+        config.sectors = SECTORS;
+        config.disk.resync_rate = 100_000;
+        config.net.verify_alg = algorithm("crc32c");
+        change(&mut config);
+        scenario(World::new(config));
+    }
+}
+
+/// Node 0 Primary, both UpToDate.
+fn synced(world: &mut World) {
+    for node in 0..2 {
+        assert_eq!(world.attach(node), 101, "attach");
+    }
+    for node in 0..2 {
+        assert_eq!(world.connect(node), 1, "connect");
+    }
+    world.run_until("connected", 10_000, |world| (0..2).all(|node| world.status(node).state.conn == Conn::Connected));
+    assert_eq!(world.admin(0, AdminRequest::Primary { volume: VOLUME, force: true }), 1);
+    up_to_date(world);
+}
+
+#[track_caller]
+fn up_to_date(world: &mut World) {
+    world.run_until("resync", 300_000, |world| {
+        (0..2).all(|node| {
+            let state = world.status(node).state;
+            state.conn == Conn::Connected && state.disk == Disk::UpToDate && state.pdsk == Disk::UpToDate
+        })
+    });
+}
+
+#[track_caller]
+fn nothing_left_over(world: &mut World) {
+    world.run_for_ms(3_000);
+    for node in 0..2 {
+        assert_eq!(world.engine_of(node).usage(), Default::default(), "left over: {}", world.describe());
+    }
+}
+
+#[track_caller]
+fn equal(world: &mut World) {
+    nothing_left_over(world);
+    for node in 0..2 {
+        assert_eq!(world.status(node).bits_out_of_sync, 0, "{}", world.describe());
+    }
+    assert_eq!(world.nodes[0].data.first_difference(&world.nodes[1].data, SECTORS), None, "the halves differ");
+}
+
+fn verify(volume_start: Option<u64>, stop_sector: Option<u64>) -> AdminRequest<'static> {
+    AdminRequest::Verify { volume: VOLUME, start_sector: volume_start, stop_sector }
+}
+
+#[track_caller]
+fn verified(world: &mut World) {
+    world.run_until("verify", 300_000, |world| (0..2).all(|node| world.status(node).state.conn == Conn::Connected));
+    world.run_for_ms(100);
+}
+
+/// Something on a disk changes behind everybody's back.
+fn corrupt(world: &mut World, node: usize, sector: u64) {
+    let stamp = world.nodes[node].data.get(sector) + 1_000_000;
+    world.nodes[node].data.write(sector, &[stamp], true);
+}
+
+fn some_writes(world: &mut World, rounds: u64) {
+    for _ in 0..rounds {
+        for _ in 0..world.random.between(1, 8) {
+            let count = world.random.pick(&[1, 8, 8, 9, 64, 256]);
+            let sector = world.random.below(SECTORS - count);
+            let action = if world.random.percent(10) { Action::Discard } else { WRITE };
+            world.start(0, action, sector, count);
+        }
+        let wait = world.random.below(30);
+        world.run_for_ms(wait);
+    }
+    let open = |world: &World| world.operations.iter().all(|operation| operation.result.is_some() || operation.lost);
+    world.run_until("all operations", 60_000, open);
+    for operation in &world.operations {
+        assert_eq!(operation.result, Some(Ok(())), "{operation:?}");
+    }
+}
+
+fn sent(world: &World, name: &str) -> u64 {
+    world.packets_sent.get(name).copied().unwrap_or(0)
+}
+
+/// Bits set on both nodes.
+#[track_caller]
+fn out_of_sync(world: &World, blocks: u64) {
+    for node in 0..2 {
+        assert_eq!(world.status(node).bits_out_of_sync, blocks, "node {node}: {}", world.describe());
+    }
+}
+
+#[test]
+fn verify_finds_what_differs_and_nothing_else() {
+    for asked in 0..2 {
+        with_config(
+            |_| {},
+            |mut world| {
+                synced(&mut world);
+                some_writes(&mut world, 10);
+                for sector in [0, 9, 17, 800, SECTORS - 1] {
+                    corrupt(&mut world, 1, sector);
+                }
+                assert_eq!(world.admin(asked, verify(None, None)), 1);
+                let conn = [Conn::VerifyS, Conn::VerifyT];
+                let found = [world.status(asked).state.conn, world.status(1 - asked).state.conn];
+                assert_eq!(found, conn);
+                let sync = world.status(asked).sync.unwrap();
+                assert_eq!((sync.total_bits, sync.stop_sector), (BLOCKS, None));
+                verified(&mut world);
+                out_of_sync(&world, 5);
+                assert_eq!(sent(&world, "P_OV_REQUEST"), BLOCKS);
+                assert_eq!(sent(&world, "P_OV_REPLY"), BLOCKS);
+                assert_eq!(sent(&world, "P_OV_RESULT"), BLOCKS);
+                let told = |node| world.helpers.iter().filter(|&&helper| helper == (node, Helper::OutOfSync)).count();
+                assert_eq!([told(0), told(1)], [1, 1]);
+                for node in 0..2 {
+                    let state = world.status(node).state;
+                    assert_eq!((state.disk, state.pdsk), (Disk::UpToDate, Disk::UpToDate));
+                }
+                nothing_left_over(&mut world);
+                assert_eq!(world.faults, []);
+                // The next connect repairs it.
+                assert_eq!(world.admin(1, AdminRequest::Disconnect { force: false }), 101);
+                world.run_for_ms(2000);
+                assert_eq!(world.connect(1), 1);
+                up_to_date(&mut world);
+                equal(&mut world);
+            },
+        );
+    }
+}
+
+#[test]
+fn verify_of_busy_halves_finds_nothing() {
+    for (asked, protocol) in [(0, WireProtocol::C), (1, WireProtocol::C), (0, WireProtocol::A), (1, WireProtocol::A)] {
+        with_config(
+            |config| config.net.wire_protocol = protocol,
+            |mut world| {
+                synced(&mut world);
+                assert_eq!(world.admin(asked, verify(None, None)), 1);
+                let mut rounds = 0;
+                while world.status(asked).state.conn == Conn::VerifyS {
+                    some_writes(&mut world, 5);
+                    rounds += 1;
+                }
+                assert!(rounds > 3, "the run was over too early to tell");
+                verified(&mut world);
+                out_of_sync(&world, 0);
+                assert!(world.helpers.iter().all(|&(_, helper)| helper != Helper::OutOfSync));
+                equal(&mut world);
+                assert_eq!(world.faults, []);
+            },
+        );
+    }
+}
+
+#[test]
+fn verify_starts_and_stops_where_it_is_told() {
+    with_config(
+        |_| {},
+        |mut world| {
+            synced(&mut world);
+            let places = [100, 5000, 12_000];
+            for sector in places {
+                corrupt(&mut world, 1, sector);
+            }
+            // The start is rounded down to a block.
+            assert_eq!(world.admin(0, verify(Some(4007), Some(8000))), 1);
+            assert_eq!(world.status(0).sync.unwrap().stop_sector, Some(8000));
+            verified(&mut world);
+            out_of_sync(&world, 1);
+            assert_eq!(sent(&world, "P_OV_REQUEST"), (8000 - 4000) / 8);
+            // On from there, to the end.
+            assert_eq!(world.admin(0, verify(None, None)), 1);
+            verified(&mut world);
+            out_of_sync(&world, 2);
+            assert_eq!(sent(&world, "P_OV_REQUEST"), (SECTORS - 4000) / 8);
+            // From the beginning.
+            assert_eq!(world.admin(0, verify(None, Some(1))), 1);
+            verified(&mut world);
+            assert_eq!(sent(&world, "P_OV_REQUEST"), (SECTORS - 4000) / 8 + 1);
+            // Beyond the end: the last block. A stop before the start: one block.
+            for (start, stop) in [(SECTORS * 2, None), (800, Some(8))] {
+                let before = sent(&world, "P_OV_REQUEST");
+                assert_eq!(world.admin(0, verify(Some(start), stop)), 1);
+                verified(&mut world);
+                assert_eq!(sent(&world, "P_OV_REQUEST"), before + 1);
+            }
+            out_of_sync(&world, 2);
+            nothing_left_over(&mut world);
+            assert_eq!(world.faults, []);
+        },
+    );
+}
+
+#[test]
+fn verify_survives_a_lost_connection_and_goes_on() {
+    with_config(
+        |config| {
+            config.disk.c_plan_ahead = 0;
+            config.disk.resync_rate = 4000;
+        },
+        |mut world| {
+            synced(&mut world);
+            corrupt(&mut world, 0, 8 * 1000);
+            assert_eq!(world.admin(0, verify(None, None)), 1);
+            world.run_for_ms(600);
+            let asked = sent(&world, "P_OV_RESULT");
+            assert!(asked > 100 && asked < 1000, "{asked}");
+            world.set_network(false);
+            world.run_until("loss noticed", 60_000, |world| {
+                (0..2).all(|node| world.status(node).state.conn == Conn::WFConnection)
+            });
+            world.set_network(true);
+            up_to_date(&mut world);
+            nothing_left_over(&mut world);
+            assert_eq!(world.admin(0, verify(None, None)), 1);
+            let total = world.status(0).sync.unwrap().total_bits;
+            assert!(total <= BLOCKS - asked + 64 && total < BLOCKS, "{total}");
+            verified(&mut world);
+            out_of_sync(&world, 1);
+            nothing_left_over(&mut world);
+        },
+    );
+}
+
+#[test]
+fn verify_is_refused_when_it_cannot_be() {
+    with_config(
+        |config| config.net.verify_alg = AlgorithmName::EMPTY,
+        |mut world| {
+            synced(&mut world);
+            assert_eq!(world.admin(0, verify(None, None)), -14);
+        },
+    );
+    with_config(
+        |_| {},
+        |mut world| {
+            assert_eq!(world.attach(0), 101);
+            assert!(world.admin(0, verify(None, None)) < 1, "no connection");
+            synced_from_attached(&mut world);
+            assert_eq!(world.admin(0, verify(None, None)), 1);
+            assert_eq!(world.admin(1, verify(None, None)), -8);
+            let other = NetConf { verify_alg: algorithm("sha1"), ..world.config.net };
+            world.tell_algorithms(0, &[other.verify_alg]);
+            assert_eq!(world.admin(0, AdminRequest::NetOptions { conf: &other }), 149);
+            verified(&mut world);
+        },
+    );
+}
+
+fn synced_from_attached(world: &mut World) {
+    assert_eq!(world.attach(1), 101, "attach");
+    for node in 0..2 {
+        assert_eq!(world.connect(node), 1, "connect");
+    }
+    world.run_until("connected", 10_000, |world| (0..2).all(|node| world.status(node).state.conn == Conn::Connected));
+    assert_eq!(world.admin(0, AdminRequest::Primary { volume: VOLUME, force: true }), 1);
+    up_to_date(world);
+}
+
+#[test]
+fn unknown_algorithms_are_refused() {
+    for (option, code) in [("csums-alg", 144), ("verify-alg", 146)] {
+        with_config(
+            |config| {
+                let unknown = algorithm(UNKNOWN_ALGORITHM);
+                match option {
+                    "csums-alg" => config.net.csums_alg = unknown,
+                    _ => config.net.verify_alg = unknown,
+                }
+            },
+            |mut world| assert_eq!(world.connect(0), code),
+        );
+    }
+}
+
+#[test]
+fn a_change_of_algorithms_reaches_the_peer() {
+    with_config(
+        |_| {},
+        |mut world| {
+            synced(&mut world);
+            let other = NetConf { verify_alg: algorithm("sha1"), csums_alg: algorithm("md5"), ..world.config.net };
+            assert_eq!(world.admin(0, AdminRequest::NetOptions { conf: &other }), 144);
+            world.tell_algorithms(0, &[other.verify_alg, other.csums_alg]);
+            assert_eq!(world.admin(0, AdminRequest::NetOptions { conf: &other }), 101);
+            world.run_for_ms(1000);
+            let conf = world.engine_of(1).net_conf().unwrap();
+            assert_eq!((conf.verify_alg, conf.csums_alg), (other.verify_alg, other.csums_alg));
+            corrupt(&mut world, 1, 77);
+            assert_eq!(world.admin(1, verify(None, None)), 1);
+            verified(&mut world);
+            out_of_sync(&world, 1);
+            assert_eq!(world.faults, []);
+            // One that only this node has: the peer leaves.
+            let unknown = algorithm(UNKNOWN_ALGORITHM);
+            assert!(world.engine(0, |engine, _| engine.know_algorithm(&unknown, 16)));
+            let other = NetConf { verify_alg: unknown, ..other };
+            assert_eq!(world.admin(0, AdminRequest::NetOptions { conf: &other }), 101);
+            world.run_for_ms(3000);
+            assert_eq!(world.status(1).state.conn, Conn::StandAlone);
+            assert!(world.faults.iter().any(|(node, fault)| *node == 1 && matches!(fault, Fault::Algorithm { .. })));
+        },
+    );
+}
+
+fn with_checksums(config: &mut Config) {
+    config.net.csums_alg = algorithm("sha1");
+}
+
+#[test]
+fn equal_blocks_are_not_sent_again() {
+    for busy in [false, true] {
+        with_config(with_checksums, |mut world| {
+            synced(&mut world);
+            some_writes(&mut world, 10);
+            for sector in [5, 4000, 4001, 9000] {
+                corrupt(&mut world, 1, sector);
+            }
+            world.packets_sent.clear();
+            assert_eq!(world.admin(1, AdminRequest::Invalidate { volume: VOLUME }), 1);
+            if busy {
+                some_writes(&mut world, 20);
+            }
+            up_to_date(&mut world);
+            equal(&mut world);
+            assert_eq!(sent(&world, "P_RS_DATA_REQUEST"), 0);
+            assert!(sent(&world, "P_CSUM_RS_REQUEST") > 0);
+            if !busy {
+                assert!(sent(&world, "P_RS_IS_IN_SYNC") > 0);
+                assert!((1..=4).contains(&sent(&world, "P_RS_DATA_REPLY")), "{:?}", world.packets_sent);
+                let answers = sent(&world, "P_RS_DATA_REPLY") + sent(&world, "P_RS_IS_IN_SYNC");
+                assert_eq!(sent(&world, "P_CSUM_RS_REQUEST"), answers);
+            }
+            assert_eq!(world.faults, []);
+        });
+    }
+}
+
+#[test]
+fn checksums_only_after_a_crash_of_a_primary() {
+    with_config(
+        |config| {
+            with_checksums(config);
+            config.net.csums_after_crash_only = true;
+        },
+        |mut world| {
+            synced(&mut world);
+            world.packets_sent.clear();
+            assert_eq!(world.admin(1, AdminRequest::Invalidate { volume: VOLUME }), 1);
+            up_to_date(&mut world);
+            assert_eq!(sent(&world, "P_CSUM_RS_REQUEST"), 0);
+            assert!(sent(&world, "P_RS_DATA_REQUEST") > 0);
+            // The Primary crashes, the other takes over: now node 0 is the target, with the mark.
+            some_writes(&mut world, 3);
+            world.power_cut(0);
+            world.run_until("loss noticed", 60_000, |world| world.status(1).state.conn == Conn::WFConnection);
+            assert_eq!(world.admin(1, AdminRequest::Primary { volume: VOLUME, force: false }), 1);
+            world.boot(0);
+            world.apply_al(0);
+            world.packets_sent.clear();
+            assert_eq!(world.attach(0), 101);
+            assert_eq!(world.connect(0), 1);
+            up_to_date(&mut world);
+            assert_eq!(sent(&world, "P_RS_DATA_REQUEST"), 0);
+            assert!(sent(&world, "P_CSUM_RS_REQUEST") > 0);
+            equal(&mut world);
+        },
+    );
+}
+
+#[test]
+fn holes_stay_holes() {
+    for busy in [false, true] {
+        with_config(
+            |config| config.disk.rs_discard_granularity = 65_536,
+            |mut world| {
+                for node in 0..2 {
+                    // The target is full of something else, the source has data here and there.
+                    for sector in (0..SECTORS).filter(|sector| node == 1 || sector % 1024 == 3) {
+                        let stamp = 2_000_000 + sector + node as u64 * SECTORS;
+                        world.nodes[node].data.write(sector, &[stamp], true);
+                    }
+                }
+                for node in 0..2 {
+                    assert_eq!(world.attach(node), 101);
+                    assert_eq!(world.connect(node), 1);
+                }
+                world.run_until("connected", 10_000, |world| world.status(0).state.conn == Conn::Connected);
+                assert_eq!(world.admin(0, AdminRequest::Primary { volume: VOLUME, force: true }), 1);
+                if busy {
+                    some_writes(&mut world, 20);
+                }
+                up_to_date(&mut world);
+                equal(&mut world);
+                if !busy {
+                    // 16 of the 128 pieces have data.
+                    assert_eq!(sent(&world, "P_RS_THIN_REQ"), 128, "{:?}", world.packets_sent);
+                    assert_eq!(sent(&world, "P_RS_DEALLOCATED"), 112);
+                    assert_eq!(sent(&world, "P_RS_DATA_REPLY"), 16);
+                }
+                assert!(sent(&world, "P_RS_DEALLOCATED") > 0);
+                assert_eq!(world.faults, []);
+            },
+        );
+    }
+}
+
+#[test]
+fn checksums_and_holes_survive_lost_connections() {
+    for thin in [false, true] {
+        with_config(
+            |config| {
+                if thin {
+                    config.disk.rs_discard_granularity = 16_384;
+                } else {
+                    with_checksums(config);
+                }
+            },
+            |mut world| {
+                synced(&mut world);
+                some_writes(&mut world, 10);
+                assert_eq!(world.admin(1, AdminRequest::Invalidate { volume: VOLUME }), 1);
+                for _ in 0..5 {
+                    let wait = world.random.between(100, 900);
+                    world.run_for_ms(wait);
+                    world.set_network(false);
+                    some_writes(&mut world, 2);
+                    world.run_until("loss noticed", 60_000, |world| world.status(0).state.conn == Conn::WFConnection);
+                    world.set_network(true);
+                }
+                up_to_date(&mut world);
+                equal(&mut world);
+            },
+        );
+    }
+}

@@ -1,0 +1,335 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Online verify: both nodes' data is compared block by block, by digests.
+//!
+//! The node the administrator asked (VerifyS) asks for the digest of one block of 4 KiB after the other, at the rate the
+//! controller allows; the peer (VerifyT) reads and answers; VerifyS then reads its own block, compares, and tells the
+//! result. Both set the bit of a block that differs; nothing is repaired, the next connect resyncs it.
+//!
+//! A block under comparison keeps application writes out on both sides: on VerifyS from the request to the result, on
+//! VerifyT while it reads. VerifyS reads its own block after everything that VerifyT sent before the digest is on the
+//! disk, and before what was sent after it. So a difference is one.
+//! spec: wire-protocol 8.8; state-machine 17.6
+
+use super::api::{Digest, Helper, Inspect, PeerId, VolumeId};
+use super::incoming::Fault;
+use super::outgoing::MetaOut;
+use super::overlaps::Kind;
+use super::peer::check_range;
+use super::slots::{PeerKind, PeerPhase, PeerRequest};
+use super::sync::REQUESTS_PER_TURN;
+use super::work::LogLine;
+use super::{Engine, Volume};
+use crate::state::{Conn, Disk};
+use crate::storage::Storage;
+use crate::wire::command::Command;
+use crate::wire::{BlockAck, BlockRequest, BLOCK_BYTES, ID_IN_SYNC, ID_OUT_OF_SYNC, MAX_DATA_BYTES};
+
+/// Sectors of a block.
+const BLOCK_SECTORS: u64 = 8;
+
+/// A verify run, and what the next one goes on with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Verify {
+    /// First sector of the next run.
+    start_sector: u64,
+    /// The next run ends here; all ones: at the end of the device.
+    stop_sector: u64,
+    /// Next sector to ask for (VerifyS).
+    position: u64,
+    /// Blocks without a result.
+    pub(super) left_blocks: u64,
+    /// The start is known (VerifyT learns it from the first request).
+    started: bool,
+    /// Range out of sync that has been found and not been reported, in sectors: first, number.
+    found: Option<(u64, u64)>,
+}
+
+impl Verify {
+    /// From the start to the end of the device.
+    pub(super) const NEW: Verify =
+        Verify { start_sector: 0, stop_sector: u64::MAX, position: 0, left_blocks: 0, started: false, found: None };
+
+    /// Where the run stops early.
+    pub(super) fn stop_sector(&self) -> Option<u64> {
+        (self.stop_sector != u64::MAX).then_some(self.stop_sector)
+    }
+}
+
+impl<S: Storage> Engine<S> {
+    /// The administrator wants a run: from where, and to where. `None`: where the last one stopped; the end.
+    /// A run that is under way goes on as it is.
+    pub(super) fn plan_verify(&mut self, id: VolumeId, start_sector: Option<u64>, stop_sector: Option<u64>) {
+        let Some(volume) = self.volume_mut(id).filter(|volume| !is_verifying(volume.state.conn)) else { return };
+        if let Some(start) = start_sector {
+            volume.verify.start_sector = start & !(BLOCK_SECTORS - 1);
+        }
+        volume.verify.stop_sector = stop_sector.unwrap_or(u64::MAX);
+    }
+
+    /// The state is VerifyS or VerifyT now.
+    pub(super) fn begin_verify(&mut self, id: VolumeId) {
+        let apv = self.link.apv;
+        let Some(volume) = self.volume_mut(id) else { return };
+        let Some(bits) = volume.disk.as_ref().map(|disk| disk.bitmap.bits()) else { return };
+        let source = volume.state.conn == Conn::VerifyS;
+        let start_bit = match volume.verify.start_sector / BLOCK_SECTORS {
+            start if source && apv >= 90 => start.min(bits.saturating_sub(1)),
+            _ => 0,
+        };
+        let verify = &mut volume.verify;
+        verify.position = start_bit * BLOCK_SECTORS;
+        verify.left_blocks = bits.saturating_sub(start_bit);
+        verify.started = source || apv < 90;
+        verify.found = None;
+        let left_blocks = verify.left_blocks;
+        self.begin_run(id, left_blocks);
+        if source {
+            self.log(LogLine::VerifyStarted { volume: id, sector: start_bit * BLOCK_SECTORS });
+        }
+    }
+
+    /// The run is over: the next one goes on where it stopped. spec: state-machine 8 (8)
+    pub(super) fn remember_verify_position(&mut self, id: VolumeId) {
+        self.with_volume(id, |volume| {
+            let bits = volume.disk.as_ref().map_or(0, |disk| disk.bitmap.bits());
+            volume.verify.start_sector = bits.saturating_sub(volume.verify.left_blocks) * BLOCK_SECTORS;
+        });
+        // What is still under way does not count in the next run.
+        for index in 0..self.peers.capacity() as u16 {
+            let left_over = |slot: &&mut PeerRequest| {
+                slot.phase != PeerPhase::Free && slot.kind == PeerKind::Verify && slot.volume == id
+            };
+            if let Some(slot) = self.peers.at_mut(index).filter(left_over) {
+                slot.orphan = true;
+            }
+        }
+    }
+
+    // VerifyS.
+
+    /// Makes the requests that the rate controller allows in this turn.
+    pub(super) fn verify_turn(&mut self, id: VolumeId) {
+        let now_ms = self.now_ms;
+        let Some(volume) = self.volume_mut(id).filter(|volume| is_verifying(volume.state.conn)) else { return };
+        volume.resync.progress.advance(volume.verify.left_blocks, now_ms);
+        if volume.state.conn != Conn::VerifyS {
+            return;
+        }
+        volume.take_allowance(now_ms);
+        self.request_digests(id, REQUESTS_PER_TURN);
+        self.check_verify_end(id);
+    }
+
+    /// Asks for the digests of so many blocks, as far as the controller allows.
+    pub(super) fn request_digests(&mut self, id: VolumeId, most: u32) {
+        for _ in 0..most {
+            if !self.request_digest(id) {
+                return;
+            }
+        }
+    }
+
+    /// Asks for the digest of the next block. False: not now.
+    fn request_digest(&mut self, id: VolumeId) -> bool {
+        let can_stop = self.can_stop_verify();
+        let Some(volume) = self.volume(id) else { return false };
+        let sector = volume.verify.position;
+        let left_sectors = volume.size_sectors.saturating_sub(sector);
+        if volume.blocks_to_request() == 0 || left_sectors == 0 || volume.verify_stops_at(sector, can_stop) {
+            return false;
+        }
+        let size_bytes = u32::try_from(left_sectors * 512).unwrap_or(u32::MAX).min(BLOCK_BYTES);
+        if !self.ask_for(id, PeerKind::Verify, sector, size_bytes) {
+            return false;
+        }
+        self.with_volume(id, |volume| {
+            volume.verify.position += BLOCK_SECTORS;
+            volume.requested(1);
+        });
+        true
+    }
+
+    /// The peer can be told that a run ends before the end of the device. spec: wire-protocol 3.7
+    fn can_stop_verify(&self) -> bool {
+        self.link.apv >= 97 && self.link.apv != 100
+    }
+
+    /// P_OV_REPLY: the digest of the peer's block.
+    pub(super) fn receive_verify_reply(
+        &mut self,
+        id: VolumeId,
+        reply: &BlockRequest,
+        digest: Digest,
+    ) -> Result<(), Fault> {
+        let unknown = Fault::UnknownReply { sector: reply.sector };
+        let peer = self.asked_for(id, reply.sector).ok_or(unknown)?;
+        let asked =
+            self.peers.get(peer).filter(|slot| slot.kind == PeerKind::Verify && slot.size_bytes == reply.size_bytes);
+        let slot = *asked.ok_or(unknown)?;
+        self.with_volume(id, |volume| volume.resync.arrived_sectors += u64::from(slot.size_bytes / 512));
+        if slot.orphan || self.volume(id).is_none_or(|volume| volume.state.disk <= Disk::Failed) {
+            // Nothing to compare with any more.
+            self.verify_compared(peer, &slot, true);
+            return Ok(());
+        }
+        self.keep_digest(peer, digest);
+        if let Some(slot) = self.peers.get_mut(peer) {
+            slot.phase = PeerPhase::Overlap;
+            slot.inspect = Some(Inspect::VerifyDigest);
+        }
+        self.enter_overlaps(peer, Kind::ResyncWrite, true);
+        Ok(())
+    }
+
+    /// Both digests are known, or there is nothing to compare.
+    pub(super) fn verify_compared(&mut self, peer: PeerId, slot: &PeerRequest, equal: bool) {
+        let id = slot.volume;
+        if !slot.orphan {
+            if !equal {
+                self.verify_found(id, slot.sector, slot.size_bytes);
+            }
+            self.queue_meta(MetaOut::Ack {
+                command: Command::OvResult,
+                volume: id,
+                sector: slot.sector,
+                block_id: if equal { ID_IN_SYNC } else { ID_OUT_OF_SYNC },
+                size_bytes: slot.size_bytes,
+            });
+            self.with_volume(id, |volume| {
+                volume.verify.left_blocks = volume.verify.left_blocks.saturating_sub(1);
+            });
+        }
+        self.leave_overlaps(self.overlap_entry(peer.index, true));
+        self.end_resync_request(peer);
+        self.check_verify_end(id);
+    }
+
+    // VerifyT.
+
+    /// P_OV_REQUEST: the peer wants the digest of a block.
+    pub(super) fn receive_verify_request(&mut self, id: VolumeId, request: &BlockRequest) -> Result<(), Fault> {
+        self.serve_read(id, request, PeerKind::VerifyRead, Some(Inspect::VerifyDigest))?;
+        let Some(volume) = self.volume_mut(id) else { return Ok(()) };
+        let bits = volume.disk.as_ref().map_or(0, |disk| disk.bitmap.bits());
+        if volume.state.conn == Conn::VerifyT && !volume.verify.started {
+            volume.verify.started = true;
+            volume.verify.position = request.sector;
+            let left_blocks = bits.saturating_sub(request.sector / BLOCK_SECTORS);
+            volume.verify.left_blocks = left_blocks;
+            self.begin_run(id, left_blocks);
+            self.log(LogLine::VerifyStarted { volume: id, sector: request.sector });
+        }
+        Ok(())
+    }
+
+    /// The digest for the peer is made. A block that cannot be read has a digest of zeroes.
+    pub(super) fn verify_digest_made(&mut self, peer: PeerId, slot: &PeerRequest, finding: super::Finding) {
+        if slot.orphan {
+            self.end_read(peer, slot.volume);
+            return;
+        }
+        let digest = match finding {
+            super::Finding::Digest(digest) => digest,
+            _ => Digest::zeroes(self.verify_digest_bytes()),
+        };
+        self.keep_digest(peer, digest);
+        // Queued before any later write of the same range: those start only now.
+        self.reply(peer);
+        self.leave_overlaps(self.overlap_entry(peer.index, false));
+    }
+
+    /// P_OV_RESULT: what VerifyS has found.
+    pub(super) fn receive_verify_result(&mut self, id: VolumeId, result: &BlockAck) -> Result<(), Fault> {
+        let sectors = self.volume(id).map_or(0, |volume| volume.size_sectors);
+        check_range(result.sector, result.size_bytes, MAX_DATA_BYTES, sectors)?;
+        if result.block_id == ID_OUT_OF_SYNC {
+            self.verify_found(id, result.sector, result.size_bytes);
+        }
+        self.with_volume(id, |volume| volume.verify.left_blocks = volume.verify.left_blocks.saturating_sub(1));
+        self.check_verify_end(id);
+        Ok(())
+    }
+
+    /// VerifyS has finished, before the end of the device.
+    pub(super) fn peer_finished_verify(&mut self, id: VolumeId) {
+        self.end_verify(id);
+    }
+
+    // Both.
+
+    /// A block differs: its bit is set on both nodes. Neighbours are reported together.
+    fn verify_found(&mut self, id: VolumeId, sector: u64, size_bytes: u32) {
+        self.mark_out_of_sync(id, sector, size_bytes);
+        let sectors = u64::from(size_bytes / 512);
+        let Some(volume) = self.volume_mut(id) else { return };
+        let (merged, report) = match volume.verify.found {
+            Some((first, number)) if first + number == sector => ((first, number + sectors), None),
+            Some((first, number)) if sector + sectors == first => ((sector, number + sectors), None),
+            before => ((sector, sectors), before),
+        };
+        volume.verify.found = Some(merged);
+        self.report_found(id, report);
+    }
+
+    fn report_found(&mut self, id: VolumeId, range: Option<(u64, u64)>) {
+        if let Some((sector, sectors)) = range {
+            self.log(LogLine::VerifyFound { volume: id, sector, sectors });
+        }
+    }
+
+    /// Is the run complete?
+    fn check_verify_end(&mut self, id: VolumeId) {
+        let can_stop = self.can_stop_verify();
+        let Some(volume) = self.volume(id).filter(|volume| is_verifying(volume.state.conn)) else { return };
+        let verify = &volume.verify;
+        let stopped = volume.state.conn == Conn::VerifyS
+            && volume.verify_stops_at(verify.position, can_stop)
+            && volume.resync.requests_in_flight == 0;
+        if verify.left_blocks == 0 || stopped {
+            self.end_verify(id);
+        }
+    }
+
+    /// The last result is on its way to the peer, or has come from it.
+    fn end_verify(&mut self, id: VolumeId) {
+        let Some(volume) = self.volume_mut(id) else { return };
+        if !is_verifying(volume.state.conn) || volume.resync.end != super::volume::ResyncEnd::No {
+            return;
+        }
+        let found = volume.verify.found.take();
+        self.report_found(id, found);
+        self.finish_resync(id);
+    }
+
+    /// The ping at the end of a run has been answered, and the state is Connected again. spec: state-machine 17.6
+    pub(super) fn verify_finished(&mut self, id: VolumeId, checked_bits: u64, seconds: u64) {
+        let Some(volume) = self.volume_mut(id) else { return };
+        let complete = volume.verify.left_blocks == 0;
+        if complete {
+            volume.verify.start_sector = 0;
+        }
+        let differing_bits = volume.weight();
+        self.log(LogLine::VerifyDone { volume: id, bits: checked_bits, differing_bits, seconds });
+        if differing_bits > 0 {
+            self.call_helper(Helper::OutOfSync, Some(id));
+        }
+    }
+
+    /// A request of this node, before it is sent: does the run that it belongs to still go on?
+    pub(super) fn verify_runs(&self, id: VolumeId) -> bool {
+        self.volume(id).is_some_and(|volume| volume.state.conn == Conn::VerifyS)
+    }
+}
+
+impl<S: Storage> Volume<S> {
+    /// The run ends before `sector`; at least one block is compared.
+    fn verify_stops_at(&self, sector: u64, can_stop: bool) -> bool {
+        let first = self.verify.left_blocks == self.resync.total_bits && self.resync.requests_in_flight == 0;
+        can_stop && sector >= self.verify.stop_sector && !first
+    }
+}
+
+/// A verify run is under way.
+pub(super) fn is_verifying(conn: Conn) -> bool {
+    matches!(conn, Conn::VerifyS | Conn::VerifyT)
+}

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The hash algorithms a resource can use, and looking at data with them.
+//!
+//! An algorithm is looked for, which may load a module, in process context and without locks; from then on the
+//! resource keeps it as long as it lives, and the engine knows that it is there.
+
+use super::resource::Resource;
+use crate::linux::hash::Hash;
+use crate::linux::mem::PageChain;
+use engine::netlink::NetConf;
+use engine::resource::{AlgorithmName, Digest, Finding, Inspect};
+use kernel::prelude::*;
+use kernel::str::CString;
+use kernel::sync::Arc;
+
+/// Bound: algorithms of one resource in its life.
+const MAX_HASHES: usize = 16;
+
+/// The algorithms of a resource, by name.
+pub(crate) struct Hashes(KVec<(AlgorithmName, Arc<Hash>)>);
+
+impl Hashes {
+    /// None, with room for all. May sleep.
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub(crate) fn new() -> Result<Hashes> {
+        Ok(Hashes(KVec::with_capacity(MAX_HASHES, GFP_KERNEL)?))
+    }
+
+    fn find(&self, name: &AlgorithmName) -> Option<&Arc<Hash>> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, hash)| hash)
+    }
+
+    /// What `what` needs under this configuration.
+    pub(crate) fn for_inspect(&self, what: Inspect, net: Option<&NetConf>) -> Option<Arc<Hash>> {
+        let net = net?;
+        match what {
+            Inspect::VerifyDigest => self.find(&net.verify_alg).cloned(),
+            Inspect::ChecksumDigest => self.find(&net.csums_alg).cloned(),
+            Inspect::Zeroes => None,
+        }
+    }
+
+    /// Keeps an algorithm as long as there is room.
+    fn keep(&mut self, name: &AlgorithmName, hash: Arc<Hash>) -> bool {
+        self.0.push_within_capacity((*name, hash)).is_ok()
+    }
+}
+
+/// Looks for the algorithms with these names, and tells the engine about those that can be had. May sleep and load
+/// modules.
+pub(crate) fn look_for(resource: &Arc<Resource>, names: &[AlgorithmName]) {
+    for name in names.iter().filter(|name| !name.is_empty()) {
+        if resource.look(|locked| locked.hashes.find(name).is_some()) {
+            continue;
+        }
+        // The name may be followed by nothing else: text without NUL, so the C string is the same.
+        let Ok(text) = CString::try_from_fmt(fmt!("{}", name.as_str())) else { continue };
+        let found = Hash::new(&text).and_then(|hash| Ok(Arc::new(hash, GFP_KERNEL)?));
+        let Ok(hash) = found else { continue };
+        // Whoever looks holds back the others that might: the administrator's lock, or the receiver that waits.
+        resource.look_mut(|locked| {
+            if locked.hashes.keep(name, hash.clone()) {
+                locked.engine.know_algorithm(name, hash.digest_bytes());
+            }
+        });
+    }
+}
+
+/// Finds out about data what the engine wants to know.
+pub(crate) fn inspect(what: Inspect, hash: Option<&Arc<Hash>>, pages: &PageChain) -> Finding {
+    match (what, hash) {
+        (Inspect::Zeroes, _) => Finding::Zeroes(pages.segments().all(|segment| is_zero(segment))),
+        (Inspect::VerifyDigest | Inspect::ChecksumDigest, Some(hash)) => digest(hash, pages),
+        (Inspect::VerifyDigest | Inspect::ChecksumDigest, None) => Finding::Failed,
+    }
+}
+
+fn digest(hash: &Hash, pages: &PageChain) -> Finding {
+    let digest = hash.digest(pages.segments());
+    let digest = digest.ok().and_then(|digest| Digest::new(digest.get(..hash.digest_bytes())?));
+    digest.map_or(Finding::Failed, Finding::Digest)
+}
+
+/// Eight words at a time, which the compiler turns into wide comparisons.
+fn is_zero(data: &[u8]) -> bool {
+    let mut chunks = data.chunks_exact(64);
+    chunks.all(|chunk| chunk.iter().fold(0, |sum, byte| sum | byte) == 0)
+        && chunks.remainder().iter().all(|&byte| byte == 0)
+}
