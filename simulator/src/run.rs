@@ -348,17 +348,20 @@ impl Driver {
             return;
         }
         if !self.world.status(node).has_disk {
-            self.attach(node);
+            let _begun = self.attach(node);
         } else if self.random.percent(50) {
             let force = self.random.percent(20);
             self.ask(node, Asked::Other, AdminRequest::Detach { volume: VOLUME, force });
         }
     }
 
-    fn attach(&mut self, node: usize) {
-        if self.world.start_attach(node).is_ok() {
+    /// False when it was refused at once.
+    fn attach(&mut self, node: usize) -> bool {
+        let begun = self.world.start_attach(node).is_ok();
+        if begun {
             self.asked[node] = Asked::Other;
         }
+        begun
     }
 
     /// Both nodes are connected, and say so of both disks that they are UpToDate.
@@ -475,7 +478,11 @@ impl Driver {
             }
             let status = self.world.status(node);
             if !status.has_disk {
-                self.attach(node);
+                let other = 1 - node;
+                if !self.attach(node) && self.is_primary(other) && self.asked[other] == Asked::Nothing {
+                    // A Primary without good data has shown what this disk does not have: it has to give up first.
+                    self.ask(other, Asked::Other, AdminRequest::Secondary { volume: VOLUME });
+                }
             } else if status.state.conn == Conn::StandAlone {
                 let mut conf = self.world.config.net;
                 let refused = !self.world.refusals.is_empty();

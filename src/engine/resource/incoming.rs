@@ -76,6 +76,7 @@ pub enum Fault {
     DataRefused,
     PeerRebooted,
     PingTimeout,
+    NotDurable,
     MissingSequence { seq: u32 },
     DigestSize { command: Command, found: usize, expected: u8 },
     NotSupported { command: Command },
@@ -129,6 +130,7 @@ impl fmt::Display for Fault {
             Fault::MissingSequence { seq } => {
                 write!(f, "packet {seq} of the peer arrived, but not the acknowledgements that it sent before")
             }
+            Fault::NotDurable => f.write_str("the disk failed before the peer's writes were durable: connecting anew"),
             Fault::DigestSize { command, found, expected } => {
                 write!(f, "{} with a digest of {found} bytes, expected {expected}", command.name())
             }

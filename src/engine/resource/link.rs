@@ -369,6 +369,14 @@ impl<S: Storage> Engine<S> {
         Ok(())
     }
 
+    /// Sending on the data socket makes no progress: is the peer still there? spec: wire-protocol 10.1
+    pub fn ping_wanted(&mut self, now_ms: u64) {
+        self.now_ms = now_ms;
+        if self.link.is_running() && self.link.conn == Conn::WFReportParams && !self.link.ping_outstanding {
+            self.ping();
+        }
+    }
+
     fn ping(&mut self) {
         self.link.ping_outstanding = true;
         self.queue_meta(MetaOut::Ping);

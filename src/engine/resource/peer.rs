@@ -30,8 +30,12 @@ pub(super) struct ReceivedEpoch {
     active: u32,
     /// The barrier that closes it has arrived; the receiver waits.
     barrier: Option<u32>,
+    /// Volumes whose disk has a write of it, one bit each: their caches have to be flushed.
+    written: u64,
     /// Cache flushes under way, before the acknowledgement.
     flushes: u32,
+    /// A disk failed before its cache was flushed: this epoch is never acknowledged.
+    lost: bool,
 }
 
 impl ReceivedEpoch {
@@ -425,6 +429,9 @@ impl<S: Storage> Engine<S> {
             self.disk_failed(slot.volume, DiskError::Write);
         }
         if counted {
+            if slot.result.is_ok() {
+                self.link.received_epoch.written |= 1 << slot.volume.0;
+            }
             self.link.received_epoch.active = self.link.received_epoch.active.saturating_sub(1);
             self.close_received_epoch();
         }
@@ -449,13 +456,14 @@ impl<S: Storage> Engine<S> {
         if epoch.barrier.is_none() || epoch.active > 0 || epoch.flushes > 0 {
             return;
         }
-        for id in self.volume_ids() {
-            let flush = self
-                .volume(id)
-                .is_some_and(|volume| volume.state.disk >= Disk::Inconsistent && volume.conf.disk_flushes);
-            if flush {
-                self.link.received_epoch.flushes += 1;
-                self.submit_local(id, LocalIo::Flush { volume: id });
+        for id in self.volume_ids().filter(|id| epoch.written & (1 << id.0) != 0) {
+            match self.volume(id) {
+                Some(volume) if !volume.conf.disk_flushes => {}
+                Some(volume) if volume.can_flush() => {
+                    self.link.received_epoch.flushes += 1;
+                    self.submit_local(id, LocalIo::Flush { volume: id });
+                }
+                _ => self.link.received_epoch.lost = true,
             }
         }
         if self.link.received_epoch.flushes == 0 {
@@ -471,6 +479,7 @@ impl<S: Storage> Engine<S> {
             self.disk_failed(id, DiskError::Write);
         }
         let epoch = &mut self.link.received_epoch;
+        epoch.lost |= result.is_err();
         if epoch.flushes > 0 {
             epoch.flushes -= 1;
             if epoch.flushes == 0 {
@@ -485,7 +494,10 @@ impl<S: Storage> Engine<S> {
 
     fn acknowledge_epoch(&mut self) {
         let epoch = core::mem::take(&mut self.link.received_epoch);
-        if let Some(number) = epoch.barrier {
+        if epoch.lost && epoch.barrier.is_some() {
+            // Without the acknowledgement the writer keeps in mind what may be missing here.
+            self.fail(Fault::NotDurable, Conn::NetworkFailure);
+        } else if let Some(number) = epoch.barrier {
             self.queue_meta(MetaOut::BarrierAck { number, set_size: epoch.size });
         }
         self.wakes.insert(Wakes::RECEIVER);

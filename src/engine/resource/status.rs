@@ -6,6 +6,7 @@ use super::slots::Local;
 use super::verify::is_verifying;
 use super::volume::Counters;
 use super::Engine;
+use crate::activity_log::Statistics;
 use crate::netlink::{DiskConf, NetConf, ResourceOpts};
 use crate::resync::Figures;
 use crate::state::{Aggregates, Conn, Role, State, Susp};
@@ -192,6 +193,12 @@ impl<S: Storage> Engine<S> {
             backing_sectors: disk.map_or(0, |disk| disk.layout.usable_sectors),
             max_bio_bytes: volume.request_limit_bytes(),
         })
+    }
+
+    /// Of the activity log of an attached disk: slots with references, slots, and counters.
+    pub fn activity_status(&self, id: VolumeId) -> Option<(u32, u32, Statistics)> {
+        let disk = self.volume(id)?.disk.as_ref()?;
+        Some((disk.log.used(), disk.log.extents(), disk.log.statistics()))
     }
 
     /// The state of one volume.

@@ -404,6 +404,11 @@ impl<S: Storage> Volume<S> {
         }
     }
 
+    /// True while the cache of the disk can be flushed, also when the disk has just failed.
+    pub(super) fn can_flush(&self) -> bool {
+        self.disk.as_ref().is_some_and(|disk| disk.release == Release::No)
+    }
+
     /// True while a new generation has been made that is not durable yet.
     pub(super) fn generation_pending(&self) -> bool {
         self.generation_version.is_some()
