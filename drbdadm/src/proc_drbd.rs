@@ -33,7 +33,7 @@ fn version_code_in(text: &str) -> Option<u32> {
     let mut parts = version.split('.');
     for _ in 0..3 {
         let part: u8 = parts.next()?.parse().ok()?;
-        code = code << 8 | u32::from(part);
+        code = (code << 8) | u32::from(part);
     }
     Some(code)
 }

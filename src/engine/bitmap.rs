@@ -848,7 +848,7 @@ mod tests {
             for page in 0..bitmap.page_count() {
                 let mut block = [0xAA; 4096];
                 bitmap.copy_page(page, &mut block);
-                let byte = |bit: usize| block[(bit % 32768) / 8] >> (bit % 8) & 1 == 1;
+                let byte = |bit: usize| (block[(bit % 32768) / 8] >> (bit % 8)) & 1 == 1;
                 let first = page as usize * 32768;
                 for (bit, set) in model.iter().enumerate().skip(first).take(32768) {
                     assert_eq!(byte(bit), *set);

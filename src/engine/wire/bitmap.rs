@@ -479,7 +479,7 @@ mod tests {
 
         fn word(&self, index: u64) -> u64 {
             let bits = &self.0[index as usize * 64..];
-            let inside = bits.iter().take(64).rev().fold(0, |word, &bit| word << 1 | u64::from(bit));
+            let inside = bits.iter().take(64).rev().fold(0, |word, &bit| (word << 1) | u64::from(bit));
             // What lies beyond the end must not reach the wire.
             inside | !valid_bits(self.bit_count(), index)
         }
@@ -491,7 +491,7 @@ mod tests {
         }
 
         fn or_word(&mut self, index: u64, word: u64) {
-            for bit in (0..64).filter(|bit| word >> bit & 1 != 0) {
+            for bit in (0..64).filter(|bit| (word >> bit) & 1 != 0) {
                 self.0[index as usize * 64 + bit] = true;
             }
         }
@@ -515,7 +515,7 @@ mod tests {
 
     fn in_transmission_order(run: u64) -> String {
         let (code, len) = code_word(run).unwrap();
-        (0..len).map(|bit| if code >> bit & 1 != 0 { '1' } else { '0' }).collect()
+        (0..len).map(|bit| if (code >> bit) & 1 != 0 { '1' } else { '0' }).collect()
     }
 
     #[test]
@@ -723,13 +723,13 @@ mod tests {
         assert_eq!(compressed(&[0x02, 0xff]), Err(BitmapError::CodeWord { bit_offset: 0 }));
         assert_eq!(compressed(&[0x72, 0x01]), Err(BitmapError::CodeWord { bit_offset: 0 }), "one bit is no code word");
         // A run of 101 bits, set or clear: level 6, 52 more than its smallest.
-        let code = (52u16 << 6 | 0x1f).to_le_bytes();
+        let code = ((52u16 << 6) | 0x1f).to_le_bytes();
         for first in [0xa2, 0x22] {
             let error = BitmapError::Run { bit_offset: 0, len: 101, bit_count: 100 };
             assert_eq!(compressed(&[first, code[0], code[1]]), Err(error));
         }
         // One of 100 bits is the whole bitmap.
-        let code = (51u16 << 6 | 0x1f).to_le_bytes();
+        let code = ((51u16 << 6) | 0x1f).to_le_bytes();
         assert_eq!(compressed(&[0xa2, code[0], code[1]]), Ok(Progress::Done));
     }
 
