@@ -328,6 +328,12 @@ impl<S: Storage> Engine<S> {
     /// Both nodes have just been created and their disks are declared equal. spec: metadata 6.2 (19)
     fn initial_sync_skipped(&mut self, id: VolumeId) {
         let _outcome = self.change(id, Change::disk(Disk::UpToDate).pdsk(Disk::UpToDate), Kind::Hard);
+        self.with_volume(id, |volume| {
+            // What the peer said before is out of date: the end of a later resync goes by it.
+            if let (Some(peer), Some(disk)) = (volume.peer.uuids.as_mut(), volume.disk.as_ref()) {
+                peer.uuids = disk.uuids();
+            }
+        });
         // A state packet from before may still be on its way to the peer, who would believe it.
         if let Some(state) = self.volume(id).map(|volume| volume.state) {
             self.send_state(id, state);
