@@ -22,7 +22,7 @@ const HOSTILE: &[(&str, &str)] = &[
     ("magic", "0xdeadbeef"),
     ("pad", "padding"),
     ("unknown", "unknown packet 0x7777"),
-    ("unused", "0x0005"),
+    ("unused", "P_BECOME_SYNC_TARGET"),
     ("short", "P_STATE with 2 bytes"),
     ("oversized", "P_STATE with 4294967295 bytes"),
     ("data-huge", "P_DATA with 2147483648 bytes"),

@@ -85,7 +85,7 @@ fn after_features(peer: &mut Peer, case: &str) -> Result<bool> {
                         [&(1_u64 << 40).to_be_bytes()[..], &[0; 8], &4096_u32.to_be_bytes(), &[0; 4]].concat();
                     peer.data(&packet(0, P_DATA_REQUEST, &request))?;
                 }
-                "bitmap" => peer.data(&packet(0, P_BITMAP, &[0xff; 4096]))?,
+                "bitmap" => peer.data(&packet(0, P_BITMAP, &[0xff; 4088]))?,
                 "noise" => peer.data(&noise(65536))?,
                 "truncated" => {
                     peer.data(&header(0, P_DATA, 24 + 4096))?;
@@ -96,7 +96,7 @@ fn after_features(peer: &mut Peer, case: &str) -> Result<bool> {
                 "meta-unknown" => peer.meta(&packet(0, 0x7777, &[]))?,
                 "meta-length" => peer.meta(&header(0, P_WRITE_ACK, 1 << 20))?,
                 "meta-write-ack" => {
-                    let ack = [&8_u64.to_be_bytes()[..], &[0xff; 8], &4096_u32.to_be_bytes(), &[0; 4]].concat();
+                    let ack = [&8_u64.to_be_bytes()[..], &[0x12; 8], &4096_u32.to_be_bytes(), &[0; 4]].concat();
                     peer.meta(&packet(0, P_WRITE_ACK, &ack))?;
                 }
                 "meta-barrier-ack" => peer.meta(&packet(0, P_BARRIER_ACK, &[0x12, 0x34, 0x56, 0x78, 0, 0, 0, 9]))?,
