@@ -99,6 +99,7 @@ struct Driver {
     /// The node whose disk may fail.
     weak: usize,
     asked: [Asked; 2],
+    detached_primary: bool,
     crashes: u64,
     cuts: u64,
 }
@@ -132,7 +133,16 @@ impl Driver {
             ReadBalancing::Striping32K,
         ]);
         let weak = random.below(2) as usize;
-        Driver { world: World::new(config), random, careful, weak, asked: [Asked::Nothing; 2], crashes: 0, cuts: 0 }
+        Driver {
+            world: World::new(config),
+            random,
+            careful,
+            weak,
+            asked: [Asked::Nothing; 2],
+            detached_primary: false,
+            crashes: 0,
+            cuts: 0,
+        }
     }
 
     fn run(&mut self) {
@@ -351,6 +361,7 @@ impl Driver {
             let _begun = self.attach(node);
         } else if self.random.percent(50) {
             let force = self.random.percent(20);
+            self.detached_primary |= self.is_primary(node);
             self.ask(node, Asked::Other, AdminRequest::Detach { volume: VOLUME, force });
         }
     }
@@ -478,10 +489,11 @@ impl Driver {
             }
             let status = self.world.status(node);
             if !status.has_disk {
-                let other = 1 - node;
-                if !self.attach(node) && self.is_primary(other) && self.asked[other] == Asked::Nothing {
+                if !self.attach(node) {
                     // A Primary without good data has shown what this disk does not have: it has to give up first.
-                    self.ask(other, Asked::Other, AdminRequest::Secondary { volume: VOLUME });
+                    for primary in (0..2).filter(|&node| self.is_primary(node)).collect::<Vec<_>>() {
+                        self.ask(primary, Asked::Other, AdminRequest::Secondary { volume: VOLUME });
+                    }
                 }
             } else if status.state.conn == Conn::StandAlone {
                 let mut conf = self.world.config.net;
@@ -513,7 +525,9 @@ impl Driver {
     /// After a split brain: whose changes are given up.
     fn victim(&self) -> usize {
         // A node that met a Primary without disk may have begun a generation before that one refused its old data.
-        let excused = !self.careful || self.world.old_data_refused > 0;
+        // So may one whose consent to the detach of the Primary was lost with the connection. The protocol is like that;
+        // neither of them has written anything.
+        let excused = !self.careful || self.world.old_data_refused > 0 || self.detached_primary;
         assert!(excused, "refused: {:?}", self.world.refusals);
         let complete = |node: usize| self.world.check_acknowledged(node).is_ok();
         usize::from(complete(0) || !complete(1))

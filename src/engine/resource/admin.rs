@@ -51,6 +51,8 @@ pub enum AdminRequest<'a> {
     ResumeIo { volume: VolumeId },
     Outdate { volume: VolumeId },
     NewCurrentUuid { volume: VolumeId, clear_bitmap: bool },
+    /// A volume is about to be removed: the peer is told that it is not connected any more.
+    Part { volume: VolumeId },
     DiskOptions { volume: VolumeId, conf: &'a DiskConf },
     NetOptions { conf: &'a NetConf },
     ResourceOptions { conf: &'a ResourceOpts },
@@ -251,6 +253,7 @@ impl<S: Storage> Engine<S> {
             R::ResumeIo { volume } => self.resume_io(volume),
             R::Outdate { volume } => self.ask(Target::Volume(volume), Change::disk(Disk::Outdated), None),
             R::NewCurrentUuid { volume, clear_bitmap } => self.start_new_current_uuid(volume, clear_bitmap),
+            R::Part { volume } => self.ask(Target::Volume(volume), Change::conn(Conn::WFReportParams), None),
             R::DiskOptions { volume, conf } => self.set_disk_options(volume, conf),
             R::NetOptions { conf } => self.set_net_options(conf),
             R::ResourceOptions { conf } => {
@@ -657,9 +660,9 @@ impl<S: Storage> Engine<S> {
     }
 
     /// A bitmap job of a command is done.
-    pub(super) fn admin_job_done(&mut self, ok: bool) {
-        if let Some(Op::Job { volume }) = self.admin.op {
-            self.with_volume(volume, |volume| volume.holds = volume.holds.saturating_sub(1));
+    pub(super) fn admin_job_done(&mut self, id: VolumeId, ok: bool) {
+        if matches!(self.admin.op, Some(Op::Job { volume }) if volume == id) {
+            self.with_volume(id, |volume| volume.holds = volume.holds.saturating_sub(1));
             self.reopen_gate();
             self.answer(if ok { Outcome::Success.code() } else { RetCode::IoMdDisk.number() });
         }

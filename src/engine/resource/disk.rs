@@ -249,7 +249,7 @@ impl<S: Storage> Engine<S> {
                 let _outcome = self.change(id, Change::conn(Conn::WFSyncUUID), Kind::Hard);
             }
             Then::Detached => self.let_go(id),
-            Then::Admin => self.admin_job_done(true),
+            Then::Admin => self.admin_job_done(id, true),
             Then::Skipped => self.initial_sync_skipped(id),
         }
         // A bitmap may have waited to be sent until all its bits were set.
@@ -267,9 +267,12 @@ impl<S: Storage> Engine<S> {
         let Some(volume) = self.volume(id) else { return };
         match leaving {
             true => self.let_go(id),
-            _ if volume.state.disk == Disk::Attaching => self.abort_attach(id, RetCode::IoMdDisk.number()),
+            _ if volume.state.disk == Disk::Attaching => {
+                self.with_volume(id, |volume| volume.holds = volume.holds.saturating_sub(1));
+                self.abort_attach(id, RetCode::IoMdDisk.number());
+            }
             _ => {
-                self.admin_job_done(false);
+                self.admin_job_done(id, false);
                 self.check_disk_idle(id);
             }
         }
@@ -307,6 +310,8 @@ impl<S: Storage> Engine<S> {
         volume.next_transaction = disk.pipeline.transaction_number();
         volume.negotiated = None;
         volume.generation_version = None;
+        // Jobs that were still queued went with the disk.
+        self.admin_job_done(id, false);
         self.forget_activity(id);
         self.settle_all();
         self.admin_step();
