@@ -472,8 +472,7 @@ impl Driver {
     }
 
     fn in_sync(&self) -> bool {
-        let settled =
-            |node: usize| self.world.status(node).bits_out_of_sync == 0 && self.asked[node] == Asked::Nothing;
+        let settled = |node: usize| self.world.status(node).bits_out_of_sync == 0 && self.asked[node] == Asked::Nothing;
         self.both_good() && settled(0) && settled(1) && self.world.open_operations() == 0
     }
 

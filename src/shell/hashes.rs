@@ -71,7 +71,7 @@ pub(crate) fn look_for(resource: &Arc<Resource>, names: &[AlgorithmName]) {
 /// Finds out about data what the engine wants to know.
 pub(crate) fn inspect(what: Inspect, hash: Option<&Arc<Hash>>, pages: &PageChain) -> Finding {
     match (what, hash) {
-        (Inspect::Zeroes, _) => Finding::Zeroes(pages.segments().all(|segment| is_zero(segment))),
+        (Inspect::Zeroes, _) => Finding::Zeroes(pages.segments().all(is_zero)),
         (Inspect::VerifyDigest | Inspect::ChecksumDigest, Some(hash)) => digest(hash, pages),
         (Inspect::VerifyDigest | Inspect::ChecksumDigest, None) => Finding::Failed,
     }

@@ -527,8 +527,12 @@ mod tests {
         let base = StateInfo { current_state: 0x0001_0002, ..StateInfo::default() };
         let text = old_lines(&event(base)).unwrap();
         assert!(text.starts_with("7 ST 0,r0[0] { cs:StandAlone ro:Secondary/Unknown ds:"), "{text}");
-        let change =
-            StateInfo { sib_reason: SibReason::StateChange, prev_state: Some(2), new_state: Some(2 | (1 << 17)), ..base };
+        let change = StateInfo {
+            sib_reason: SibReason::StateChange,
+            prev_state: Some(2),
+            new_state: Some(2 | (1 << 17)),
+            ..base
+        };
         let text = old_lines(&event(change)).unwrap();
         assert_eq!(
             text.lines().map(|line| line.split(' ').nth(1).unwrap()).collect::<Vec<_>>(),
