@@ -41,6 +41,10 @@ impl Pipe {
 
     /// Puts bytes in, to arrive at `at_us` or later; returns when.
     pub fn send(&mut self, bytes: Vec<u8>, at_us: u64) -> u64 {
+        if self.closed_at_us.is_some() {
+            // It broke; the sender has not been told yet.
+            return at_us;
+        }
         self.bytes += bytes.len();
         let at_us = self.arrival(at_us);
         self.chunks.push_back((at_us, Chunk::Bytes(bytes)));
@@ -49,6 +53,9 @@ impl Pipe {
 
     /// Puts application data in.
     pub fn send_sectors(&mut self, stamps: Vec<Stamp>, at_us: u64) -> u64 {
+        if self.closed_at_us.is_some() {
+            return at_us;
+        }
         self.bytes += stamps.len() * 512;
         let at_us = self.arrival(at_us);
         self.chunks.push_back((at_us, Chunk::Sectors(stamps)));
