@@ -41,6 +41,7 @@ impl Opened {
     /// 104 or 105 when a device cannot be opened, 116 when devices and index do not go together, 111 or 112 when one is
     /// too small, 118 when reading fails.
     // spec: state-machine 13.1 (2..4)
+    #[inline(never)]
     pub(crate) fn open(volume: &Arc<Volume>, conf: &DiskConf) -> Result<Opened, RetCode> {
         let index = MetaIndex::from_i32(conf.meta_dev_idx).ok_or(RetCode::MdIdxInvalid)?;
         let own = Holder::new().map_err(|_| RetCode::Nomem)?;
@@ -84,6 +85,7 @@ impl Opened {
     ///
     /// # Errors
     /// The number for the reply, when it did not begin.
+    #[inline(never)]
     pub(crate) fn begin(&self, volume: &Arc<Volume>, conf: &DiskConf) -> Result<(), i32> {
         let backing = self.describe().ok_or(RetCode::Nomem.number())?;
         let resource = &volume.resource;

@@ -139,6 +139,7 @@ fn run(resource: &Arc<Resource>) {
     resource.wake_link();
 }
 
+#[inline(never)]
 fn establish_and_serve(resource: &Arc<Resource>) {
     let Some((addresses, options)) = configuration(resource) else {
         failed(resource, LinkFailure::LocalAddress);
@@ -160,6 +161,7 @@ fn establish_and_serve(resource: &Arc<Resource>) {
 }
 
 /// A copy of the configuration, so that no lock is held while connecting.
+#[inline(never)]
 fn configuration(resource: &Resource) -> Option<(ConnectionConfig, KBox<NetConf>)> {
     let connection = resource.config.lock().connection?;
     let mut options = KBox::new(NetConf::default(), GFP_KERNEL).ok()?;
@@ -168,6 +170,7 @@ fn configuration(resource: &Resource) -> Option<(ConnectionConfig, KBox<NetConf>
 }
 
 /// From the moment both sockets stand until nobody uses them any more.
+#[inline(never)]
 fn serve(resource: &Arc<Resource>, sockets: &Arc<Sockets>, resolve_conflicts: bool) {
     prepare(sockets);
     resource.engine(|locked| locked.engine.link_up(resolve_conflicts, clock::monotonic_ms()));
@@ -190,6 +193,7 @@ fn serve(resource: &Arc<Resource>, sockets: &Arc<Sockets>, resolve_conflicts: bo
 }
 
 /// Waits until nothing of this link is in flight any more and says so.
+#[inline(never)]
 fn close(resource: &Arc<Resource>) {
     while !resource.engine(|locked| locked.engine.link_drained()) {
         resource.link_event.wait_timeout_ms(LOOK_AGAIN_MS);

@@ -15,6 +15,7 @@ use kernel::sync::Arc;
 
 /// Runs a helper for a volume or, with `None`, for the resource; waits for its end and tells listeners before and
 /// after. Returns its exit code; a program that cannot be started counts as 0.
+#[inline(never)]
 pub(crate) fn run(resource: &Arc<Resource>, helper: Helper, volume: Option<VolumeId>) -> i32 {
     let minor = volume.and_then(|id| resource.config.lock().volume(id).map(|config| config.minor));
     events::tell_helper(resource, helper, volume, None);

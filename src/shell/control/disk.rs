@@ -6,7 +6,7 @@ use super::{ask, is_success, unless_refused, wait_for_result, Answer, Task};
 use crate::shell::backing::Opened;
 use crate::shell::resource::Resource;
 use crate::shell::volume::Volume;
-use crate::shell::{dependencies, Driver};
+use crate::shell::{dependencies, Driver, Minor};
 use engine::netlink::{DetachParms, DiskConf, Nest, ParseMode, ResizeParms, RetCode};
 use engine::resource::{AdminInfo, AdminRequest, AdminResult, VolumeId};
 use kernel::prelude::*;
@@ -20,16 +20,21 @@ pub(super) fn attach(task: &mut Task<'_>) -> Answer {
     if unless_refused!(task.parse(&mut *conf, ParseMode::Create)).is_none() {
         return Ok(task.refuse(RetCode::MandatoryTag, "required attribute missing").0);
     }
-    let after = adjust(&mut conf);
+    attach_with(task, &minor, &mut conf)
+}
+
+#[inline(never)]
+fn attach_with(task: &mut Task<'_>, minor: &Minor, conf: &mut DiskConf) -> Answer {
+    let after = adjust(conf);
     let _admin = minor.resource.admin.lock();
     let Some(volume) = volume_of(&minor.resource, minor.id) else { return Ok(RetCode::MinorInvalid.number()) };
-    let opened = match Opened::open(&volume, &conf) {
+    let opened = match Opened::open(&volume, conf) {
         Ok(opened) => opened,
         Err(code) => return Ok(code.number()),
     };
     // The engine uses the devices as soon as it was asked.
     volume.set_backing(opened.backing());
-    let begun = in_order(task.driver, minor.number, after, || opened.begin(&volume, &conf));
+    let begun = in_order(task.driver, minor.number, after, || opened.begin(&volume, conf));
     let result = match begun {
         Ok(()) => wait_for_result(&minor.resource),
         Err(code) => AdminResult { code, info: AdminInfo::None },
