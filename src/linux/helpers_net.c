@@ -2,8 +2,10 @@
 /*
  * C side of src/linux for sockets, generic netlink, /proc and module parameters; see helpers_net.h.
  */
+#include <linux/bitmap.h>
 #include <linux/bvec.h>
 #include <linux/completion.h>
+#include <linux/cpumask.h>
 #include <linux/jiffies.h>
 #include <linux/module.h>
 #include <linux/moduleparam.h>
@@ -19,6 +21,9 @@
 #include <net/tcp.h>
 
 #include "helpers_net.h"
+
+/* The text of a mask has at most 31 digits of 4 bits. */
+#define DRBD_CPU_MASK_BITS 128U
 
 /* ---- sockets ---- */
 
@@ -441,4 +446,22 @@ void drbd_h_completion_init(struct completion *done)
 void drbd_h_thread_fifo_low(void)
 {
 	sched_set_fifo_low(current);
+}
+
+void drbd_h_thread_set_cpus(const char *text, size_t bytes)
+{
+	DECLARE_BITMAP(wanted, DRBD_CPU_MASK_BITS);
+	cpumask_var_t mask;
+	unsigned int cpu;
+
+	if (!zalloc_cpumask_var(&mask, GFP_KERNEL))
+		return;
+	if (bytes && !bitmap_parse(text, bytes, wanted, DRBD_CPU_MASK_BITS)) {
+		for_each_set_bit(cpu, wanted, min(DRBD_CPU_MASK_BITS, nr_cpu_ids))
+			cpumask_set_cpu(cpu, mask);
+	}
+	if (!cpumask_intersects(mask, cpu_online_mask))
+		cpumask_copy(mask, cpu_possible_mask);
+	set_cpus_allowed_ptr(current, mask);
+	free_cpumask_var(mask);
 }

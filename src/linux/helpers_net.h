@@ -108,5 +108,7 @@ void drbd_h_module_put(void);
 /* Threads. */
 void drbd_h_completion_init(struct completion *done);
 void drbd_h_thread_fifo_low(void);
+/* Lets the current thread run on the processors of a hexadecimal mask; empty, or none of them online: on all. */
+void drbd_h_thread_set_cpus(const char *text, size_t bytes);
 
 #endif

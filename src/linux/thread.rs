@@ -101,6 +101,13 @@ pub(crate) fn set_fifo_low() {
     unsafe { raw::drbd_h_thread_fifo_low() };
 }
 
+/// Lets the current thread run only on the processors of `mask`, hexadecimal digits; on all when it is empty or names
+/// none that is there. Sleeps.
+pub(crate) fn set_cpus(mask: &[u8]) {
+    // SAFETY: the text is readable for its length; changes only the current task.
+    unsafe { raw::drbd_h_thread_set_cpus(mask.as_ptr().cast(), mask.len()) };
+}
+
 /// # Safety
 /// Called once by the kernel, with the `Start` that [`Thread::spawn`] passed.
 unsafe extern "C" fn run<F: FnOnce()>(data: *mut c_void) -> c_int {

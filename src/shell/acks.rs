@@ -8,7 +8,7 @@
 
 use super::connection::{failed, is_running, tenths_ms, Closing, Sockets};
 use super::log::log_info;
-use super::resource::{Locked, Resource};
+use super::resource::{Locked, Processors, Resource};
 use super::sender::{complete, Patience};
 use crate::linux::clock;
 use crate::linux::mem::NoIoScope;
@@ -46,7 +46,10 @@ pub(crate) fn start_receiver(resource: &Arc<Resource>, sockets: &Arc<Sockets>) -
         // spec: wire-protocol 1.1 (reader priority)
         thread::set_fifo_low();
         if receiver.wait_for_handshake().is_ok() {
-            while receiver.packet().is_ok() {}
+            let mut processors = Processors::default();
+            while receiver.packet().is_ok() {
+                processors.follow(&receiver.resource);
+            }
         }
         receiver.sockets.shutdown();
         receiver.resource.wake_link();
@@ -177,7 +180,9 @@ impl AckSender {
     fn run(&mut self) {
         self.sockets.meta.set_send_timeout(tenths_ms(self.sockets.options.timeout));
         let mut sent = None;
+        let mut processors = Processors::default();
         loop {
+            processors.follow(&self.resource);
             let buffer = &mut self.buffer;
             let next = self.resource.engine(|locked| {
                 let now_ms = clock::monotonic_ms();

@@ -3,7 +3,7 @@
 
 use super::connection::{failed, is_running, Closing, Sockets};
 use super::log::log_info;
-use super::resource::{Locked, Resource};
+use super::resource::{Locked, Processors, Resource};
 use crate::linux::clock;
 use crate::linux::mem::PageChain;
 use engine::resource::{Fault, LinkFailure, LinkTask, Next, PeerId, RequestId, PACKET_BUFFER_BYTES};
@@ -29,7 +29,9 @@ pub(crate) fn run(resource: &Arc<Resource>, sockets: &Arc<Sockets>) -> Closing {
         Err(_) => return failed(resource, LinkFailure::DataReceive),
     };
     let mut receiver = Receiver { resource, sockets, body };
+    let mut processors = Processors::default();
     loop {
+        processors.follow(resource);
         if let Err(closing) = receiver.packet() {
             return closing;
         }

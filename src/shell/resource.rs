@@ -20,7 +20,7 @@ use crate::linux::module::ModulePin;
 use crate::linux::sock::SockAddr;
 use crate::linux::storage::KernelStorage;
 use crate::linux::sync::{new_event, new_irq_lock, new_wait_queue, Event, IrqLock, WaitQueue};
-use crate::linux::thread::Thread;
+use crate::linux::thread::{self, Thread};
 use engine::netlink::{ResourceOpts, Text};
 use engine::resource::{
     Engine, TableLimits, VolumeId, Wakes, MAX_PEER_REQUESTS_PER_RESOURCE, MAX_REQUESTS_PER_RESOURCE,
@@ -79,6 +79,8 @@ pub(crate) struct Resource {
     pub(crate) has_connection: Atomic<bool>,
     /// The supervisor has to look at the link.
     pub(crate) link_changed: Atomic<bool>,
+    /// Counts the changes of the option `cpu-mask`.
+    pub(crate) cpu_mask_version: Atomic<i32>,
     /// The worker has to end.
     pub(crate) stopping: Atomic<bool>,
     /// The module stays while there are resources.
@@ -160,6 +162,7 @@ impl Resource {
                 changed <- new_wait_queue!(c"drbd::Resource::changed"),
                 has_connection: Atomic::new(false),
                 link_changed: Atomic::new(false),
+                cpu_mask_version: Atomic::new(1),
                 stopping: Atomic::new(false),
                 module,
             }),
@@ -215,6 +218,14 @@ impl Resource {
         self.shared.supervisor.set();
     }
 
+    /// Has all threads look at the option `cpu-mask`. Those that wait for a packet do so when one comes.
+    pub(crate) fn follow_cpu_mask(&self) {
+        self.cpu_mask_version.add(1, Relaxed);
+        for event in [&self.sender, &self.acks, &self.worker] {
+            event.set();
+        }
+    }
+
     /// Fills the engine's stock of random numbers.
     #[inline(never)]
     pub(crate) fn add_entropy(self: &Arc<Self>) {
@@ -228,6 +239,30 @@ impl Resource {
     pub(crate) fn addresses(&self) -> Option<(SockAddr, SockAddr)> {
         let config = self.config.lock();
         config.connection.as_ref().map(|connection| (connection.my_address, connection.peer_address))
+    }
+}
+
+/// Keeps a thread of a resource on the processors of the option `cpu-mask`.
+#[derive(Default)]
+pub(crate) struct Processors {
+    version: i32,
+}
+
+impl Processors {
+    /// Carries the option out for the current thread if it has changed. Costs next to nothing otherwise.
+    #[inline]
+    pub(crate) fn follow(&mut self, resource: &Resource) {
+        let version = resource.cpu_mask_version.load(Relaxed);
+        if version != self.version {
+            self.version = version;
+            Self::apply(resource);
+        }
+    }
+
+    #[inline(never)]
+    fn apply(resource: &Resource) {
+        let mask = resource.look(|locked| locked.engine.resource_opts().cpu_mask);
+        thread::set_cpus(mask.as_bytes());
     }
 }
 

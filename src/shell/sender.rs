@@ -5,7 +5,7 @@
 use super::connection::{failed, is_running, tenths_ms, Closing, Sockets};
 use super::log::log_info;
 use super::params;
-use super::resource::{Locked, Resource};
+use super::resource::{Locked, Processors, Resource};
 use crate::linux::bio::Lent;
 use crate::linux::clock;
 use crate::linux::mem::{NoIoScope, PageChain};
@@ -62,7 +62,9 @@ impl Sender {
         let timeout_ms = tenths_ms(self.sockets.options.timeout);
         self.sockets.data.set_send_timeout(timeout_ms);
         let mut sent = None;
+        let mut processors = Processors::default();
         loop {
+            processors.follow(&self.resource);
             let buffer = &mut self.buffer;
             let next = self.resource.engine(|locked| {
                 let now_ms = clock::monotonic_ms();
@@ -135,6 +137,8 @@ pub(crate) struct Patience<'a> {
     resource: &'a Arc<Resource>,
     /// Timeouts left; `None`: any number.
     left: Option<u32>,
+    /// Every timeout makes the meta socket find out whether the peer is still there.
+    pings: bool,
 }
 
 impl<'a> Patience<'a> {
@@ -144,12 +148,12 @@ impl<'a> Patience<'a> {
             0 => None,
             count => Some(count),
         };
-        Patience { resource, left }
+        Patience { resource, left, pings: true }
     }
 
     /// On the meta socket the first timeout is the last.
     pub(crate) fn for_meta(resource: &'a Arc<Resource>) -> Self {
-        Patience { resource, left: Some(1) }
+        Patience { resource, left: Some(1), pings: false }
     }
 
     /// A timeout is over.
@@ -162,6 +166,9 @@ impl<'a> Patience<'a> {
             if *left == 0 {
                 return Err(failed(self.resource, LinkFailure::SendTimeout));
             }
+        }
+        if self.pings {
+            self.resource.engine(|locked| locked.engine.ping_wanted(clock::monotonic_ms()));
         }
         Ok(())
     }

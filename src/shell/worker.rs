@@ -3,7 +3,7 @@
 
 use super::control::net;
 use super::log::{log_error, log_info};
-use super::resource::{Resource, VolumeConfig};
+use super::resource::{Processors, Resource, VolumeConfig};
 use super::volume::Volume;
 use super::{events, hashes, helpers};
 use crate::linux::clock;
@@ -11,7 +11,7 @@ use crate::linux::mem::NoIoScope;
 use crate::linux::thread::Thread;
 use core::fmt;
 use engine::bitmap::BitmapTables;
-use engine::resource::{LogLine, Notice, VolumeId, Work};
+use engine::resource::{Helper, LogLine, Notice, VolumeId, Work};
 use engine::state::{Conn, State, Susp};
 use kernel::prelude::*;
 use kernel::sync::atomic::Relaxed;
@@ -42,7 +42,9 @@ pub(crate) fn stop(resource: &Arc<Resource>) {
 
 fn run(resource: &Arc<Resource>) {
     let _no_io = NoIoScope::enter();
+    let mut processors = Processors::default();
     loop {
+        processors.follow(resource);
         while let Some(work) = resource.engine(|locked| locked.engine.poll_work()) {
             carry_out(resource, work);
         }
@@ -54,15 +56,10 @@ fn run(resource: &Arc<Resource>) {
     }
 }
 
+/// What each kind of work needs is on the stack only while it is done.
 fn carry_out(resource: &Arc<Resource>, work: Work) {
     match work {
-        Work::Notice(notice) => {
-            log_notice(resource, &notice);
-            events::tell(resource, &notice);
-            if matches!(notice, Notice::Connection { to: Conn::StandAlone, .. }) {
-                net::forget_if_down(resource);
-            }
-        }
+        Work::Notice(notice) => tell(resource, &notice),
         Work::Log(line) => log(resource, &line),
         Work::Capacity { volume, sectors } => with_volume(resource, volume, |volume| volume.set_capacity(sectors)),
         Work::Resize { volume, sectors } => resize(resource, volume, sectors),
@@ -76,10 +73,7 @@ fn carry_out(resource: &Arc<Resource>, work: Work) {
             // Without a disk it holds up nobody.
             resource.shared.review_dependencies();
         }
-        Work::Helper { helper, volume, ticket } => {
-            let exit_code = helpers::run(resource, helper, volume);
-            resource.engine(|locked| locked.engine.helper_done(ticket, exit_code, clock::monotonic_ms()));
-        }
+        Work::Helper { helper, volume, ticket } => help(resource, helper, volume, ticket),
         Work::Algorithms => {
             let wanted = resource.look(|locked| locked.engine.wanted_algorithms());
             hashes::look_for(resource, &wanted);
@@ -89,7 +83,23 @@ fn carry_out(resource: &Arc<Resource>, work: Work) {
     }
 }
 
+#[inline(never)]
+fn tell(resource: &Arc<Resource>, notice: &Notice) {
+    log_notice(resource, notice);
+    events::tell(resource, notice);
+    if matches!(notice, Notice::Connection { to: Conn::StandAlone, .. }) {
+        net::forget_if_down(resource);
+    }
+}
+
+#[inline(never)]
+fn help(resource: &Arc<Resource>, helper: Helper, volume: Option<VolumeId>, ticket: u32) {
+    let exit_code = helpers::run(resource, helper, volume);
+    resource.engine(|locked| locked.engine.helper_done(ticket, exit_code, clock::monotonic_ms()));
+}
+
 /// Makes a bitmap of the new size without the engine's lock, and drops the old one without it.
+#[inline(never)]
 fn resize(resource: &Arc<Resource>, volume: VolumeId, sectors: u64) {
     let tables = BitmapTables::new(sectors).ok();
     let old = resource.engine(|locked| locked.engine.resize(volume, tables, clock::monotonic_ms()));
@@ -128,6 +138,7 @@ impl fmt::Display for Prefix<'_> {
     }
 }
 
+#[inline(never)]
 fn log(resource: &Resource, line: &LogLine) {
     let prefix = Prefix::new(resource, line.volume());
     if line.is_error() {

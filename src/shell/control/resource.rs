@@ -74,6 +74,7 @@ pub(super) fn resource_opts(task: &mut Task<'_>) -> Answer {
         return Ok(task.refuse(RetCode::InvalidRequest, "the CPU mask is not a hexadecimal number").0);
     }
     let result = ask(&resource, AdminRequest::ResourceOptions { conf: &options });
+    resource.follow_cpu_mask();
     task.answer(&result)
 }
 
