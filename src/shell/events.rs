@@ -18,7 +18,7 @@ use engine::netlink::{
     MINOR_NONE,
 };
 use engine::resource::{Helper, Notice, VolumeId, VolumeStatus};
-use engine::state::State;
+use engine::state::{Conn, State};
 use kernel::prelude::*;
 use kernel::sync::{new_mutex, Mutex};
 
@@ -282,6 +282,19 @@ fn tell_state(resource: &Resource, volume: &VolumeSnapshot, notice: &Notice) {
     }
     let reason = Reason::Change { from, susp_before: *susp_before, to, susp: *susp };
     counters.event(|| event(resource, volume, &reason));
+}
+
+/// A resync goes on; nothing is told of a volume that is not syncing.
+// spec: netlink 9.1
+pub(crate) fn tell_progress(resource: &Resource, id: VolumeId) {
+    let syncs = |state: State| matches!(state.conn, Conn::SyncSource | Conn::SyncTarget);
+    if !resource.look(|locked| locked.engine.volume_state(id).is_some_and(syncs)) {
+        return;
+    }
+    if let Some(volume) = take(resource, id) {
+        let mut counters = resource.shared.events.counters.lock();
+        counters.event(|| event(resource, &volume, &Reason::Progress));
+    }
 }
 
 fn event(resource: &Resource, volume: &VolumeSnapshot, reason: &Reason<'_>) -> Result<Message> {

@@ -195,6 +195,8 @@ pub(crate) enum Reason<'a> {
     Status,
     /// A state changed.
     Change { from: &'a State, susp_before: Susp, to: &'a State, susp: Susp },
+    /// A resync goes on.
+    Progress,
     /// A helper is about to run, or has ended with this wait status.
     Helper { name: &'static str, status: Option<i32> },
 }
@@ -229,6 +231,7 @@ pub(crate) fn state_info(status: &VolumeStatus, reason: &Reason<'_>) -> StateInf
     };
     match reason {
         Reason::Status => {}
+        Reason::Progress => info.sib_reason = SibReason::SyncProgress,
         Reason::Change { from, susp_before, to, susp } => {
             info.sib_reason = SibReason::StateChange;
             info.prev_state = Some(from.word(*susp_before));

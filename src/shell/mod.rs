@@ -41,6 +41,8 @@ use resource::{Name, Resource};
 
 /// The engine's clock step.
 const TICK_MS: u64 = 100;
+/// How often listeners are told how far a resync is.
+const PROGRESS_MS: u64 = 2000;
 /// Pages kept in reserve for data on its way from the network to a disk, or back.
 const RESERVE_PAGES: u16 = 512;
 
@@ -184,7 +186,7 @@ impl Driver {
     /// Gives every resource its clock, and starts and ends connections, until the module goes.
     fn supervise(&self) {
         let _no_io = NoIoScope::enter();
-        let mut last_tick_ms = 0;
+        let (mut last_tick_ms, mut last_progress_ms) = (0, 0);
         while !self.stopping.load(Relaxed) {
             let now_ms = clock::monotonic_ms();
             let tick = now_ms.saturating_sub(last_tick_ms) >= TICK_MS;
@@ -201,6 +203,12 @@ impl Driver {
             }
             if tick {
                 last_tick_ms = now_ms;
+            }
+            if now_ms.saturating_sub(last_progress_ms) >= PROGRESS_MS {
+                last_progress_ms = now_ms;
+                for minor in self.minors() {
+                    events::tell_progress(&minor.resource, minor.id);
+                }
             }
             if idle {
                 self.shared.supervisor.wait();

@@ -7,6 +7,7 @@ use super::{params, Driver, Minor};
 use crate::linux::param;
 use crate::linux::procfs::{ProcFile, Show};
 use core::fmt::{self, Write};
+use engine::activity_log::Statistics;
 use engine::netlink::WireProtocol;
 use engine::resource::{ConnectionStatus, ResourceStatus, SyncStatus, VolumeStatus};
 use engine::resync::Figures;
@@ -107,6 +108,9 @@ fn show_minor(out: &mut dyn Write, minor: &Minor) -> fmt::Result {
         if let Some(sync) = now.volume.sync.filter(|_| is_syncing(state.conn)) {
             show_progress(out, state.conn, &sync)?;
         }
+        if params::proc_details() >= 1 && now.volume.has_disk && state.disk >= Disk::Failed {
+            show_caches(out, minor)?;
+        }
     }
     Ok(())
 }
@@ -149,6 +153,22 @@ fn show_counters(out: &mut dyn Write, now: &Snapshot) -> fmt::Result {
             _ => 'f',
         },
         volume.bits_out_of_sync.saturating_mul(4),
+    )
+}
+
+/// The resync has no cache of extents here, so its line counts nothing.
+// spec: proc-and-sysfs 1.4
+fn show_caches(out: &mut dyn Write, minor: &Minor) -> fmt::Result {
+    let activity = minor.resource.look(|locked| locked.engine.activity_status(minor.id));
+    show_cache(out, "resync", 0, 0, &Statistics::default())?;
+    activity.map_or(Ok(()), |(used, slots, statistics)| show_cache(out, "act_log", used, slots, &statistics))
+}
+
+fn show_cache(out: &mut dyn Write, name: &str, used: u32, slots: u32, statistics: &Statistics) -> fmt::Result {
+    let Statistics { hits, misses, starving, locked, changed } = statistics;
+    writeln!(
+        out,
+        "\t{name}: used:{used}/{slots} hits:{hits} misses:{misses} starving:{starving} locked:{locked} changed:{changed}"
     )
 }
 
