@@ -37,25 +37,67 @@ pub struct Backing<'a> {
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)] // The names are those of the commands.
 pub enum AdminRequest<'a> {
-    Detach { volume: VolumeId, force: bool },
-    Connect { conf: &'a NetConf },
-    Disconnect { force: bool },
-    Primary { volume: VolumeId, force: bool },
-    Secondary { volume: VolumeId },
-    Invalidate { volume: VolumeId },
-    InvalidateRemote { volume: VolumeId },
-    Verify { volume: VolumeId, start_sector: Option<u64>, stop_sector: Option<u64> },
-    PauseSync { volume: VolumeId },
-    ResumeSync { volume: VolumeId },
-    SuspendIo { volume: VolumeId },
-    ResumeIo { volume: VolumeId },
-    Outdate { volume: VolumeId },
-    NewCurrentUuid { volume: VolumeId, clear_bitmap: bool },
+    Detach {
+        volume: VolumeId,
+        force: bool,
+    },
+    Connect {
+        conf: &'a NetConf,
+    },
+    Disconnect {
+        force: bool,
+    },
+    Primary {
+        volume: VolumeId,
+        force: bool,
+    },
+    Secondary {
+        volume: VolumeId,
+    },
+    Invalidate {
+        volume: VolumeId,
+    },
+    InvalidateRemote {
+        volume: VolumeId,
+    },
+    Verify {
+        volume: VolumeId,
+        start_sector: Option<u64>,
+        stop_sector: Option<u64>,
+    },
+    PauseSync {
+        volume: VolumeId,
+    },
+    ResumeSync {
+        volume: VolumeId,
+    },
+    SuspendIo {
+        volume: VolumeId,
+    },
+    ResumeIo {
+        volume: VolumeId,
+    },
+    Outdate {
+        volume: VolumeId,
+    },
+    NewCurrentUuid {
+        volume: VolumeId,
+        clear_bitmap: bool,
+    },
     /// A volume is about to be removed: the peer is told that it is not connected any more.
-    Part { volume: VolumeId },
-    DiskOptions { volume: VolumeId, conf: &'a DiskConf },
-    NetOptions { conf: &'a NetConf },
-    ResourceOptions { conf: &'a ResourceOpts },
+    Part {
+        volume: VolumeId,
+    },
+    DiskOptions {
+        volume: VolumeId,
+        conf: &'a DiskConf,
+    },
+    NetOptions {
+        conf: &'a NetConf,
+    },
+    ResourceOptions {
+        conf: &'a ResourceOpts,
+    },
 }
 
 /// More about a result, in words.

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 //! NEW_MINOR, DEL_MINOR.
 
-use super::{volume_number, Answer, Task, DONE};
+use super::{ask, volume_number, Answer, Task, DONE};
 use crate::linux::clock;
 use crate::shell::events;
 use crate::shell::resource::{Resource, VolumeConfig};
 use crate::shell::volume::Volume;
 use crate::shell::Minor;
 use engine::netlink::{RetCode, MINOR_MAX};
-use engine::resource::VolumeId;
+use engine::resource::{AdminRequest, VolumeId};
+use engine::state::{Conn, Disk, Role, State};
 use kernel::prelude::*;
 use kernel::sync::Arc;
 
@@ -84,6 +85,7 @@ pub(super) fn delete(task: &Task<'_>, resource: &Arc<Resource>, number: u32) -> 
         let found = config.volumes.iter().find(|volume| volume.minor == number);
         found.map(|config| (config.id, config.volume.clone())).ok_or(RetCode::MinorInvalid)?
     };
+    part(resource, id);
     let destroyed = events::VolumeDestroyed::prepare(resource, id);
     resource.engine(|locked| locked.engine.remove_volume(id, clock::monotonic_ms()))?;
     task.driver.directory.lock().remove_minor(number);
@@ -91,4 +93,14 @@ pub(super) fn delete(task: &Task<'_>, resource: &Arc<Resource>, number: u32) -> 
     volume.remove();
     destroyed.tell(resource);
     Ok(())
+}
+
+/// Tells a connected peer that a volume goes, if it may go. The peer is not asked for its consent: it goes anyway.
+// spec: state-machine 22 del-minor
+fn part(resource: &Arc<Resource>, id: VolumeId) {
+    let may_go =
+        |state: State| (state.conn, state.disk, state.role) == (Conn::Connected, Disk::Diskless, Role::Secondary);
+    if resource.look(|locked| locked.engine.volume_state(id).is_some_and(may_go)) {
+        let _ = ask(resource, AdminRequest::Part { volume: id });
+    }
 }
