@@ -288,11 +288,15 @@ static int genl_dump_done(struct netlink_callback *cb)
 	return 0;
 }
 
+/* Threads of the module may outlive the family. */
+static bool genl_registered;
+
 int drbd_h_genl_register(const char *name, u8 version, unsigned int max_attribute, const char *group,
 			 const struct drbd_h_genl_command *commands, unsigned int count,
 			 const struct drbd_h_genl_callbacks *callbacks, void *data)
 {
 	unsigned int i;
+	int err;
 
 	if (count > DRBD_H_GENL_MAX_COMMANDS)
 		return -EINVAL;
@@ -312,17 +316,20 @@ int drbd_h_genl_register(const char *name, u8 version, unsigned int max_attribut
 	genl_family.n_ops = count;
 	genl_callbacks = callbacks;
 	genl_data = data;
-	return genl_register_family(&genl_family);
+	err = genl_register_family(&genl_family);
+	WRITE_ONCE(genl_registered, !err);
+	return err;
 }
 
 void drbd_h_genl_unregister(void)
 {
+	WRITE_ONCE(genl_registered, false);
 	genl_unregister_family(&genl_family);
 }
 
 bool drbd_h_genl_has_listeners(void)
 {
-	return genl_has_listeners(&genl_family, &init_net, 0);
+	return READ_ONCE(genl_registered) && genl_has_listeners(&genl_family, &init_net, 0);
 }
 
 int drbd_h_genl_multicast(const struct drbd_h_genl_message *message, u32 sequence)

@@ -269,8 +269,8 @@ impl Directory {
     }
 }
 
-/// The running driver. Dropping it ends the supervisor; there are no resources any more then, because each of them
-/// keeps the module loaded.
+/// The running driver. Dropping it forgets the resources that are left and ends the supervisor; nothing of them is in
+/// use, because that would keep the module loaded.
 pub(crate) struct Running {
     driver: Arc<Driver>,
     thread: Option<Thread>,
@@ -290,6 +290,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        control::resource::delete_all(&self.driver);
         self.driver.stopping.store(true, Relaxed);
         self.driver.shared.supervisor.set();
         drop(self.thread.take());

@@ -26,6 +26,7 @@ use engine::resource::{
     Engine, TableLimits, VolumeId, Wakes, MAX_PEER_REQUESTS_PER_RESOURCE, MAX_REQUESTS_PER_RESOURCE,
     MAX_VOLUMES_PER_RESOURCE,
 };
+use engine::state::Conn;
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Relaxed};
 use kernel::sync::{new_mutex, Arc, Mutex};
@@ -83,8 +84,9 @@ pub(crate) struct Resource {
     pub(crate) cpu_mask_version: Atomic<i32>,
     /// The worker has to end.
     pub(crate) stopping: Atomic<bool>,
-    /// The module stays while there are resources.
-    module: ModulePin,
+    /// The module stays while something of the resource is, or was, in use.
+    #[pin]
+    module: Mutex<Option<ModulePin>>,
 }
 
 /// What the resource's spinlock protects.
@@ -138,10 +140,9 @@ impl Resource {
     /// A resource without volumes, StandAlone. Its worker is started by [`Resource::start`].
     ///
     /// # Errors
-    /// `ENOMEM`; `EBUSY` while the module is being unloaded.
+    /// `ENOMEM`.
     #[inline(never)]
     pub(crate) fn new(id: u64, name: Name, options: &ResourceOpts, shared: Arc<Shared>) -> Result<Arc<Self>> {
-        let module = ModulePin::new()?;
         let locked = Locked::new(options)?;
         let config = Config { connection: None, volumes: KVec::new() };
         let resource = Arc::pin_init(
@@ -164,7 +165,7 @@ impl Resource {
                 link_changed: Atomic::new(false),
                 cpu_mask_version: Atomic::new(1),
                 stopping: Atomic::new(false),
-                module,
+                module <- new_mutex!(None, "drbd::Resource::module"),
             }),
             GFP_KERNEL,
         )?;
@@ -223,6 +224,31 @@ impl Resource {
         self.cpu_mask_version.add(1, Relaxed);
         for event in [&self.sender, &self.acks, &self.worker] {
             event.set();
+        }
+    }
+
+    /// Keeps the module loaded; called before a disk is attached or a connection is made.
+    ///
+    /// # Errors
+    /// `EBUSY` while the module is being unloaded.
+    pub(crate) fn pin_module(&self) -> Result {
+        let mut module = self.module.lock();
+        if module.is_none() {
+            *module = Some(ModulePin::new()?);
+        }
+        Ok(())
+    }
+
+    /// Lets the module be unloaded if no volume has a disk and there is no connection. Called when attaching or
+    /// connecting may have failed; like the C module, a resource that was in use keeps the module until it is deleted.
+    pub(crate) fn unpin_unused_module(&self) {
+        let unused = self.look(|locked| {
+            let engine = &locked.engine;
+            engine.connection_status().state == Conn::StandAlone
+                && engine.volumes().all(|id| engine.disk_conf(id).is_none())
+        });
+        if unused {
+            *self.module.lock() = None;
         }
     }
 

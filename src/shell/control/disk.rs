@@ -20,13 +20,17 @@ pub(super) fn attach(task: &mut Task<'_>) -> Answer {
     if unless_refused!(task.parse(&mut *conf, ParseMode::Create)).is_none() {
         return Ok(task.refuse(RetCode::MandatoryTag, "required attribute missing").0);
     }
-    attach_with(task, &minor, &mut conf)
+    let _admin = minor.resource.admin.lock();
+    minor.resource.pin_module()?;
+    let answer = attach_with(task, &minor, &mut conf);
+    minor.resource.unpin_unused_module();
+    answer
 }
 
+/// The caller holds `resource.admin`.
 #[inline(never)]
 fn attach_with(task: &mut Task<'_>, minor: &Minor, conf: &mut DiskConf) -> Answer {
     let after = adjust(conf);
-    let _admin = minor.resource.admin.lock();
     let Some(volume) = volume_of(&minor.resource, minor.id) else { return Ok(RetCode::MinorInvalid.number()) };
     let opened = match Opened::open(&volume, conf) {
         Ok(opened) => opened,

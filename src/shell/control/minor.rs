@@ -6,7 +6,7 @@ use crate::linux::clock;
 use crate::shell::events;
 use crate::shell::resource::{Resource, VolumeConfig};
 use crate::shell::volume::Volume;
-use crate::shell::Minor;
+use crate::shell::{Driver, Minor};
 use engine::netlink::{RetCode, MINOR_MAX};
 use engine::resource::{AdminRequest, VolumeId};
 use engine::state::{Conn, Disk, Role, State};
@@ -69,7 +69,7 @@ fn register(task: &Task<'_>, resource: &Arc<Resource>, config: VolumeConfig) -> 
 pub(super) fn del_minor(task: &mut Task<'_>) -> Answer {
     let minor = task.minor()?;
     let _admin = minor.resource.admin.lock();
-    match delete(task, &minor.resource, minor.number) {
+    match delete(task.driver, &minor.resource, minor.number) {
         Ok(()) => DONE,
         Err(code) => Ok(code.number()),
     }
@@ -79,7 +79,7 @@ pub(super) fn del_minor(task: &mut Task<'_>) -> Answer {
 ///
 /// # Errors
 /// 160 when it has a disk or is Primary.
-pub(super) fn delete(task: &Task<'_>, resource: &Arc<Resource>, number: u32) -> Result<(), RetCode> {
+pub(super) fn delete(driver: &Driver, resource: &Arc<Resource>, number: u32) -> Result<(), RetCode> {
     let (id, volume) = {
         let config = resource.config.lock();
         let found = config.volumes.iter().find(|volume| volume.minor == number);
@@ -88,7 +88,7 @@ pub(super) fn delete(task: &Task<'_>, resource: &Arc<Resource>, number: u32) -> 
     part(resource, id);
     let destroyed = events::VolumeDestroyed::prepare(resource, id);
     resource.engine(|locked| locked.engine.remove_volume(id, clock::monotonic_ms()))?;
-    task.driver.directory.lock().remove_minor(number);
+    driver.directory.lock().remove_minor(number);
     resource.config.lock().volumes.retain(|volume| volume.id != id);
     volume.remove();
     destroyed.tell(resource);

@@ -10,7 +10,7 @@ mod disk;
 mod dump;
 mod minor;
 pub(crate) mod net;
-mod resource;
+pub(crate) mod resource;
 mod role;
 mod status;
 mod sync;

@@ -28,6 +28,7 @@ pub(super) fn connect(task: &mut Task<'_>) -> Answer {
     if !is_standalone(&resource) {
         return Ok(RetCode::NetConfigured.number());
     }
+    resource.pin_module()?;
     forget_if_down(&resource);
     hashes::look_for(&resource, &[net.verify_alg, net.csums_alg]);
     // Before the engine begins: the connection's thread needs it at once.
@@ -43,6 +44,7 @@ pub(super) fn connect(task: &mut Task<'_>) -> Answer {
     if is_standalone(&resource) {
         forget(&resource, is_success(result.code));
     }
+    resource.unpin_unused_module();
     task.answer(&result)
 }
 

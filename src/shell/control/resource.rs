@@ -2,8 +2,9 @@
 //! NEW_RESOURCE, RESOURCE_OPTS, DEL_RESOURCE, DOWN.
 
 use super::{ask, disk, minor, net, unless_refused, Answer, Refused, Task, DONE};
+use crate::shell::log::log_error;
 use crate::shell::resource::{Name, Resource};
-use crate::shell::{connection, events, worker};
+use crate::shell::{connection, events, worker, Driver};
 use engine::netlink::{ParseMode, ResourceOpts, RetCode};
 use engine::resource::AdminRequest;
 use kernel::prelude::*;
@@ -89,20 +90,35 @@ pub(super) fn del_resource(task: &mut Task<'_>) -> Answer {
     if !resource.config.lock().volumes.is_empty() {
         return Ok(RetCode::ResInUse.number());
     }
-    delete(task, &resource);
+    delete(task.driver, &resource);
     DONE
 }
 
 /// Ends the threads of a resource without volumes that is StandAlone, and forgets it.
-fn delete(task: &Task<'_>, resource: &Arc<Resource>) {
+fn delete(driver: &Driver, resource: &Arc<Resource>) {
     events::tell_resource_destroyed(resource);
     // The supervisor joins the connection's thread, for which it must still find the resource.
     while !connection::is_gone(resource) {
         resource.wake_link();
         resource.changed.wait_until_timeout_ms(LOOK_AGAIN_MS, || connection::is_gone(resource));
     }
-    task.driver.directory.lock().remove_resource(resource.id);
+    driver.directory.lock().remove_resource(resource.id);
     worker::stop(resource);
+}
+
+/// Forgets all resources, because the module is being unloaded; none of them is in use then, and no more requests come.
+pub(crate) fn delete_all(driver: &Driver) {
+    while let Some(resource) = driver.resource_after(0) {
+        let _admin = resource.admin.lock();
+        let first = || resource.config.lock().volumes.first().map(|volume| volume.minor);
+        while let Some(number) = first() {
+            if minor::delete(driver, &resource, number).is_err() {
+                log_error!("{}: drbd{} is in use while the module goes", resource.name.as_str(), number);
+                return;
+            }
+        }
+        delete(driver, &resource);
+    }
 }
 
 // spec: netlink 6 DOWN
@@ -134,10 +150,10 @@ fn take_down(task: &mut Task<'_>, resource: &Arc<Resource>) -> Result<(), Refuse
         task.step(&result, "failed to detach")?;
     }
     for (_, number) in volumes.iter() {
-        if let Err(code) = minor::delete(task, resource, *number) {
+        if let Err(code) = minor::delete(task.driver, resource, *number) {
             return Err(task.refuse(code, "failed to delete volume"));
         }
     }
-    delete(task, resource);
+    delete(task.driver, resource);
     Ok(())
 }
