@@ -181,6 +181,7 @@ impl<S: Storage> Engine<S> {
             self.with_volume(id, |volume| {
                 volume.resync.start = ResyncStart::No;
                 volume.resync.end = ResyncEnd::No;
+                volume.resync.target_prepares = false;
             });
         }
         let set = effects(old, new, &self.effect_context(id, new));

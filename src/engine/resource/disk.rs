@@ -248,6 +248,7 @@ impl<S: Storage> Engine<S> {
             Then::StartTarget => {
                 let _outcome = self.change(id, Change::conn(Conn::WFSyncUUID), Kind::Hard);
             }
+            Then::SyncTarget => self.target_prepared(id),
             Then::Detached => self.let_go(id),
             Then::Admin => self.admin_job_done(id, true),
             Then::Skipped => self.initial_sync_skipped(id),

@@ -11,15 +11,20 @@
 //!   that evicts them;
 //! * bitmap pages that changed are on the disk before a superblock without PRIMARY_IND is: from then on a crash does not
 //!   make the activity log stand in for them;
+//! * before anything is written that says that blocks are in sync, the data disk's cache is flushed: bits cleared by a
+//!   resync stay in core until then, and while pages are on their way no bit is cleared by data that is in the cache;
+//!   with external meta data also before extents are evicted and before PRIMARY_IND goes (internal meta data is written
+//!   with PREFLUSH to the same disk);
 //! * FULL_SYNC is durable before all bits are set, and cleared only after the bitmap is written;
 //! * new UUIDs are durable before they are communicated: packets carry the superblock version they wait for.
 
 use super::api::{IoResult, MetadataIo, VolumeId, Wakes};
-use super::volume::{AttachedDisk, DiskError, Release};
+use super::volume::{AttachedDisk, DiskError, FlushFor, Release};
 use super::Engine;
 use crate::bitmap::Pages;
 use crate::metadata::superblock::{Magic, MetaFlags};
 use crate::metadata::{Block, BLOCK_BYTES};
+use crate::netlink::DiskConf;
 use crate::storage::Storage;
 
 /// What happens when a bitmap job is done.
@@ -33,6 +38,8 @@ pub(super) enum Then {
     StartTarget,
     /// The disk is released.
     Detached,
+    /// The resync starts, this node being the target.
+    SyncTarget,
     /// The administrator's command is finished.
     Admin,
     /// The bitmap was cleared because the initial sync is skipped.
@@ -56,6 +63,12 @@ pub(super) enum Job {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Current {
     Idle,
+    /// The data disk's cache is being flushed; then the transaction that was begun, or whatever comes first.
+    DataFlush {
+        transaction: bool,
+    },
+    /// It has been flushed; the next operation is chosen.
+    DataFlushed,
     Superblock(u32),
     /// Bitmap pages of the extents that the transaction evicts.
     EvictedPages,
@@ -83,6 +96,8 @@ enum Event {
 
 enum Step {
     Io(MetadataIo),
+    /// Flush the data disk.
+    Flush,
     Event(Event),
     Wait,
 }
@@ -101,6 +116,8 @@ pub(super) struct Pipeline {
     /// PRIMARY_IND of the superblock on the disk, and of the one on its way there.
     primary_on_disk: bool,
     primary_written: bool,
+    /// Bits were cleared because of data that may still be in the disk's cache.
+    unflushed_clears: bool,
     transaction_wanted: bool,
     transaction_number: u32,
     jobs: [Option<Job>; MAX_JOBS],
@@ -117,6 +134,7 @@ impl Pipeline {
             durable: 0,
             primary_on_disk,
             primary_written: primary_on_disk,
+            unflushed_clears: false,
             transaction_wanted: false,
             transaction_number,
             jobs: [None; MAX_JOBS],
@@ -190,12 +208,19 @@ impl Pipeline {
 }
 
 impl<S: Storage> AttachedDisk<S> {
-    fn step(&mut self, size_sectors: u64, durable_writes: bool, buffer: &mut Block) -> Step {
-        if self.pipeline.current == Current::Idle && !self.choose() {
+    fn step(&mut self, size_sectors: u64, conf: &DiskConf, buffer: &mut Block) -> Step {
+        let durable_writes = conf.md_flushes;
+        if matches!(self.pipeline.current, Current::Idle | Current::DataFlushed) && !self.choose(conf.disk_flushes) {
+            self.pipeline.current = Current::Idle;
             return Step::Wait;
         }
         match self.pipeline.current {
-            Current::Idle => Step::Wait,
+            Current::Idle | Current::DataFlushed => Step::Wait,
+            Current::DataFlush { .. } if self.pipeline.in_flight > 0 => Step::Wait,
+            Current::DataFlush { .. } => {
+                self.pipeline.in_flight = 1;
+                Step::Flush
+            }
             Current::Superblock(_) | Current::FullSync { .. } => {
                 if self.pipeline.in_flight > 0 {
                     return Step::Wait;
@@ -246,10 +271,19 @@ impl<S: Storage> AttachedDisk<S> {
     }
 
     /// Picks the next operation. The superblock goes first: its PRIMARY_IND gives the activity log its meaning.
-    fn choose(&mut self) -> bool {
+    fn choose(&mut self, flushes: bool) -> bool {
+        let flushed = self.pipeline.current == Current::DataFlushed || !flushes;
+        let external = !self.layout.index.is_internal();
         self.pipeline.failed = false;
         let demotes = self.pipeline.primary_on_disk && !self.superblock.flags.contains(MetaFlags::PRIMARY_IND);
-        if demotes && self.bitmap.next_page_to_write(Pages::Changed).is_some() {
+        let pages_first = demotes && self.bitmap.next_page_to_write(Pages::Changed).is_some();
+        let without_transaction = pages_first || self.pipeline.is_dirty() || !self.pipeline.transaction_wanted;
+        let something = pages_first || self.pipeline.is_dirty() || self.pipeline.jobs.iter().any(Option::is_some);
+        let flush = self.pipeline.unflushed_clears || (demotes && external);
+        if !flushed && flush && without_transaction && something {
+            self.pipeline.unflushed_clears = false;
+            self.pipeline.current = Current::DataFlush { transaction: false };
+        } else if pages_first {
             self.pipeline.current = Current::Pages(Job::Write(Then::Nothing));
         } else if self.pipeline.is_dirty() {
             self.pipeline.current = Current::Superblock(self.pipeline.version);
@@ -258,10 +292,15 @@ impl<S: Storage> AttachedDisk<S> {
             if !self.log.start_transaction() {
                 return false;
             }
+            let mut evicts = false;
             for extent in self.log.evicted_extents() {
                 self.bitmap.hint_extent(extent);
+                evicts = true;
             }
-            self.pipeline.current = Current::EvictedPages;
+            let flush = flushes && (self.pipeline.unflushed_clears || (evicts && external));
+            self.pipeline.current =
+                if flush { Current::DataFlush { transaction: true } } else { Current::EvictedPages };
+            self.pipeline.unflushed_clears &= !flush;
         } else {
             match self.pipeline.take_job() {
                 None => return false,
@@ -344,7 +383,33 @@ impl<S: Storage> AttachedDisk<S> {
             }
             Current::Pages(job) => Step::Event(Event::JobDone(job)),
             Current::Load { .. } => Step::Event(Event::JobDone(Job::Load)),
-            Current::Idle | Current::EvictedPages => Step::Wait,
+            Current::Idle | Current::EvictedPages | Current::DataFlush { .. } | Current::DataFlushed => Step::Wait,
+        }
+    }
+
+    /// The data disk has been flushed, or could not be: then nothing is known to be in sync.
+    fn data_flushed(&mut self, ok: bool) {
+        self.pipeline.in_flight = 0;
+        if !ok {
+            self.bitmap.set_all();
+        }
+        self.pipeline.current = match self.pipeline.current {
+            Current::DataFlush { transaction: true } => Current::EvictedPages,
+            Current::DataFlush { transaction: false } => Current::DataFlushed,
+            current => current,
+        };
+    }
+
+    /// Data was written that is the same as the peer's. While pages are being written the bits stay: they would be
+    /// cleared on the disk before the data is durable. The resync comes back to them.
+    pub(super) fn written_in_sync(&mut self, sector: u64, size_bytes: u32) {
+        let writing = matches!(
+            self.pipeline.current,
+            Current::DataFlush { .. } | Current::DataFlushed | Current::EvictedPages | Current::Pages(_)
+        );
+        if !writing {
+            self.bitmap.clear_range_sectors(sector, size_bytes);
+            self.pipeline.unflushed_clears = true;
         }
     }
 }
@@ -356,14 +421,16 @@ impl<S: Storage> Engine<S> {
         loop {
             let volume = self.volume_mut(id)?;
             let size_sectors = volume.size_sectors;
-            let durable = volume.conf.md_flushes;
-            let Volume { disk, log, peer_log, counters, .. } = volume;
+            let Volume { disk, log, peer_log, counters, conf, .. } = volume;
             // Once the owner has been told to close the devices, they are not touched any more.
             let disk = disk.as_mut().filter(|disk| disk.release != Release::Releasing)?;
             let before = disk.pipeline.current;
-            let step = disk.step(size_sectors, durable, buffer);
-            if before == Current::Idle && matches!(disk.pipeline.current, Current::EvictedPages | Current::Transaction)
-            {
+            let step = disk.step(size_sectors, conf, buffer);
+            let begun = matches!(
+                disk.pipeline.current,
+                Current::EvictedPages | Current::Transaction | Current::DataFlush { transaction: true }
+            );
+            if begun && matches!(before, Current::Idle | Current::DataFlushed) {
                 log.begin_transaction();
                 peer_log.begin_transaction();
             }
@@ -375,6 +442,7 @@ impl<S: Storage> Engine<S> {
                     return Some(io);
                 }
                 Step::Event(event) => self.metadata_event(id, event),
+                Step::Flush => self.submit_flush(id, FlushFor::Metadata),
                 Step::Wait => {
                     let again = self.volume(id)?.disk.as_ref().is_some_and(|disk| {
                         matches!(disk.pipeline.current, Current::FullSync { .. }) && disk.pipeline.in_flight == 0
@@ -408,6 +476,12 @@ impl<S: Storage> Engine<S> {
         self.check_disk_idle(id);
     }
 
+    /// The data disk has been flushed for the sake of the meta data.
+    pub(super) fn metadata_flushed(&mut self, id: VolumeId, ok: bool) {
+        self.with_disk(id, |disk| disk.data_flushed(ok));
+        self.wakes.insert(Wakes::METADATA);
+    }
+
     fn metadata_event(&mut self, id: VolumeId, event: Event) {
         match event {
             Event::SuperblockDurable(_) => self.superblock_durable(id),
@@ -437,8 +511,9 @@ impl<S: Storage> Engine<S> {
         if durable && volume.generation_version.take().is_some() {
             self.settle_all();
         }
-        // Packets may have waited for it.
+        // Packets may have waited for it, and the first requests of a resync.
         self.wakes.insert(Wakes::DATA_SENDER);
+        self.resync_turn(id);
         self.admin_step();
     }
 

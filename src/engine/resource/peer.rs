@@ -13,7 +13,7 @@ use super::link::SequenceWait;
 use super::outgoing::{DataOut, MetaOut};
 use super::overlaps::Kind;
 use super::slots::{List, PeerKind, PeerPhase};
-use super::volume::{Begin, DiskError};
+use super::volume::{Begin, DiskError, FlushFor};
 use super::Engine;
 use crate::state::{Conn, Disk};
 use crate::storage::Storage;
@@ -402,7 +402,7 @@ impl<S: Storage> Engine<S> {
             self.mark_out_of_sync(slot.volume, slot.sector, slot.size_bytes);
             Some(Command::NegAck)
         } else if in_sync && self.wants_write_ack(slot.flags) {
-            self.mark_in_sync(slot.volume, slot.sector, slot.size_bytes);
+            self.written_in_sync(slot.volume, slot.sector, slot.size_bytes);
             Some(Command::RsWriteAck)
         } else {
             self.wants_write_ack(slot.flags).then_some(Command::WriteAck)
@@ -440,6 +440,11 @@ impl<S: Storage> Engine<S> {
         }
     }
 
+    /// What was just written here is what the peer has. spec: metadata 5.2
+    fn written_in_sync(&mut self, id: VolumeId, sector: u64, size_bytes: u32) {
+        self.with_disk(id, |disk| disk.written_in_sync(sector, size_bytes));
+    }
+
     /// P_BARRIER. spec: wire-protocol 3.6
     pub(super) fn receive_barrier(&mut self, number: u32) {
         if self.link.received_epoch.size == 0 {
@@ -461,7 +466,7 @@ impl<S: Storage> Engine<S> {
                 Some(volume) if !volume.conf.disk_flushes => {}
                 Some(volume) if volume.can_flush() => {
                     self.link.received_epoch.flushes += 1;
-                    self.submit_local(id, LocalIo::Flush { volume: id });
+                    self.submit_flush(id, FlushFor::Barrier);
                 }
                 _ => self.link.received_epoch.lost = true,
             }
@@ -471,13 +476,39 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// A flush for a barrier is done.
+    /// Has the cache of a data disk flushed.
+    pub(super) fn submit_flush(&mut self, id: VolumeId, purpose: FlushFor) {
+        self.with_volume(id, |volume| {
+            if let Some(place) = volume.flushes.iter_mut().find(|place| place.is_none()) {
+                *place = Some(purpose);
+            }
+        });
+        self.submit_local(id, LocalIo::Flush { volume: id });
+    }
+
+    /// A flush is done.
     pub fn flush_done(&mut self, id: VolumeId, result: IoResult, now_ms: u64) {
         self.now_ms = now_ms;
-        self.with_volume(id, |volume| volume.lower_pending = volume.lower_pending.saturating_sub(1));
+        let Some(volume) = self.volume_mut(id) else { return };
+        volume.lower_pending = volume.lower_pending.saturating_sub(1);
+        let [first, _] = &mut volume.flushes;
+        let purpose = first.take();
+        volume.flushes.rotate_left(1);
         if result.is_err() {
             self.disk_failed(id, DiskError::Write);
         }
+        match purpose {
+            Some(FlushFor::Barrier) => self.barrier_flushed(result),
+            Some(FlushFor::Metadata) => self.metadata_flushed(id, result.is_ok()),
+            None => {}
+        }
+        self.check_disk_idle(id);
+        if self.link.is_closing() {
+            self.wakes.insert(Wakes::LINK);
+        }
+    }
+
+    fn barrier_flushed(&mut self, result: IoResult) {
         let epoch = &mut self.link.received_epoch;
         epoch.lost |= result.is_err();
         if epoch.flushes > 0 {
@@ -485,10 +516,6 @@ impl<S: Storage> Engine<S> {
             if epoch.flushes == 0 {
                 self.acknowledge_epoch();
             }
-        }
-        self.check_disk_idle(id);
-        if self.link.is_closing() {
-            self.wakes.insert(Wakes::LINK);
         }
     }
 
@@ -720,7 +747,7 @@ impl<S: Storage> Engine<S> {
 
     fn resync_write_done(&mut self, peer: PeerId, slot: &super::slots::PeerRequest) {
         if slot.result.is_ok() {
-            self.mark_in_sync(slot.volume, slot.sector, slot.size_bytes);
+            self.written_in_sync(slot.volume, slot.sector, slot.size_bytes);
         } else {
             self.resync_failed(slot.volume, slot.sector, slot.size_bytes);
         }

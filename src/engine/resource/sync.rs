@@ -9,6 +9,7 @@
 use super::api::{Helper, VolumeId, Wakes};
 use super::change::Kind;
 use super::incoming::Fault;
+use super::metadata_pipeline::{Job, Then};
 use super::outgoing::Control;
 use super::slots::PeerKind;
 use super::verify::is_verifying;
@@ -128,6 +129,9 @@ impl<S: Storage> Engine<S> {
         if self.change(id, change, Kind::Soft).is_err() {
             return;
         }
+        self.with_volume(id, |volume| {
+            volume.resync.start_version = volume.disk.as_ref().map(|disk| disk.pipeline.version());
+        });
         self.log(LogLine::ResyncStarted { volume: id, source: side == Conn::SyncSource, bits: volume_bits });
         self.sync_metadata(id);
         if side == Conn::SyncTarget {
@@ -184,6 +188,17 @@ impl<S: Storage> Engine<S> {
             disk.set_current(uuid, primary);
             disk.set_bitmap_uuid(0);
             volume.exposed_uuid = uuid;
+            // The source forgets a block when it is acknowledged: the bitmap has to be on the disk before.
+            volume.resync.target_prepares = true;
+            self.queue_job(id, Job::Write(Then::SyncTarget));
+        }
+    }
+
+    /// The bitmap of the target is on the disk.
+    pub(super) fn target_prepared(&mut self, id: VolumeId) {
+        let Some(volume) = self.volume_mut(id) else { return };
+        let expected = matches!(volume.state.conn, Conn::WFSyncUUID | Conn::Behind);
+        if core::mem::take(&mut volume.resync.target_prepares) && expected {
             self.prepare_resync(id, Conn::SyncTarget);
         }
     }
@@ -217,6 +232,9 @@ impl<S: Storage> Engine<S> {
 
     fn make_requests(&mut self, id: VolumeId, most: u32) {
         let discard_granularity_bytes = self.thin_request_bytes(id);
+        if !self.volume(id).is_some_and(super::Volume::start_is_durable) {
+            return;
+        }
         for _ in 0..most {
             let Some(volume) = self.volume_mut(id) else { return };
             let limits = MergeLimits {
@@ -334,7 +352,7 @@ impl<S: Storage> Engine<S> {
             self.log(LogLine::ResyncDone { volume: id, source, bits, failed_bits: failed, seconds });
         }
         let _outcome = self.change(id, change, Kind::Soft);
-        self.queue_job(id, super::metadata_pipeline::Job::Write(super::metadata_pipeline::Then::Nothing));
+        self.queue_job(id, Job::Write(Then::Nothing));
         self.sync_metadata(id);
         if verify {
             self.verify_finished(id, checked_bits, seconds);
@@ -417,6 +435,12 @@ impl<S: Storage> Engine<S> {
 }
 
 impl<S: Storage> super::Volume<S> {
+    /// The superblock says by now that this disk is being overwritten.
+    fn start_is_durable(&self) -> bool {
+        let disk = self.disk.as_ref();
+        disk.is_some_and(|disk| self.resync.start_version.is_none_or(|version| disk.pipeline.is_durable(version)))
+    }
+
     /// What the rate controller goes by.
     pub(super) fn rate_config(&self) -> RateConfig {
         RateConfig {

@@ -89,6 +89,15 @@ pub(super) struct AttachedDisk<S: Storage> {
     pub(super) release: Release,
 }
 
+/// What a flush of the data disk is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FlushFor {
+    /// The acknowledgement of a barrier.
+    Barrier,
+    /// Meta data is going to be written.
+    Metadata,
+}
+
 /// How a disk is let go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Release {
@@ -253,6 +262,10 @@ pub(super) struct Resync {
     /// The bitmap as it is being sent and received.
     pub(super) sender: Option<BitmapSender>,
     pub(super) receiver: Option<BitmapReceiver>,
+    /// This node is the target and writes the bitmap it is going to work off.
+    pub(super) target_prepares: bool,
+    /// Nothing is asked for before this version of the superblock is durable: it tells that this disk is Inconsistent.
+    pub(super) start_version: Option<u32>,
     /// Of a source that started before this node was ready; the receiver waits.
     pub(super) early_sync_uuid: Option<u64>,
     /// The target sends checksums of its own data with its requests.
@@ -314,6 +327,9 @@ pub(super) struct Volume<S: Storage> {
     pub(super) told_bits: u64,
     /// Limit for resync requests under way, in pages.
     pub(super) max_buffers: u32,
+    /// Flushes of the data disk under way, oldest first; at most one of each kind. The one that completes first is taken
+    /// for the oldest: it covers all that the oldest would have covered, and when the last is done so is its own.
+    pub(super) flushes: [Option<FlushFor>; 2],
     /// Waits for the owner's tables.
     pub(super) resize: Option<super::meeting::PendingResize>,
 }
@@ -367,6 +383,8 @@ impl<S: Storage> Volume<S> {
                 next_turn_ms: 0,
                 sender: None,
                 receiver: None,
+                target_prepares: false,
+                start_version: None,
                 early_sync_uuid: None,
                 uses_checksums: false,
                 allowance_blocks: 0,
@@ -374,6 +392,7 @@ impl<S: Storage> Volume<S> {
             verify: Verify::NEW,
             told_bits: 0,
             max_buffers: 2048,
+            flushes: [None; 2],
             resize: None,
         }
     }
