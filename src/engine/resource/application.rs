@@ -86,6 +86,7 @@ impl<S: Storage> Engine<S> {
             slot.net = if replicate { Net::Ok } else { Net::None };
             slot.local = if local { Local::Pending } else { Local::None };
             slot.local_counts = true;
+            slot.net_counts = true;
         }
         if local {
             self.submit_local(id, LocalIo::Request { request, volume: id, op: Op::Flush });
@@ -112,6 +113,7 @@ impl<S: Storage> Engine<S> {
                 let Some(id) = self.requests.at_mut(request.index).map(|slot| {
                     slot.phase = Phase::Active;
                     slot.net = Net::Queued;
+                    slot.net_counts = true;
                     slot.epoch = epoch;
                     slot.volume
                 }) else {
@@ -300,6 +302,7 @@ impl<S: Storage> Engine<S> {
             slot.phase = Phase::Active;
             slot.local = if local { Local::Pending } else { Local::None };
             slot.local_counts = state.disk == Disk::UpToDate;
+            slot.net_counts = state.pdsk == Disk::UpToDate;
             if !slot.local_counts && asks_for_acks {
                 // The peer's copy is the only good one: it has to be on its disk before the write is acknowledged.
                 slot.protocol = WireProtocol::C;
@@ -399,7 +402,7 @@ impl<S: Storage> Engine<S> {
             || matches!(slot.net, Net::Queued | Net::Waiting)
             || self.waits_for_barrier(&slot);
         if slot.phase == Phase::Active && !waiting && !self.completion_held(&slot) {
-            let done = (slot.local == Local::Ok && slot.local_counts) || slot.net == Net::Ok;
+            let done = (slot.local == Local::Ok && slot.local_counts) || (slot.net == Net::Ok && slot.net_counts);
             if !done && slot.io.op == Op::Read && self.retry_read(index) {
                 return;
             }

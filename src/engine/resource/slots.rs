@@ -66,8 +66,10 @@ pub(super) struct Request {
     pub(super) io: IoRequest,
     pub(super) local: Local,
     /// The local part alone makes the request a success. Not so a write to a disk that a resync will overwrite: when the
-    /// good copy at the peer is lost with the connection, the application must not believe it was written.
+    /// good copy is lost with the connection, the application must not believe it was written.
     pub(super) local_counts: bool,
+    /// The same for the peer's part: a copy on a resync target does not stand in for a failed disk.
+    pub(super) net_counts: bool,
     pub(super) net: Net,
     /// What the packet is; an out-of-sync notice has no payload and no acknowledgement.
     pub(super) notice_only: bool,
@@ -106,6 +108,7 @@ impl Request {
         },
         local: Local::None,
         local_counts: false,
+        net_counts: false,
         net: Net::None,
         notice_only: false,
         in_log: false,
