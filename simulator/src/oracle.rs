@@ -23,6 +23,8 @@ pub struct Written {
     pub end_us: u64,
     /// It was written with FUA, or a flush was acknowledged that began after it was.
     pub stable: bool,
+    /// The only good copy lost its power while it was under way: it may be acknowledged and gone.
+    pub doomed: bool,
 }
 
 /// All writes of the application.
@@ -36,7 +38,7 @@ impl Oracle {
     /// A write begins; returns the stamp of its sectors.
     pub fn begin(&mut self, node: usize, sector: u64, count: u64, zeroes: bool, now_us: u64) -> Stamp {
         let index = self.writes.len();
-        self.writes.push(Written { node, sector, count, zeroes, start_us: now_us, end_us: NEVER, stable: false });
+        self.writes.push(Written { node, sector, count, zeroes, start_us: now_us, end_us: NEVER, stable: false, doomed: false });
         for sector in sector..sector + count {
             self.by_sector.entry(sector).or_default().push(index as u32);
         }
@@ -46,7 +48,7 @@ impl Oracle {
     /// It was acknowledged; `stable`: and is durable.
     pub fn acknowledge(&mut self, stamp: Stamp, stable: bool, now_us: u64) {
         let write = &mut self.writes[stamp as usize - 1];
-        write.end_us = now_us;
+        write.end_us = if write.doomed { NEVER } else { now_us };
         write.stable = stable;
     }
 
@@ -79,6 +81,11 @@ impl Oracle {
                 write.end_us = NEVER;
             }
         }
+    }
+
+    /// The only good copy lost its power while this write was under way.
+    pub fn doom(&mut self, stamp: Stamp) {
+        self.writes[stamp as usize - 1].doomed = true;
     }
 
     /// The write of a stamp.

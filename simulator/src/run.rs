@@ -291,6 +291,11 @@ impl Driver {
                 let stamp = self.world.nodes[node].data.get(sector);
                 self.world.oracle.lost(sector, stamp);
             }
+            for operation in self.world.operations.iter().filter(|operation| operation.result.is_none()) {
+                if operation.stamp != 0 {
+                    self.world.oracle.doom(operation.stamp);
+                }
+            }
         }
         self.asked[node] = Asked::Nothing;
         self.crashes += 1;
