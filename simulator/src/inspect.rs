@@ -34,3 +34,9 @@ fn digest(data: &[Stamp]) -> [u8; DIGEST_BYTES] {
 pub fn is_known(name: &AlgorithmName) -> bool {
     !name.is_empty() && name.as_str() != UNKNOWN_ALGORITHM
 }
+
+/// Depends on every byte of both.
+pub fn hmac(secret: &str, challenge: &[u8]) -> Option<Digest> {
+    let bytes: Vec<Stamp> = secret.bytes().chain(challenge.iter().copied()).map(Stamp::from).collect();
+    Digest::new(&digest(&bytes))
+}

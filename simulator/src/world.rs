@@ -19,9 +19,9 @@ use engine::metadata::superblock::{Magic, MetaFlags, Superblock};
 use engine::metadata::transaction::Transaction;
 use engine::netlink::{DiskConf, NetConf};
 use engine::resource::{
-    AdminRequest, AlgorithmName, AttachTables, Backing, BackingLimits, Fault, Finding, Helper, IoError, IoFlags,
-    IoRequest, IoResult, LinkFailure, LinkTask, LocalIo, LogLine, Next, Notice, Op, PacketHead, Payload, PeerId,
-    Reconnect, RequestId, Submit, TableLimits, VolumeStatus, Wakes, Work, PACKET_BUFFER_BYTES,
+    hmac_of, AdminRequest, AlgorithmName, AttachTables, Backing, BackingLimits, Fault, Finding, Helper, IoError,
+    IoFlags, IoRequest, IoResult, LinkFailure, LinkTask, LocalIo, LogLine, Next, Notice, Op, PacketHead, Payload,
+    PeerId, Reconnect, RequestId, Submit, TableLimits, VolumeStatus, Wakes, Work, PACKET_BUFFER_BYTES,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -207,6 +207,8 @@ pub struct World {
     pub packets_sent: BTreeMap<&'static str, u64>,
     /// Helper programs that ran.
     pub helpers: Vec<(usize, Helper)>,
+    /// This node's secret is not that of the configuration.
+    pub wrong_secret: [bool; 2],
     now_us: u64,
     queue: BTreeMap<(u64, u64, u64), Event>,
     sequence: u64,
@@ -251,6 +253,7 @@ impl World {
             faults: Vec::new(),
             packets_sent: BTreeMap::new(),
             helpers: Vec::new(),
+            wrong_secret: [false; 2],
             now_us: MS,
             queue: BTreeMap::new(),
             sequence: 0,
@@ -1127,6 +1130,14 @@ impl World {
         let _ = link;
         Ok(match next {
             Next::Packet => Reading::Header,
+            Next::Authenticate => {
+                let net = &self.config.net;
+                let secret = if self.wrong_secret[node] { "wrong" } else { net.shared_secret.as_str() };
+                let own = self.engine_of(node).own_challenge();
+                let hmacs = inspect::hmac(secret, bytes).zip(inspect::hmac(secret, own.as_bytes()));
+                self.engine(node, |engine, now| engine.authenticate(hmacs, now))?;
+                Reading::Header
+            }
             Next::Payload { peer, size_bytes } => Reading::Payload(peer, size_bytes as usize / 512),
             Next::ReadReply { request, size_bytes } => Reading::ReadReply(request, size_bytes as usize / 512),
             Next::Drain { size_bytes } => Reading::Drain(size_bytes as usize / 512),
@@ -1394,7 +1405,7 @@ impl World {
     #[track_caller]
     pub fn connect(&mut self, node: usize) -> i32 {
         let conf = self.config.net;
-        self.tell_algorithms(node, &[conf.verify_alg, conf.csums_alg]);
+        self.tell_algorithms(node, &[conf.verify_alg, conf.csums_alg, hmac_of(&conf.cram_hmac_alg)]);
         self.admin(node, AdminRequest::Connect { conf: &conf })
     }
 }

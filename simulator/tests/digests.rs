@@ -1,7 +1,7 @@
 //! Whatever needs a look at the data: online verify, checksum-based resync, thin resync.
 
 use engine::netlink::{NetConf, WireProtocol};
-use engine::resource::{AdminRequest, AlgorithmName, Fault, Helper};
+use engine::resource::{AdminRequest, AlgorithmName, Fault, Helper, CHALLENGE_BYTES};
 use engine::state::{Conn, Disk};
 use simulator::inspect::UNKNOWN_ALGORITHM;
 use simulator::node::VOLUME;
@@ -462,4 +462,69 @@ fn checksums_and_holes_survive_lost_connections() {
             },
         );
     }
+}
+
+fn with_secret(config: &mut Config) {
+    config.net.cram_hmac_alg = algorithm("sha256");
+    config.net.shared_secret = algorithm("open sesame");
+}
+
+#[test]
+fn nodes_with_the_same_secret_come_together() {
+    with_config(with_secret, |mut world| {
+        synced(&mut world);
+        assert_eq!((sent(&world, "P_AUTH_CHALLENGE"), sent(&world, "P_AUTH_RESPONSE")), (2, 2));
+        assert_eq!(world.engine_of(0).own_challenge().as_bytes().len(), CHALLENGE_BYTES);
+        assert_ne!(world.engine_of(0).own_challenge(), world.engine_of(1).own_challenge());
+        world.set_network(false);
+        some_writes(&mut world, 3);
+        world.run_until("loss noticed", 60_000, |world| world.status(0).state.conn == Conn::WFConnection);
+        world.set_network(true);
+        up_to_date(&mut world);
+        equal(&mut world);
+    });
+}
+
+#[test]
+fn another_secret_is_refused() {
+    with_config(with_secret, |mut world| {
+        world.wrong_secret[1] = true;
+        for node in 0..2 {
+            assert_eq!(world.attach(node), 101);
+            assert_eq!(world.connect(node), 1);
+        }
+        world.run_for_ms(20_000);
+        let alone = (0..2).filter(|&node| world.status(node).state.conn == Conn::StandAlone).count();
+        assert!(alone > 0, "{}", world.describe());
+        assert!(world.faults.iter().any(|(_, fault)| matches!(fault, Fault::Authentication { .. })));
+        assert_eq!(sent(&world, "P_PROTOCOL"), 0);
+    });
+}
+
+#[test]
+fn a_secret_on_one_side_only_is_refused() {
+    with_config(with_secret, |mut world| {
+        for node in 0..2 {
+            assert_eq!(world.attach(node), 101);
+        }
+        assert_eq!(world.connect(0), 1);
+        world.config.net.cram_hmac_alg = AlgorithmName::EMPTY;
+        assert_eq!(world.connect(1), 1);
+        world.run_for_ms(10_000);
+        // spec: wire-protocol 4.3: the one with the secret gives up, the other goes on trying.
+        assert_eq!(world.status(0).state.conn, Conn::StandAlone, "{}", world.describe());
+        assert_ne!(world.status(1).state.conn, Conn::StandAlone);
+        assert!(world.status(1).state.conn < Conn::WFReportParams || world.status(1).state.conn < Conn::Connected);
+    });
+}
+
+#[test]
+fn an_unknown_algorithm_for_secrets_is_refused() {
+    with_config(
+        |config| {
+            with_secret(config);
+            config.net.cram_hmac_alg = algorithm(&"x".repeat(60));
+        },
+        |mut world| assert_eq!(world.connect(0), 120),
+    );
 }

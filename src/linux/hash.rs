@@ -36,6 +36,14 @@ impl Hash {
         Hash::with_key(name, None)
     }
 
+    /// The same with a key, for names as `hmac(sha1)`.
+    ///
+    /// # Errors
+    /// As [`Hash::new`].
+    pub(crate) fn keyed(name: &CStr, key: &[u8]) -> Result<Hash> {
+        Hash::with_key(name, Some(key))
+    }
+
     fn with_key(name: &CStr, key: Option<&[u8]>) -> Result<Hash> {
         let key_bytes = c_uint::try_from(key.map_or(0, <[u8]>::len))?;
         let key = key.map_or(ptr::null(), <[u8]>::as_ptr);

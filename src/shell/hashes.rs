@@ -8,7 +8,7 @@ use super::resource::Resource;
 use crate::linux::hash::Hash;
 use crate::linux::mem::PageChain;
 use engine::netlink::NetConf;
-use engine::resource::{AlgorithmName, Digest, Finding, Inspect};
+use engine::resource::{self, AlgorithmName, Digest, Finding, Inspect};
 use kernel::prelude::*;
 use kernel::str::CString;
 use kernel::sync::Arc;
@@ -66,6 +66,23 @@ pub(crate) fn look_for(resource: &Arc<Resource>, names: &[AlgorithmName]) {
             }
         });
     }
+}
+
+/// The algorithms that a configuration of the connection needs.
+pub(crate) fn needed_by(net: &NetConf) -> [AlgorithmName; 3] {
+    [net.verify_alg, net.csums_alg, resource::hmac_of(&net.cram_hmac_alg)]
+}
+
+/// The HMACs of both challenges with the secret of the configuration; `None` when they cannot be computed. May sleep.
+pub(crate) fn hmacs(net: &NetConf, peer: &[u8], own: &[u8]) -> Option<(Digest, Digest)> {
+    let name = resource::hmac_of(&net.cram_hmac_alg);
+    let name = CString::try_from_fmt(fmt!("{}", name.as_str())).ok()?;
+    let hash = Hash::keyed(&name, net.shared_secret.as_bytes()).ok()?;
+    let hmac = |challenge| {
+        let digest = hash.digest(core::iter::once(challenge)).ok()?;
+        Digest::new(digest.get(..hash.digest_bytes())?)
+    };
+    Some((hmac(peer)?, hmac(own)?))
 }
 
 /// Finds out about data what the engine wants to know.

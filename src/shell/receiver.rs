@@ -2,6 +2,7 @@
 //! Receiving from the data socket: header, fixed part, then application data straight into the pages it belongs to.
 
 use super::connection::{failed, is_running, Closing, Sockets};
+use super::hashes;
 use super::log::log_info;
 use super::resource::{Locked, Processors, Resource};
 use crate::linux::clock;
@@ -55,6 +56,7 @@ impl Receiver<'_> {
         self.body = body;
         match next? {
             Next::Packet => Ok(()),
+            Next::Authenticate => self.authenticate(head.body_bytes),
             Next::Payload { peer, size_bytes } => self.payload(peer, size_bytes as usize),
             Next::ReadReply { request, size_bytes } => self.read_reply(request, size_bytes as usize),
             Next::Drain { size_bytes } => self.drain(size_bytes as usize),
@@ -84,9 +86,11 @@ impl Receiver<'_> {
         }
     }
 
-    /// After the first packet the handshake is over: from then on the keepalive notices a dead peer.
+    /// After the features, and a challenge and its answer, the handshake is over: from then on the keepalive notices a
+    /// dead peer.
     fn packet_arrived(&self) {
-        if self.sockets.packets_received.fetch_add(1, Relaxed) == 0 {
+        let last_of_handshake = if self.sockets.options.cram_hmac_alg.is_empty() { 1 } else { 3 };
+        if self.sockets.packets_received.fetch_add(1, Relaxed) + 1 == last_of_handshake {
             self.sockets.data.set_receive_timeout(0);
         }
     }
@@ -97,6 +101,15 @@ impl Receiver<'_> {
         if self.sockets.data.unread_bytes() == 0 {
             self.sockets.data.quick_ack();
         }
+    }
+
+    /// Answers the peer's challenge, which is in `self.body`.
+    // spec: wire-protocol 4.3
+    fn authenticate(&self, bytes: usize) -> Result<(), Closing> {
+        let challenge = self.body.get(..bytes).ok_or(Closing)?;
+        let own = self.resource.look(|locked| locked.engine.own_challenge());
+        let hmacs = hashes::hmacs(&self.sockets.options, challenge, own.as_bytes());
+        self.engine(|locked| locked.engine.authenticate(hmacs, clock::monotonic_ms()))
     }
 
     fn payload(&self, peer: PeerId, size_bytes: usize) -> Result<(), Closing> {

@@ -823,10 +823,8 @@ impl<S: Storage> Engine<S> {
         if conf.on_congestion != OnCongestion::Block && conf.wire_protocol != WireProtocol::A {
             return Err(RetCode::CongNotProtoA);
         }
-        // These are not carried out by this version; saying so is better than pretending.
-        if !conf.cram_hmac_alg.is_empty() {
-            return Err(RetCode::AuthAlg);
-        }
+        self.check_authentication(conf)?;
+        // Not carried out by this version; saying so is better than pretending.
         if !conf.integrity_alg.is_empty() {
             return Err(RetCode::IntegrityAlg);
         }

@@ -243,6 +243,8 @@ pub struct MetadataIo {
 pub enum Next {
     /// Nothing more belongs to this packet.
     Packet,
+    /// The body was the peer's challenge: compute the HMACs of it and of `own_challenge`, then call `authenticate`.
+    Authenticate,
     /// Read `size_bytes` into fresh pages of this slot, then call `payload_received`.
     Payload {
         /// Slot for the pages.

@@ -74,6 +74,7 @@ pub enum Fault {
     HandshakeRefused,
     SizeRefused,
     DataRefused,
+    Authentication { what: &'static str },
     PeerRebooted,
     PingTimeout,
     NotDurable,
@@ -126,6 +127,7 @@ impl fmt::Display for Fault {
             Fault::HandshakeRefused => f.write_str("the nodes do not come together; see the decision above"),
             Fault::SizeRefused => f.write_str("the peer's size is not acceptable; see above"),
             Fault::DataRefused => f.write_str("the peer's data is not acceptable; see above"),
+            Fault::Authentication { what } => write!(f, "authentication failed: {what}"),
             Fault::PeerRebooted => f.write_str("the peer was restarted while I/O was frozen: connecting anew"),
             Fault::MissingSequence { seq } => {
                 write!(f, "packet {seq} of the peer arrived, but not the acknowledgements that it sent before")
@@ -165,7 +167,11 @@ impl<S: Storage> Engine<S> {
     /// [`Fault`]: the connection is given up.
     pub fn data_header(&mut self, bytes: &[u8], now_ms: u64) -> Result<PacketHead, Fault> {
         self.now_ms = now_ms;
-        self.header(bytes, Socket::Data).map_err(|fault| self.fail(fault, Conn::ProtocolError))
+        self.header(bytes, Socket::Data).map_err(|fault| {
+            let challenge = matches!(fault, Fault::Length(error) if error.command == Command::AuthChallenge);
+            let refused = challenge || matches!(fault, Fault::Authentication { .. });
+            self.fail(fault, if refused { Conn::Disconnecting } else { Conn::ProtocolError })
+        })
     }
 
     fn header(&mut self, bytes: &[u8], socket: Socket) -> Result<PacketHead, Fault> {
@@ -178,9 +184,11 @@ impl<S: Storage> Engine<S> {
         if !spec.socket.accepts(socket) {
             return Err(Fault::WrongSocket { command });
         }
-        let handshake = self.link.handshake == Handshake::Features;
-        if spec.handled == handshake || (handshake && command != Command::ConnectionFeatures) {
-            return Err(Fault::NotNow { command });
+        match self.link.handshake {
+            Handshake::Features if command == Command::ConnectionFeatures => {}
+            Handshake::Authentication(stage) => self.check_authentication_packet(command, stage)?,
+            Handshake::Running if spec.handled => {}
+            _ => return Err(Fault::NotNow { command }),
         }
         if self.link.handshake == Handshake::Running {
             check_agreed_length(command, header.length, self.link.features).map_err(Fault::Length)?;
@@ -216,7 +224,8 @@ impl<S: Storage> Engine<S> {
                 | Fault::StateRefused(_)
                 | Fault::HandshakeRefused
                 | Fault::SizeRefused
-                | Fault::DataRefused => Conn::Disconnecting,
+                | Fault::DataRefused
+                | Fault::Authentication { .. } => Conn::Disconnecting,
                 _ => Conn::ProtocolError,
             };
             self.fail(fault, conn)
@@ -230,6 +239,9 @@ impl<S: Storage> Engine<S> {
             let features = crate::wire::Features::decode(body).map_err(bad)?;
             self.receive_features(&features)?;
             return Ok(Next::Packet);
+        }
+        if let Handshake::Authentication(stage) = self.link.handshake {
+            return self.receive_authentication(stage, body);
         }
         if command == Command::Protocol || command == Command::ProtocolUpdate {
             let protocol = crate::wire::Protocol::decode(self.link.apv, body).map_err(bad)?;

@@ -77,6 +77,11 @@ impl<S: Storage> Engine<S> {
         }
     }
 
+    /// The owner can compute digests by this algorithm.
+    pub(super) fn knows_algorithm(&self, name: &AlgorithmName) -> bool {
+        self.algorithms.know(name)
+    }
+
     /// spec: netlink 6 CONNECT, CHG_NET_OPTS
     pub(super) fn check_algorithms(&self, conf: &NetConf) -> Result<(), RetCode> {
         for (name, code) in [(&conf.csums_alg, RetCode::CsumsAlg), (&conf.verify_alg, RetCode::VerifyAlg)] {

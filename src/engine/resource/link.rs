@@ -8,6 +8,7 @@
 //! spec: wire-protocol 1, 4, 10, 11; state-machine 10, 14
 
 use super::api::{LinkFailure, LinkTask, Wakes};
+use super::authenticate::Authentication;
 use super::change::Kind;
 use super::incoming::Fault;
 use super::metadata_pipeline::{Job, Then};
@@ -30,6 +31,8 @@ pub(super) enum Handshake {
     Down,
     /// P_CONNECTION_FEATURES was sent, the peer's is awaited.
     Features,
+    /// The peer proves that it knows the secret.
+    Authentication(Authentication),
     /// Parameters are exchanged, or everything is.
     Running,
 }
@@ -240,11 +243,16 @@ impl<S: Storage> Engine<S> {
         self.queue_control(Control::Features);
     }
 
-    /// The features fit: send everything the peer has to know. spec: wire-protocol 4.1 (5..7)
+    /// The features fit. spec: wire-protocol 4.1 (4)
     pub(super) fn features_agreed(&mut self, apv: u32, features: u32) {
         self.link.apv = apv;
         self.link.wire_version = apv;
         self.link.features = features;
+        self.begin_authentication();
+    }
+
+    /// The peer is who it should be: send everything it has to know. spec: wire-protocol 4.1 (5..7)
+    pub(super) fn authenticated(&mut self) {
         self.link.handshake = Handshake::Running;
         // The reader of the meta socket knows the size of a header now.
         self.wakes.insert(Wakes::RECEIVER);

@@ -53,6 +53,7 @@
 //! data_header_bytes() -> usize                                  // 8 or 16
 //! data_header(&[u8], now_ms) -> Result<PacketHead, Fault>       // PacketHead.body_bytes: read so many bytes (<= 4096) next
 //! data_packet(&PacketHead, body: &[u8], now_ms) -> Result<Next, Fault>
+//! own_challenge() -> Digest; authenticate(Option<(Digest, Digest)>, now_ms) -> Result<(), Fault>   // answers Next::Authenticate
 //! payload_received(PeerId, now_ms) -> Result<(), Fault>
 //! read_reply_received(RequestId, now_ms) -> Result<(), Fault>
 //! receiver_may_read() -> bool                                   // false: wait for Wakes::RECEIVER before the next header
@@ -78,6 +79,7 @@
 mod admin;
 mod api;
 mod application;
+mod authenticate;
 mod change;
 mod disk;
 mod incoming;
@@ -98,6 +100,7 @@ mod work;
 
 pub use admin::{AdminInfo, AdminRequest, AdminResult, Backing};
 pub use api::*;
+pub use authenticate::{hmac_of, CHALLENGE_BYTES};
 pub use disk::{AttachPlan, AttachTables, ReleasedTables};
 pub use incoming::{Fault, PacketHead};
 pub use inspect::AlgorithmName;
@@ -110,6 +113,7 @@ use crate::netlink::{ResourceOpts, RetCode};
 use crate::state::{Conn, Disk, Role, Susp};
 use crate::storage::{OutOfMemory, Storage};
 use admin::Admin;
+use authenticate::HandshakeDigests;
 use inspect::Algorithms;
 use link::Link;
 use outgoing::{Control, DataOut, MetaOut};
@@ -179,6 +183,7 @@ pub struct Engine<S: Storage> {
     /// By slot of the peer requests: the digest that belongs to one.
     digests: S::Table<Digest>,
     algorithms: Algorithms<S>,
+    handshake_digests: HandshakeDigests,
     local: Ring<LocalIo, S>,
     completions: Ring<Completion, S>,
     data_out: Ring<DataOut, S>,
@@ -220,6 +225,7 @@ impl<S: Storage> Engine<S> {
             restarts: List::EMPTY,
             digests: S::table(peers, |_| Digest::EMPTY)?,
             algorithms: Algorithms::new()?,
+            handshake_digests: HandshakeDigests::NONE,
             local: Ring::new(requests + peers + volumes)?,
             completions: Ring::new(requests)?,
             // A slot has at most one entry; the control packets have one each.

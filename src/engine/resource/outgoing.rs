@@ -40,6 +40,8 @@ pub(super) enum DataOut {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Control {
     Features,
+    AuthChallenge,
+    AuthResponse,
     Protocol,
     /// Options changed while connected.
     ProtocolUpdate,
@@ -81,7 +83,8 @@ impl Control {
     /// The volume it concerns.
     pub(super) fn volume(&self) -> Option<VolumeId> {
         match *self {
-            Control::Features | Control::Protocol | Control::ProtocolUpdate | Control::ConnectionRequest { .. } => None,
+            Control::Features | Control::AuthChallenge | Control::AuthResponse => None,
+            Control::Protocol | Control::ProtocolUpdate | Control::ConnectionRequest { .. } => None,
             Control::SyncParam(volume) | Control::Bitmap(volume) => Some(volume),
             Control::Sizes { volume, .. }
             | Control::Uuids { volume, .. }
@@ -402,6 +405,14 @@ impl<S: Storage> Engine<S> {
                 let features = Features { min: PRO_VERSION_MIN, max: PRO_VERSION_MAX, flags: OWN_FEATURES };
                 self.packet(buffer, Command::ConnectionFeatures, 0, 0, |body| features.encode(body))
             }
+            Control::AuthChallenge => {
+                let challenge = self.handshake_digests.challenge;
+                self.packet(buffer, Command::AuthChallenge, 0, 0, |body| put_bytes(challenge.as_bytes(), body))
+            }
+            Control::AuthResponse => {
+                let response = self.handshake_digests.response;
+                self.packet(buffer, Command::AuthResponse, 0, 0, |body| put_bytes(response.as_bytes(), body))
+            }
             Control::Protocol | Control::ProtocolUpdate => {
                 let protocol = self.own_protocol();
                 let apv = self.link.apv;
@@ -644,4 +655,9 @@ impl<S: Storage> Engine<S> {
         self.link.sending = Sending::Nothing;
         self.link.sending_meta = false;
     }
+}
+
+fn put_bytes(bytes: &[u8], body: &mut [u8]) -> Result<usize, BufferTooSmall> {
+    body.get_mut(..bytes.len()).ok_or(BufferTooSmall)?.copy_from_slice(bytes);
+    Ok(bytes.len())
 }

@@ -30,7 +30,7 @@ pub(super) fn connect(task: &mut Task<'_>) -> Answer {
     }
     resource.pin_module()?;
     forget_if_down(&resource);
-    hashes::look_for(&resource, &[net.verify_alg, net.csums_alg]);
+    hashes::look_for(&resource, &hashes::needed_by(&net));
     // Before the engine begins: the connection's thread needs it at once.
     resource.config.lock().connection = Some(ConnectionConfig { my_address, peer_address, started: false });
     resource.has_connection.store(true, Relaxed);
@@ -143,7 +143,7 @@ pub(super) fn chg_net_opts(task: &mut Task<'_>) -> Answer {
     }
     unless_refused!(task.parse(&mut *net, ParseMode::Change));
     net.clamp();
-    hashes::look_for(&resource, &[net.verify_alg, net.csums_alg]);
+    hashes::look_for(&resource, &hashes::needed_by(&net));
     let result = ask(&resource, AdminRequest::NetOptions { conf: &net });
     task.answer(&result)
 }
