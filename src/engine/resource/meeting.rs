@@ -274,6 +274,9 @@ impl<S: Storage> Engine<S> {
         let (received, _) = State::from_word(word).map_err(Fault::State)?;
         // The own disk may fail during the decision: then it starts over, once.
         for _ in 0..2 {
+            if self.attaches_old_data(id, received) {
+                let _outcome = self.change(id, Change::disk(Disk::Failed), Kind::Hard);
+            }
             let Some(volume) = self.volume(id) else { return Err(Fault::UnknownVolume) };
             let mut input = PeerStateInput {
                 own: volume.state,
@@ -303,6 +306,20 @@ impl<S: Storage> Engine<S> {
             }
         }
         Ok(())
+    }
+
+    /// A disk is being negotiated, the peer's disk is lost meanwhile, and ours is not what the application has seen: it
+    /// must not become UpToDate. As at attach. spec: state-machine 13.1 (9)
+    fn attaches_old_data(&self, id: VolumeId, received: State) -> bool {
+        self.volume(id).is_some_and(|volume| {
+            let someone_primary = volume.state.role == Role::Primary || received.role == Role::Primary;
+            let current = volume.disk.as_ref().map_or(0, |disk| disk.current());
+            volume.state.disk == Disk::Negotiating
+                && received.disk < Disk::Negotiating
+                && someone_primary
+                && volume.exposed_uuid != 0
+                && (volume.exposed_uuid ^ current) & !1 != 0
+        })
     }
 
     fn carry_out_peer_state(&mut self, id: VolumeId, action: PeerStateAction) -> Result<(), Fault> {
