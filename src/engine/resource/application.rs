@@ -39,6 +39,7 @@ impl<S: Storage> Engine<S> {
         }
         let Some(request) = self.requests.take() else {
             self.gate_waiters = true;
+            self.want_barrier();
             return Submit::Later;
         };
         let protocol = self.link.net.wire_protocol;
@@ -196,7 +197,7 @@ impl<S: Storage> Engine<S> {
                 let Some(volume) = self.volumes.get_mut(usize::from(id.0)).and_then(Option::as_mut) else { return };
                 self.requests.push(&mut volume.log.waiting, index);
                 // References are only given back after barrier acknowledgements.
-                self.close_epoch();
+                self.want_barrier();
             }
         }
     }
@@ -760,6 +761,14 @@ impl<S: Storage> Engine<S> {
         if self.link.epoch_writes > 0 {
             self.link.epoch = self.link.epoch.wrapping_add(1);
             self.link.epoch_writes = 0;
+        }
+    }
+
+    /// Somebody waits for what only a barrier acknowledgement gives back: do not wait for the next write to send one.
+    pub(super) fn want_barrier(&mut self) {
+        self.close_epoch();
+        if self.link.sent_writes > 0 {
+            self.link.barrier_due = true;
             self.wakes.insert(Wakes::DATA_SENDER);
         }
     }

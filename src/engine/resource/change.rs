@@ -184,6 +184,14 @@ impl<S: Storage> Engine<S> {
                 volume.resync.target_prepares = false;
             });
         }
+        if old.disk >= Disk::Inconsistent && new.disk < Disk::Inconsistent && new.pdsk == Disk::UpToDate {
+            // From now on the application sees the peer's data. Its generation may have arrived already, because the
+            // peer began it when it agreed to this change. spec: state-machine 14.2
+            self.with_volume(id, |volume| {
+                let peer = volume.peer.uuids.and_then(|uuids| uuids.uuids.first().copied());
+                volume.exposed_uuid = peer.unwrap_or(volume.exposed_uuid);
+            });
+        }
         let set = effects(old, new, &self.effect_context(id, new));
         for effect in set {
             self.carry_out(id, old, new, susp_before, effect);

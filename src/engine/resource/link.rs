@@ -114,6 +114,8 @@ pub(super) struct Link {
     pub(super) epoch_writes: u32,
     pub(super) sent_epoch: u32,
     pub(super) sent_writes: u32,
+    /// The barrier of the last epoch is sent even if no write follows.
+    pub(super) barrier_due: bool,
     pub(super) received_epoch: ReceivedEpoch,
     pub(super) departed: Departed,
     pub(super) sequence_wait: Option<SequenceWait>,
@@ -161,6 +163,7 @@ impl Link {
             epoch_writes: 0,
             sent_epoch: 0,
             sent_writes: 0,
+            barrier_due: false,
             received_epoch: ReceivedEpoch::default(),
             departed: Departed::default(),
             sequence_wait: None,

@@ -422,6 +422,7 @@ impl<S: Storage> Engine<S> {
             });
             self.sync_metadata(id);
         }
+        self.check_idle_barrier();
         self.check_request_timeouts();
         self.check_sequence_timeout();
         self.catch_up();
