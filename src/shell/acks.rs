@@ -21,6 +21,8 @@ use kernel::sync::Arc;
 
 /// How long a thread sleeps at most before it looks whether the link still runs.
 const LOOK_AGAIN_MS: u32 = 1000;
+/// How long the reader sleeps at most before it looks again how long it may wait: a ping shortens that.
+const SLICE_MS: u32 = 200;
 /// Bytes received in one call at most.
 const INBOX_BYTES: usize = 4096;
 /// Largest packet header in bytes; the header of the meta socket is as large as that of the data socket.
@@ -39,13 +41,14 @@ pub(crate) fn start_receiver(resource: &Arc<Resource>, sockets: &Arc<Sockets>) -
         inbox: KVec::from_elem(0u8, INBOX_BYTES, GFP_KERNEL)?,
         start: 0,
         end: 0,
-        timeout_ms: u32::MAX,
+        waiting: Waiting { since_ms: 0, timeout_ms: u32::MAX, packets: 0 },
     };
     Thread::spawn(fmt!("drbd_a_{}", resource.name.as_str()), move || {
         let _no_io = NoIoScope::enter();
         // spec: wire-protocol 1.1 (reader priority)
         thread::set_fifo_low();
         if receiver.wait_for_handshake().is_ok() {
+            receiver.sockets.meta.set_receive_timeout(SLICE_MS);
             let mut processors = Processors::default();
             while receiver.packet().is_ok() {
                 processors.follow(&receiver.resource);
@@ -82,8 +85,17 @@ struct AckReceiver {
     inbox: KVec<u8>,
     start: usize,
     end: usize,
-    /// Receive timeout that is set at the socket.
+    /// For the next packet.
+    waiting: Waiting,
+}
+
+/// A pause on the meta socket.
+struct Waiting {
+    since_ms: u64,
+    /// How long it may be.
     timeout_ms: u32,
+    /// What had arrived on the data socket before.
+    packets: u32,
 }
 
 impl AckReceiver {
@@ -131,19 +143,19 @@ impl AckReceiver {
         self.inbox.copy_within(self.start..self.end, 0);
         self.end = self.end.saturating_sub(self.start);
         self.start = 0;
-        self.set_timeout();
-        let packets = self.sockets.packets_received.load(Relaxed);
+        // Somebody may have sent a ping meanwhile, whose answer is expected sooner.
+        let timeout_ms = self.resource.look(|locked| locked.engine.meta_receive_timeout_ms());
+        if timeout_ms != self.waiting.timeout_ms {
+            self.wait_anew(timeout_ms);
+        }
         let place = self.inbox.get_mut(self.end..).ok_or(Closing)?;
         match self.sockets.meta.receive(place, false) {
             Ok(bytes) if bytes > 0 => {
                 self.end = self.end.saturating_add(bytes);
+                self.wait_anew(timeout_ms);
                 Ok(())
             }
-            Err(error) if error == EAGAIN => {
-                let arrived =
-                    self.sockets.packets_received.load(Relaxed) != packets || self.sockets.data.unread_bytes() > 0;
-                self.engine(|locked| locked.engine.meta_timeout(arrived, clock::monotonic_ms()))
-            }
+            Err(error) if error == EAGAIN => self.slice_over(),
             Ok(_) => Err(failed(&self.resource, LinkFailure::MetaReceive)),
             Err(error) => {
                 if is_running(&self.resource) {
@@ -154,12 +166,22 @@ impl AckReceiver {
         }
     }
 
-    fn set_timeout(&mut self) {
-        let timeout_ms = self.resource.look(|locked| locked.engine.meta_receive_timeout_ms());
-        if timeout_ms != self.timeout_ms {
-            self.sockets.meta.set_receive_timeout(timeout_ms);
-            self.timeout_ms = timeout_ms;
+    fn wait_anew(&mut self, timeout_ms: u32) {
+        let packets = self.sockets.packets_received.load(Relaxed);
+        self.waiting = Waiting { since_ms: clock::monotonic_ms(), timeout_ms, packets };
+    }
+
+    /// Nothing came for a while. Has it been too long?
+    fn slice_over(&mut self) -> Result<(), Closing> {
+        let now_ms = clock::monotonic_ms();
+        let Waiting { since_ms, timeout_ms, packets } = self.waiting;
+        if now_ms.saturating_sub(since_ms) < u64::from(timeout_ms) {
+            return Ok(());
         }
+        let data = &self.sockets;
+        let arrived = data.packets_received.load(Relaxed) != packets || data.data.unread_bytes() > 0;
+        self.wait_anew(timeout_ms);
+        self.engine(|locked| locked.engine.meta_timeout(arrived, now_ms))
     }
 
     fn engine<R>(&self, f: impl FnOnce(&mut Locked) -> Result<R, Fault>) -> Result<R, Closing> {
