@@ -532,6 +532,7 @@ impl<S: Storage> Engine<S> {
                 self.mark_out_of_sync(slot.volume, slot.io.sector, slot.io.size_bytes);
             } else if slot.peer_in_sync {
                 self.mark_in_sync(slot.volume, slot.io.sector, slot.io.size_bytes);
+                self.check_resync_end(slot.volume);
             }
         }
         self.requests.release(index);

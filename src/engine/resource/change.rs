@@ -14,6 +14,7 @@ use super::work::{LogLine, Notice, Work};
 use super::Engine;
 use crate::metadata::superblock::MetaFlags;
 use crate::netlink::{Fencing, OnIoError, OnNoData};
+use crate::state::And;
 use crate::state::{
     conn_transition, effects, explain_soft, meta_flags, sanitize, transition, Aggregates, Change, Conn, Disk, Effect,
     EffectContext, FencingPolicy, Outcome, Role, Rules, State, StateError, Susp,
@@ -62,6 +63,7 @@ impl<S: Storage> Engine<S> {
         let Some(old) = self.volume(id).map(|volume| volume.state) else { return Err(StateError::NoLocalDisk) };
         let rules = self.rules(id);
         let susp = change.apply_susp(self.susp);
+        let change = with_implied_disk(change, old);
         let sane = sanitize(old, change.apply(old), &rules);
         let susp = Susp {
             no_data: susp.no_data || sane.susp_no_data_raised,
@@ -90,7 +92,7 @@ impl<S: Storage> Engine<S> {
     /// What [`Engine::change`] would say to a wish, without doing anything.
     pub(super) fn would_be(&self, id: VolumeId, change: Change) -> Option<(State, State)> {
         let old = self.volume(id)?.state;
-        Some((old, sanitize(old, change.apply(old), &self.rules(id)).state))
+        Some((old, sanitize(old, with_implied_disk(change, old).apply(old), &self.rules(id)).state))
     }
 
     /// Changes the state of the connection and of all its volumes, or of nothing at all.
@@ -426,6 +428,17 @@ impl<S: Storage> Engine<S> {
         }
         self.with_volume(id, |volume| volume.io_error = Some(error));
         let _outcome = self.change(id, Change::disk(Disk::Failed), Kind::Hard);
+    }
+}
+
+/// A full resync that is asked for makes the target's data worthless at once. If it is interrupted before it has begun,
+/// the generations are still the same on both nodes, and only this tells at the next connection that they are not.
+/// (The C module only calls the disk Outdated; then it forgets.)
+fn with_implied_disk(change: Change, old: State) -> Change {
+    match change.wanted_conn() {
+        Some(Conn::StartingSyncT) if old.disk > Disk::Inconsistent => change.disk(Disk::Inconsistent),
+        Some(Conn::StartingSyncS) if old.pdsk > Disk::Inconsistent => change.pdsk(Disk::Inconsistent),
+        _ => change,
     }
 }
 

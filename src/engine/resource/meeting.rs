@@ -325,9 +325,13 @@ impl<S: Storage> Engine<S> {
     fn carry_out_peer_state(&mut self, id: VolumeId, action: PeerStateAction) -> Result<(), Fault> {
         match action {
             PeerStateAction::FinishResync => self.finish_resync(id),
-            PeerStateAction::ResyncNotComplete
-            | PeerStateAction::RunHandshake { .. }
-            | PeerStateAction::FailOwnDisk => {}
+            // Some of our bits are cleared by barrier acknowledgements that have not come yet; the target will not tell
+            // again that it is done.
+            PeerStateAction::ResyncNotComplete => {
+                self.with_volume(id, |volume| volume.resync.peer_done = true);
+                self.want_barrier();
+            }
+            PeerStateAction::RunHandshake { .. } | PeerStateAction::FailOwnDisk => {}
             PeerStateAction::FinishVerify => self.peer_finished_verify(id),
             PeerStateAction::Refuse(PeerStateRefusal::GoingDown) => return Err(Fault::Closing),
             PeerStateAction::Refuse(PeerStateRefusal::PeerRebooted) => {

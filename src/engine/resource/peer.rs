@@ -39,6 +39,11 @@ pub(super) struct ReceivedEpoch {
 }
 
 impl ReceivedEpoch {
+    /// It has writes that are not acknowledged by a barrier.
+    pub(super) fn is_open(&self) -> bool {
+        self.size > 0
+    }
+
     /// The next packet has to wait until the barrier is acknowledged.
     pub(super) fn is_closing(&self) -> bool {
         self.barrier.is_some()

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What the engine tells about itself: for /proc/drbd, status messages and tests.
 
-use super::api::{Op, RequestId, VolumeId};
+use super::api::{Op, PeerId, RequestId, VolumeId};
 use super::slots::Local;
 use super::verify::is_verifying;
 use super::volume::Counters;
@@ -150,6 +150,12 @@ impl<S: Storage> Engine<S> {
             size_bytes: slot.io.size_bytes,
             on_disk: slot.local == Local::Pending,
         })
+    }
+
+    /// True for a request of the peer, or to it, that is part of a resync or verify.
+    pub fn is_resync(&self, id: PeerId) -> bool {
+        use super::slots::PeerKind as K;
+        self.peers.get(id).is_some_and(|slot| !matches!(slot.kind, K::Read | K::Write))
     }
 
     /// One volume.

@@ -153,6 +153,8 @@ impl<S: Storage> Engine<S> {
             resync.allowance_blocks = 0;
             resync.next_turn_ms = now_ms;
             resync.end = ResyncEnd::No;
+            resync.peer_done = false;
+            resync.done_since_ms = None;
             resync.progress = Progress::new(total_bits, now_ms);
             resync.started_ms = now_ms;
             resync.controller = Some(Controller::new(config));
@@ -296,11 +298,26 @@ impl<S: Storage> Engine<S> {
         let own_end = self.link.apv <= 95;
         let Some(volume) = self.volume_mut(id) else { return };
         let conn = volume.state.conn;
-        let ends_here = conn == Conn::SyncTarget || (own_end && conn == Conn::SyncSource);
+        let source_ends = conn == Conn::SyncSource && (own_end || volume.resync.peer_done);
         let left = volume.weight() > volume.resync.failed_bits || volume.resync.requests_in_flight > 0;
-        if ends_here && !left && volume.resync.end == ResyncEnd::No {
-            self.finish_resync(id);
+        if !(conn == Conn::SyncTarget || source_ends) || left || volume.resync.end != ResyncEnd::No {
+            return;
         }
+        if conn == Conn::SyncTarget && self.source_may_lag(id) {
+            return;
+        }
+        self.finish_resync(id);
+    }
+
+    /// The source clears its bits for writes made meanwhile when their epoch is acknowledged, and looks only once
+    /// whether it is done too: when it hears that we are. So the epoch goes first, for a second at most; looked at again
+    /// at every tick. spec: wire-protocol 13 (H10)
+    fn source_may_lag(&mut self, id: VolumeId) -> bool {
+        let now_ms = self.now_ms;
+        let open = self.link.received_epoch.is_open();
+        let Some(volume) = self.volume_mut(id) else { return false };
+        let since = *volume.resync.done_since_ms.get_or_insert(now_ms);
+        open && now_ms.saturating_sub(since) < 1000
     }
 
     /// The end of a resync, or of this side's part in it: first the ping.

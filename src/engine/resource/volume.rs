@@ -244,6 +244,10 @@ pub(super) enum ResyncEnd {
 pub(super) struct Resync {
     pub(super) start: ResyncStart,
     pub(super) end: ResyncEnd,
+    /// The target has told that it is done, before we were (source).
+    pub(super) peer_done: bool,
+    /// Nothing is left to be done since then (target).
+    pub(super) done_since_ms: Option<u64>,
     /// Bits when it started.
     pub(super) total_bits: u64,
     /// Bits that could not be synced.
@@ -371,6 +375,8 @@ impl<S: Storage> Volume<S> {
             resync: Resync {
                 start: ResyncStart::No,
                 end: ResyncEnd::No,
+                peer_done: false,
+                done_since_ms: None,
                 total_bits: 0,
                 failed_bits: 0,
                 position: 0,
