@@ -332,7 +332,7 @@ impl Driver {
             state.disk == Disk::UpToDate && world.check_acknowledged(node).is_err()
         };
         // What is on a disk that nobody uses may be newer.
-        if !attached(other) && world.superblock(other).uuids[UI_BITMAP] != 0 {
+        if (0..2).any(|node| !attached(node) && world.superblock(node).uuids[UI_BITMAP] != 0) {
             return false;
         }
         if connected(node) && connected(other) {

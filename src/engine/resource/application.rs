@@ -459,6 +459,7 @@ impl<S: Storage> Engine<S> {
         let Some(slot) = self.requests.at_mut(index) else { return };
         slot.phase = Phase::Completed;
         let slot = *slot;
+        self.record(index);
         if slot.in_log && slot.epoch == self.link.epoch {
             // A later write may depend on this one: it must not be in the same epoch.
             self.close_epoch();
@@ -522,19 +523,24 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// Nothing more can come for this slot: settle the bitmap and the activity log, then free it.
+    /// Writes down whether both halves have this write now. At its completion, before an overlapping write can start, or
+    /// when a part fails later; not as late as the end of the slot, which may be after the next exchange of bitmaps.
+    /// spec: state-machine 18.8
+    fn record(&mut self, index: u16) {
+        let Some(slot) = self.requests.at(index).copied().filter(|slot| slot.io.op.is_write()) else { return };
+        let (id, sector, size) = (slot.volume, slot.io.sector, slot.io.size_bytes);
+        if slot.local != Local::Ok || slot.net != Net::Ok {
+            self.mark_out_of_sync(id, sector, size);
+        } else if slot.peer_in_sync && !self.overlaps.any_application(id.0, sector, size, u32::from(index)) {
+            self.mark_in_sync(id, sector, size);
+            self.check_resync_end(id);
+        }
+    }
+
+    /// Nothing more can come for this slot: give back its activity log extents, then free it.
     /// spec: state-machine 18.8
     fn release_request(&mut self, index: u16) {
         let Some(slot) = self.requests.at(index).copied() else { return };
-        if slot.io.op.is_write() {
-            let both = slot.local == Local::Ok && slot.net == Net::Ok;
-            if !both {
-                self.mark_out_of_sync(slot.volume, slot.io.sector, slot.io.size_bytes);
-            } else if slot.peer_in_sync {
-                self.mark_in_sync(slot.volume, slot.io.sector, slot.io.size_bytes);
-                self.check_resync_end(slot.volume);
-            }
-        }
         self.requests.release(index);
         if slot.in_activity_log {
             let (first, last) = slot.extents();
@@ -556,6 +562,9 @@ impl<S: Storage> Engine<S> {
         let pending = slot.net == Net::Waiting || slot.net == Net::Queued;
         if result == Net::Failed || slot.net != Net::Failed {
             slot.net = result;
+        }
+        if slot.phase == Phase::Completed || result == Net::Failed {
+            self.record(request.index);
         }
         if pending {
             if let Some(volume) = self.volume_mut(id) {
@@ -691,6 +700,7 @@ impl<S: Storage> Engine<S> {
         slot.net = if slot.notice_only { Net::None } else { Net::Failed };
         slot.notice_only = false;
         slot.postponed = false;
+        self.record(index);
         if pending {
             if let Some(volume) = self.volume_mut(id) {
                 volume.peer_pending = volume.peer_pending.saturating_sub(1);

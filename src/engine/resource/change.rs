@@ -194,7 +194,14 @@ impl<S: Storage> Engine<S> {
                 volume.exposed_uuid = peer.unwrap_or(volume.exposed_uuid);
             });
         }
-        let set = effects(old, new, &self.effect_context(id, new));
+        if old.conn != Conn::WFBitMapS && new.conn == Conn::WFBitMapS {
+            self.mark_writes_under_way(id);
+        }
+        let mut set = effects(old, new, &self.effect_context(id, new));
+        if old.conn == Conn::Connected && new.conn == Conn::StartingSyncT {
+            // The peer learns it by the request for the resync or the answer to its own; told twice it would negotiate.
+            set = set.without(Effect::SendState);
+        }
         for effect in set {
             self.carry_out(id, old, new, susp_before, effect);
         }
@@ -241,12 +248,7 @@ impl<S: Storage> Engine<S> {
                     self.notify(Notice::State { volume: id, from: old, to: new, susp_before, susp: self.susp });
                 }
             }
-            Effect::NewEpoch => {
-                self.close_epoch();
-                if new.conn == Conn::WFBitMapS {
-                    self.mark_unmirrored(id);
-                }
-            }
+            Effect::NewEpoch => self.close_epoch(),
             Effect::ClearStateSent => self.link.state_sent = false,
             Effect::UpdateMetaFlags => self.update_meta_flags(id),
             Effect::RememberExposedUuid => {
@@ -378,24 +380,18 @@ impl<S: Storage> Engine<S> {
         self.sync_metadata(id);
     }
 
-    /// Writes that are under way without being mirrored are not in the bitmap that is about to be sent unless their
-    /// bits are set now.
-    fn mark_unmirrored(&mut self, id: VolumeId) {
+    /// Writes that are under way are not in the bitmap that is about to be sent unless their bits are set now. That goes
+    /// for mirrored ones as well: one that the peer refused is only settled by the acknowledgement of its barrier.
+    fn mark_writes_under_way(&mut self, id: VolumeId) {
+        use super::slots::Phase;
         for index in 0..self.requests.capacity() as u16 {
             let Some(slot) = self.requests.at(index) else { continue };
-            let unmirrored = slot.phase == super::slots::Phase::Active && !slot.in_log && slot.io.op.is_write();
-            if unmirrored && slot.volume == id {
+            let under_way = matches!(slot.phase, Phase::Active | Phase::Completed) && slot.io.op.is_write();
+            if under_way && slot.volume == id {
                 let (sector, size) = (slot.io.sector, slot.io.size_bytes);
                 self.mark_out_of_sync(id, sector, size);
             }
         }
-    }
-
-    /// A resync of another volume that this one has to wait for began (`paused`) or ended.
-    /// spec: state-machine 17.5; called by the owner, who knows all volumes, on `Work::ResyncDependencies`
-    pub fn set_paused_by_dependency(&mut self, id: VolumeId, paused: bool, now_ms: u64) {
-        self.now_ms = now_ms;
-        let _outcome = self.change(id, Change::aftr_isp(paused), Kind::Hard);
     }
 
     /// A reason for suspended I/O is gone.
