@@ -397,6 +397,22 @@ static int proc_details;
 module_param(proc_details, int, 0644);
 MODULE_PARM_DESC(proc_details, "Level of detail in /proc/drbd");
 
+static int enable_faults;
+module_param(enable_faults, int, 0664);
+MODULE_PARM_DESC(enable_faults, "Kinds of requests that are made to fail, for tests: a bit each");
+
+static int fault_rate;
+module_param(fault_rate, int, 0664);
+MODULE_PARM_DESC(fault_rate, "How many of these fail, in percent");
+
+static int fault_count;
+module_param(fault_count, int, 0664);
+MODULE_PARM_DESC(fault_count, "How many have been made to fail");
+
+static int fault_devs;
+module_param(fault_devs, int, 0644);
+MODULE_PARM_DESC(fault_devs, "On which minors: a bit each, 0 for all");
+
 MODULE_VERSION("8.4.11");
 
 unsigned int drbd_h_param_minor_count(void)
@@ -412,6 +428,27 @@ bool drbd_h_param_disable_sendpage(void)
 bool drbd_h_param_allow_oos(void)
 {
 	return allow_oos;
+}
+
+u32 drbd_h_param_enable_faults(void)
+{
+	return READ_ONCE(enable_faults);
+}
+
+u32 drbd_h_param_fault_devs(void)
+{
+	return READ_ONCE(fault_devs);
+}
+
+u32 drbd_h_param_fault_rate(void)
+{
+	return clamp(READ_ONCE(fault_rate), 0, 100);
+}
+
+/* Faults at the same moment may be counted once. */
+void drbd_h_param_count_fault(void)
+{
+	WRITE_ONCE(fault_count, READ_ONCE(fault_count) + 1);
 }
 
 int drbd_h_param_proc_details(void)

@@ -98,6 +98,10 @@ unsigned int drbd_h_param_minor_count(void);
 bool drbd_h_param_disable_sendpage(void);
 bool drbd_h_param_allow_oos(void);
 int drbd_h_param_proc_details(void);
+u32 drbd_h_param_enable_faults(void);
+u32 drbd_h_param_fault_devs(void);
+u32 drbd_h_param_fault_rate(void);
+void drbd_h_param_count_fault(void);
 void drbd_h_param_usermode_helper(char *out, size_t bytes);
 const char *drbd_h_source_version(void);
 

@@ -33,6 +33,31 @@ pub(crate) fn proc_details() -> i32 {
     unsafe { raw::drbd_h_param_proc_details() }
 }
 
+/// Which kinds of requests are made to fail, a bit each.
+#[inline]
+pub(crate) fn enable_faults() -> u32 {
+    // SAFETY: reads one word.
+    unsafe { raw::drbd_h_param_enable_faults() }
+}
+
+/// On which minors, a bit each; 0 for all.
+pub(crate) fn fault_devs() -> u32 {
+    // SAFETY: reads one word.
+    unsafe { raw::drbd_h_param_fault_devs() }
+}
+
+/// How many of them, 0..=100 percent.
+pub(crate) fn fault_rate() -> u32 {
+    // SAFETY: reads one word.
+    unsafe { raw::drbd_h_param_fault_rate() }
+}
+
+/// One was made to fail.
+pub(crate) fn count_fault() {
+    // SAFETY: writes one word.
+    unsafe { raw::drbd_h_param_count_fault() };
+}
+
 /// Copies the path of the program that is run for events. Sleeps.
 pub(crate) fn usermode_helper(path: &mut [u8; HELPER_PATH_BYTES]) -> Result<&CStr> {
     // SAFETY: `path` is writable for its length; the C side terminates it.

@@ -2,6 +2,7 @@
 //! The devices a volume is made of: opened for an attach, used by requests until the detach.
 
 use super::disk_io::{self, Context};
+use super::faults::{self, Fault};
 use super::volume::Volume;
 use crate::linux::bdev::{Holder, LowerDevice};
 use crate::linux::bio::{BioSet, Outcome, Owner};
@@ -90,6 +91,9 @@ impl Opened {
         let backing = self.describe().ok_or(RetCode::Nomem.number())?;
         let resource = &volume.resource;
         let plan = resource.locked.with(|locked| locked.engine.plan_attach(volume.id, conf, &backing))?;
+        if faults::strikes(volume.minor, Fault::BitmapMemory) {
+            return Err(RetCode::NomemBitmap.number());
+        }
         let tables = AttachTables::new(plan).map_err(RetCode::number)?;
         let unused = disk_io::enter(resource, Context::Process, |locked| {
             locked.engine.attach(volume.id, conf, &backing, tables, clock::monotonic_ms())
@@ -167,6 +171,12 @@ impl Backing {
         Ok(backing)
     }
 
+    /// The minor of its volume.
+    #[inline]
+    pub(crate) fn minor(&self) -> u32 {
+        self.volume.0.minor
+    }
+
     /// The device with the data.
     #[inline]
     pub(crate) fn data(&self) -> &LowerDevice {
@@ -208,6 +218,9 @@ impl Backing {
         }
         check_meta_device(index, self.meta().size_sectors()).map_err(|_| RetCode::MdDiskTooSmall)?;
         let sector = superblock_sector(index, self.data.size_sectors()).map_err(|_| RetCode::MdDiskTooSmall)?;
+        if faults::strikes(self.minor(), Fault::MetaRead) {
+            return Err(RetCode::IoMdDisk);
+        }
         let mut pages = PageChain::new(self.page_pool(), PAGE_BYTES);
         self.meta().read_wait(sector, &mut pages).map_err(|_| RetCode::IoMdDisk)?;
         Ok(pages)

@@ -11,6 +11,7 @@
 //! reserve), no wake-up, no context switch.
 
 use super::backing::{Backing, Tag};
+use super::faults::{self, Fault};
 use super::hashes;
 use super::resource::{Locked, Resource};
 use super::volume::Volume;
@@ -261,6 +262,12 @@ fn order_of(locked: &mut Locked, io: LocalIo) -> Order {
     let Some(backing) = locked.block.backing(volume).cloned() else {
         return Order::Fail(io);
     };
+    if fault_of(locked, &io).is_some_and(|fault| faults::strikes(backing.minor(), fault)) {
+        if let LocalIo::Peer { peer, op: Op::Write, .. } = io {
+            drop(locked.peer_pages.take(peer));
+        }
+        return Order::Fail(io);
+    }
     match io {
         LocalIo::Flush { .. } => Order::Flush(backing),
         LocalIo::Inspect { .. } => Order::Fail(io),
@@ -290,6 +297,25 @@ fn order_of(locked: &mut Locked, io: LocalIo) -> Order {
                 },
             }
         }
+    }
+}
+
+/// What `io` is to those who want requests to fail.
+fn fault_of(locked: &Locked, io: &LocalIo) -> Option<Fault> {
+    match *io {
+        LocalIo::Request { request, op: Op::Read, .. } => {
+            let is_ahead = locked.uppers.get(request).is_some_and(|upper| upper.flags().readahead);
+            Some(if is_ahead { Fault::ReadAhead } else { Fault::DataRead })
+        }
+        LocalIo::Request { op: Op::Write | Op::Discard | Op::WriteZeroes { .. }, .. } => Some(Fault::DataWrite),
+        LocalIo::Peer { op: Op::Flush, .. } => None,
+        LocalIo::Peer { peer, op, .. } => Some(match (op, locked.engine.is_resync(peer)) {
+            (Op::Read, true) => Fault::ResyncRead,
+            (Op::Read, false) => Fault::DataRead,
+            (_, true) => Fault::ResyncWrite,
+            (_, false) => Fault::DataWrite,
+        }),
+        _ => None,
     }
 }
 

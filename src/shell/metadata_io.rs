@@ -5,8 +5,9 @@
 
 use super::backing::{Backing, Tag};
 use super::disk_io::{self, Context};
+use super::faults::{self, Fault};
 use super::volume::Volume;
-use crate::linux::bio::{self, BioFlags};
+use crate::linux::bio::{self, BioFlags, Outcome, Owner, Status};
 use crate::linux::mem::{PageChain, PAGE_BYTES};
 use crate::linux::work::DeferredArc;
 use engine::resource::MetadataIo;
@@ -31,6 +32,11 @@ fn start(backing: DeferredArc<Backing>, io: MetadataIo, mut pages: PageChain) {
         pages.zero();
     }
     pages.truncate(io.size_bytes as usize);
+    let fault = if io.write { Fault::MetaWrite } else { Fault::MetaRead };
+    if faults::strikes(backing.minor(), fault) {
+        backing.done(Tag::Metadata(io.ticket), Outcome { result: Err(Status::IO_ERROR), pages: Some(pages) });
+        return;
+    }
     let durable = io.write && io.durable;
     let flags = BioFlags { fua: durable, preflush: durable, sync: true, meta: true, readahead: false };
     bio::submit_pages(backing, Tag::Metadata(io.ticket), io.write, flags, io.sector, pages);

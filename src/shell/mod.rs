@@ -12,6 +12,7 @@ pub(crate) mod dependencies;
 pub(crate) mod disk_io;
 pub(crate) mod establish;
 pub(crate) mod events;
+pub(crate) mod faults;
 pub(crate) mod hashes;
 pub(crate) mod helpers;
 pub(crate) mod log;
