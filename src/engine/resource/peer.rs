@@ -800,13 +800,18 @@ impl<S: Storage> Engine<S> {
         });
         self.peers.release(peer.index);
         self.resync_answered(id);
-        self.wakes.insert(Wakes::RECEIVER);
+        self.peer_slot_free();
     }
 
     fn end_peer(&mut self, peer: PeerId, id: VolumeId) {
         self.peers.release(peer.index);
         self.with_volume(id, |volume| volume.unacked = volume.unacked.saturating_sub(1));
-        self.wakes.insert(Wakes::RECEIVER);
+        self.peer_slot_free();
+    }
+
+    /// A slot more for the peer's requests, or one less that a closing connection waits for.
+    fn peer_slot_free(&mut self) {
+        self.wakes.insert(if self.link.is_closing() { Wakes::LINK } else { Wakes::RECEIVER });
     }
 
     /// The connection is lost: what is on the disk, or complete and on its way there, finishes silently; everything else
