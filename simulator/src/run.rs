@@ -507,7 +507,7 @@ impl Driver {
                 if refused {
                     let state = status.state;
                     conf.discard_my_data = node == self.victim() && state.role == Role::Secondary;
-                    if node == self.victim() && state.role == Role::Primary {
+                    if state.role == Role::Primary {
                         self.ask(node, Asked::Other, AdminRequest::Secondary { volume: VOLUME });
                         continue;
                     }

@@ -394,6 +394,13 @@ impl<S: Storage> Engine<S> {
         }
     }
 
+    /// A resync of another volume that this one has to wait for began (`paused`) or ended.
+    /// spec: state-machine 17.5; called by the owner, who knows all volumes, on `Work::ResyncDependencies`
+    pub fn set_paused_by_dependency(&mut self, id: VolumeId, paused: bool, now_ms: u64) {
+        self.now_ms = now_ms;
+        let _outcome = self.change(id, Change::aftr_isp(paused), Kind::Hard);
+    }
+
     /// A reason for suspended I/O is gone.
     pub(super) fn thaw(&mut self, susp: Susp) {
         let before = self.susp;

@@ -222,6 +222,15 @@ impl<S: Storage> Engine<S> {
             return;
         }
         self.update_meta_flags(id);
+        let writes_alone = self.volume(id).is_some_and(|volume| {
+            let state = volume.state;
+            let unrecorded = volume.disk.as_ref().is_some_and(|disk| disk.bitmap_uuid() == 0);
+            role == Role::Primary && state.conn < Conn::Connected && state.disk == Disk::UpToDate && unrecorded
+        });
+        if writes_alone {
+            // Contact to the peer was lost while this Primary had no disk to record that on.
+            self.new_current_uuid(id);
+        }
         self.sync_metadata(id);
         self.work(Work::Limits { volume: id });
         self.work(Work::Uevent { volume: id });
