@@ -20,7 +20,7 @@ pub fn finding(what: Inspect, data: &[Stamp]) -> Finding {
 }
 
 /// Twice FNV-1a, over the sectors and over them in reverse: 128 bits that no two of a run's blocks share.
-fn digest(data: &[Stamp]) -> [u8; DIGEST_BYTES] {
+pub fn digest(data: &[Stamp]) -> [u8; DIGEST_BYTES] {
     fn fnv<'a>(stamps: impl Iterator<Item = &'a Stamp>) -> u64 {
         stamps
             .flat_map(|stamp| stamp.to_be_bytes())

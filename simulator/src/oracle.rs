@@ -38,7 +38,16 @@ impl Oracle {
     /// A write begins; returns the stamp of its sectors.
     pub fn begin(&mut self, node: usize, sector: u64, count: u64, zeroes: bool, now_us: u64) -> Stamp {
         let index = self.writes.len();
-        self.writes.push(Written { node, sector, count, zeroes, start_us: now_us, end_us: NEVER, stable: false, doomed: false });
+        self.writes.push(Written {
+            node,
+            sector,
+            count,
+            zeroes,
+            start_us: now_us,
+            end_us: NEVER,
+            stable: false,
+            doomed: false,
+        });
         for sector in sector..sector + count {
             self.by_sector.entry(sector).or_default().push(index as u32);
         }

@@ -209,6 +209,8 @@ pub struct World {
     pub helpers: Vec<(usize, Helper)>,
     /// This node's secret is not that of the configuration.
     pub wrong_secret: [bool; 2],
+    /// The next data that goes with a digest is damaged on its way.
+    pub garble: bool,
     now_us: u64,
     queue: BTreeMap<(u64, u64, u64), Event>,
     sequence: u64,
@@ -254,6 +256,7 @@ impl World {
             packets_sent: BTreeMap::new(),
             helpers: Vec::new(),
             wrong_secret: [false; 2],
+            garble: false,
             now_us: MS,
             queue: BTreeMap::new(),
             sequence: 0,
@@ -966,9 +969,9 @@ impl World {
         });
         let head = outgoing.map(|outgoing| buffer[..outgoing.head_bytes].to_vec());
         self.buffer = buffer;
-        let (Some(outgoing), Some(head)) = (outgoing, head) else { return };
+        let (Some(outgoing), Some(mut head)) = (outgoing, head) else { return };
         let running = self.nodes[node].running.as_mut().expect("on");
-        let payload = match outgoing.payload {
+        let mut payload = match outgoing.payload {
             Payload::None => None,
             Payload::Request(request) => {
                 let upper = running.uppers[usize::from(request.index)].as_ref();
@@ -981,6 +984,13 @@ impl World {
                 Some(data)
             }
         };
+        if outgoing.digest_bytes > 0 {
+            head.extend(inspect::digest(payload.as_deref().expect("a digest goes with data")));
+            if let (Some(first), true) = (payload.as_mut().and_then(|data| data.first_mut()), self.garble) {
+                self.garble = false;
+                *first += 1 << 40;
+            }
+        }
         let name = packet_name(&head);
         self.packets.insert(name);
         *self.packets_sent.entry(name).or_default() += 1;
@@ -1082,15 +1092,21 @@ impl World {
             Reading::Payload(peer, count) => {
                 let Some(stamps) = pipe.take_sectors(count, now_us) else { return false };
                 let running = self.nodes[node].running.as_mut().expect("on");
+                let digest = engine::resource::Digest::new(&inspect::digest(&stamps));
                 running.pages[usize::from(peer.index)] = Some((peer, stamps));
-                self.engine(node, |engine, now| engine.payload_received(peer, now)).map(|()| Reading::Header)
+                self.check_payload(node, digest)
+                    .and_then(|()| self.engine(node, |engine, now| engine.payload_received(peer, now)))
+                    .map(|()| Reading::Header)
             }
             Reading::ReadReply(request, count) => {
                 let Some(stamps) = pipe.take_sectors(count, now_us) else { return false };
                 let running = self.nodes[node].running.as_mut().expect("on");
                 let upper = running.uppers[usize::from(request.index)].as_mut();
+                let digest = engine::resource::Digest::new(&inspect::digest(&stamps));
                 upper.filter(|upper| upper.request == request).expect("bio of a remote read").data = stamps;
-                self.engine(node, |engine, now| engine.read_reply_received(request, now)).map(|()| Reading::Header)
+                self.check_payload(node, digest)
+                    .and_then(|()| self.engine(node, |engine, now| engine.read_reply_received(request, now)))
+                    .map(|()| Reading::Header)
             }
             Reading::Drain(count) => {
                 let Some(_stamps) = pipe.take_sectors(count, now_us) else { return false };
@@ -1112,6 +1128,14 @@ impl World {
             }
         }
         goes_on
+    }
+
+    /// Data has arrived: is it what its digest says?
+    fn check_payload(&mut self, node: usize, digest: Option<engine::resource::Digest>) -> Result<(), Fault> {
+        match self.engine_of(node).received_integrity() {
+            Some(_) => self.engine(node, |engine, now| engine.check_payload(digest, now)),
+            None => Ok(()),
+        }
     }
 
     fn body_received(
@@ -1405,7 +1429,10 @@ impl World {
     #[track_caller]
     pub fn connect(&mut self, node: usize) -> i32 {
         let conf = self.config.net;
-        self.tell_algorithms(node, &[conf.verify_alg, conf.csums_alg, hmac_of(&conf.cram_hmac_alg)]);
+        self.tell_algorithms(
+            node,
+            &[conf.verify_alg, conf.csums_alg, conf.integrity_alg, hmac_of(&conf.cram_hmac_alg)],
+        );
         self.admin(node, AdminRequest::Connect { conf: &conf })
     }
 }

@@ -528,3 +528,71 @@ fn an_unknown_algorithm_for_secrets_is_refused() {
         |mut world| assert_eq!(world.connect(0), 120),
     );
 }
+
+fn with_integrity(config: &mut Config) {
+    config.net.integrity_alg = algorithm("crc32c");
+}
+
+#[test]
+fn data_that_was_damaged_on_its_way_is_never_written() {
+    with_config(with_integrity, |mut world| {
+        synced(&mut world);
+        some_writes(&mut world, 10);
+        assert_eq!(world.faults, []);
+        for _ in 0..3 {
+            world.garble = true;
+            let wait = world.random.below(5);
+            some_writes(&mut world, 3);
+            world.run_for_ms(wait);
+            up_to_date(&mut world);
+        }
+        assert!(!world.garble, "nothing was damaged");
+        assert!(world.faults.iter().all(|(_, fault)| *fault == Fault::Integrity) && world.faults.len() == 3);
+        equal(&mut world);
+        for sector in 0..SECTORS {
+            assert!(world.nodes[1].data.get(sector) < 1 << 40, "sector {sector}");
+        }
+    });
+}
+
+#[test]
+fn digests_go_with_every_kind_of_data() {
+    with_config(with_integrity, |mut world| {
+        synced(&mut world);
+        // Reads and writes through the peer.
+        assert_eq!(world.admin(0, AdminRequest::Detach { volume: VOLUME, force: false }), 1);
+        some_writes(&mut world, 10);
+        for sector in [0, 100, 5000] {
+            assert_eq!(world.io(0, Action::Read, sector, 64), Ok(()));
+        }
+        assert!(sent(&world, "P_DATA_REPLY") > 0);
+        assert_eq!(world.attach(0), 101);
+        up_to_date(&mut world);
+        equal(&mut world);
+        assert_eq!(world.faults, []);
+    });
+}
+
+#[test]
+fn the_integrity_algorithm_changes_under_load() {
+    with_config(
+        |_| {},
+        |mut world| {
+            synced(&mut world);
+            for name in ["sha1", "", "md5"] {
+                for node in 0..2 {
+                    for sector in 0..20 {
+                        world.start(0, WRITE, sector * 200, 64);
+                    }
+                    let conf = NetConf { integrity_alg: algorithm(name), ..world.config.net };
+                    // Only the node whose configuration it is knows the algorithm beforehand.
+                    world.tell_algorithms(node, &[conf.integrity_alg]);
+                    assert_eq!(world.admin(node, AdminRequest::NetOptions { conf: &conf }), 101);
+                    some_writes(&mut world, 3);
+                }
+            }
+            assert_eq!(world.faults, []);
+            equal(&mut world);
+        },
+    );
+}

@@ -217,6 +217,23 @@ impl Lent {
         unsafe { self.bio.as_ref() }.bi_iter.bi_size
     }
 
+    /// The data, piece by piece.
+    pub(crate) fn segments(&self) -> impl Iterator<Item = &[u8]> {
+        let (vectors, mut skip, mut left) = self.raw_bvecs();
+        vectors.iter().map(move |vector| {
+            let bytes = (vector.bv_len as usize).saturating_sub(skip).min(left);
+            let offset = vector.bv_offset as usize + skip;
+            (skip, left) = (0, left - bytes);
+            // SAFETY: Pages of a request are in the direct mapping, one after the other within a vector.
+            let start = unsafe { raw::drbd_h_page_address(vector.bv_page) }.cast::<u8>();
+            // SAFETY: Within the vector, by its offset and length.
+            let first = unsafe { start.add(offset) };
+            // SAFETY: As above; the memory is there as long as the request is lent. Whoever writes to it meanwhile
+            // breaks the promise of stable pages, and gets a digest that does not fit.
+            unsafe { core::slice::from_raw_parts(first, bytes) }
+        })
+    }
+
     /// The memory as the kernel describes it: whole vectors, bytes to skip in the first, bytes altogether.
     pub(super) fn raw_bvecs(&self) -> (&[raw::bio_vec], usize, usize) {
         // SAFETY: By the invariant.

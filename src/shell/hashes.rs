@@ -7,14 +7,23 @@
 use super::resource::Resource;
 use crate::linux::hash::Hash;
 use crate::linux::mem::PageChain;
+use crate::linux::storage::KernelStorage;
 use engine::netlink::NetConf;
-use engine::resource::{self, AlgorithmName, Digest, Finding, Inspect};
+use engine::resource::{self, AlgorithmName, Digest, Engine, Finding, Inspect, Next, Outgoing};
 use kernel::prelude::*;
 use kernel::str::CString;
 use kernel::sync::Arc;
 
 /// Bound: algorithms of one resource in its life.
 const MAX_HASHES: usize = 16;
+
+/// Whether data that is received has a digest.
+pub(crate) enum Check {
+    /// It has none.
+    No,
+    /// By this algorithm; `None`: it is gone, so nothing can be believed.
+    With(Option<Arc<Hash>>),
+}
 
 /// The algorithms of a resource, by name.
 pub(crate) struct Hashes(KVec<(AlgorithmName, Arc<Hash>)>);
@@ -40,6 +49,22 @@ impl Hashes {
             Inspect::ChecksumDigest => self.find(&net.csums_alg).cloned(),
             Inspect::Zeroes => None,
         }
+    }
+
+    /// What the digest of a packet to be sent needs.
+    pub(crate) fn for_sending(&self, outgoing: &Outgoing, engine: &Engine<KernelStorage>) -> Option<Arc<Hash>> {
+        match outgoing.digest_bytes {
+            0 => None,
+            _ => self.find(&engine.sent_integrity()).cloned(),
+        }
+    }
+
+    /// How the data that follows now has to be checked.
+    pub(crate) fn for_receiving(&self, next: &Next, engine: &Engine<KernelStorage>) -> Check {
+        if !matches!(next, Next::Payload { .. } | Next::ReadReply { .. }) {
+            return Check::No;
+        }
+        engine.received_integrity().map_or(Check::No, |name| Check::With(self.find(&name).cloned()))
     }
 
     /// Keeps an algorithm as long as there is room.
@@ -69,8 +94,8 @@ pub(crate) fn look_for(resource: &Arc<Resource>, names: &[AlgorithmName]) {
 }
 
 /// The algorithms that a configuration of the connection needs.
-pub(crate) fn needed_by(net: &NetConf) -> [AlgorithmName; 3] {
-    [net.verify_alg, net.csums_alg, resource::hmac_of(&net.cram_hmac_alg)]
+pub(crate) fn needed_by(net: &NetConf) -> [AlgorithmName; 4] {
+    [net.verify_alg, net.csums_alg, net.integrity_alg, resource::hmac_of(&net.cram_hmac_alg)]
 }
 
 /// The HMACs of both challenges with the secret of the configuration; `None` when they cannot be computed. May sleep.
@@ -78,10 +103,7 @@ pub(crate) fn hmacs(net: &NetConf, peer: &[u8], own: &[u8]) -> Option<(Digest, D
     let name = resource::hmac_of(&net.cram_hmac_alg);
     let name = CString::try_from_fmt(fmt!("{}", name.as_str())).ok()?;
     let hash = Hash::keyed(&name, net.shared_secret.as_bytes()).ok()?;
-    let hmac = |challenge| {
-        let digest = hash.digest(core::iter::once(challenge)).ok()?;
-        Digest::new(digest.get(..hash.digest_bytes())?)
-    };
+    let hmac = |challenge| digest(&hash, core::iter::once(challenge));
     Some((hmac(peer)?, hmac(own)?))
 }
 
@@ -89,15 +111,16 @@ pub(crate) fn hmacs(net: &NetConf, peer: &[u8], own: &[u8]) -> Option<(Digest, D
 pub(crate) fn inspect(what: Inspect, hash: Option<&Arc<Hash>>, pages: &PageChain) -> Finding {
     match (what, hash) {
         (Inspect::Zeroes, _) => Finding::Zeroes(pages.segments().all(is_zero)),
-        (Inspect::VerifyDigest | Inspect::ChecksumDigest, Some(hash)) => digest(hash, pages),
+        (Inspect::VerifyDigest | Inspect::ChecksumDigest, Some(hash)) => {
+            digest(hash, pages.segments()).map_or(Finding::Failed, Finding::Digest)
+        }
         (Inspect::VerifyDigest | Inspect::ChecksumDigest, None) => Finding::Failed,
     }
 }
 
-fn digest(hash: &Hash, pages: &PageChain) -> Finding {
-    let digest = hash.digest(pages.segments());
-    let digest = digest.ok().and_then(|digest| Digest::new(digest.get(..hash.digest_bytes())?));
-    digest.map_or(Finding::Failed, Finding::Digest)
+/// The digest of the pieces one after the other; `None` when it cannot be computed. Process context.
+pub(crate) fn digest<'a>(hash: &Hash, data: impl Iterator<Item = &'a [u8]>) -> Option<Digest> {
+    Digest::new(hash.digest(data).ok()?.get(..hash.digest_bytes())?)
 }
 
 /// Eight words at a time, which the compiler turns into wide comparisons.

@@ -31,6 +31,10 @@ pub(crate) fn compute(volume: &Volume) -> DiskLimits {
     };
     let lower = backing.data().limits();
     let clears = if lower.max_discard_bytes > 0 { MAX_CLEAR_BYTES } else { 0 };
+    // The C module expects a digest with a packet of zeroes, which has none. spec: wire-protocol 13 (H1)
+    let checked =
+        volume.resource.look(|locked| locked.engine.net_conf().is_some_and(|net| !net.integrity_alg.is_empty()));
+    let zeroes = if checked { 0 } else { clears };
     DiskLimits {
         max_request_bytes: most,
         logical_block_bytes: lower.logical_block_bytes,
@@ -39,7 +43,7 @@ pub(crate) fn compute(volume: &Volume) -> DiskLimits {
         io_opt_bytes: lower.io_opt_bytes,
         max_discard_bytes: clears,
         discard_granularity_bytes: lower.logical_block_bytes,
-        max_write_zeroes_bytes: clears,
+        max_write_zeroes_bytes: zeroes,
         rotational: lower.rotational,
     }
 }

@@ -2,7 +2,7 @@
 //! Receiving from the data socket: header, fixed part, then application data straight into the pages it belongs to.
 
 use super::connection::{failed, is_running, Closing, Sockets};
-use super::hashes;
+use super::hashes::{self, Check};
 use super::log::log_info;
 use super::resource::{Locked, Processors, Resource};
 use crate::linux::clock;
@@ -50,15 +50,19 @@ impl Receiver<'_> {
         self.packet_arrived();
         let head = self.engine(|locked| locked.engine.data_header(header, clock::monotonic_ms()))?;
         let mut body = core::mem::take(&mut self.body);
-        let next = self
-            .body_of(&mut body, head.body_bytes)
-            .and_then(|body| self.engine(|locked| locked.engine.data_packet(&head, body, clock::monotonic_ms())));
+        let next = self.body_of(&mut body, head.body_bytes).and_then(|body| {
+            self.engine(|locked| {
+                let next = locked.engine.data_packet(&head, body, clock::monotonic_ms())?;
+                Ok((next, locked.hashes.for_receiving(&next, &locked.engine)))
+            })
+        });
         self.body = body;
-        match next? {
+        let (next, check) = next?;
+        match next {
             Next::Packet => Ok(()),
             Next::Authenticate => self.authenticate(head.body_bytes),
-            Next::Payload { peer, size_bytes } => self.payload(peer, size_bytes as usize),
-            Next::ReadReply { request, size_bytes } => self.read_reply(request, size_bytes as usize),
+            Next::Payload { peer, size_bytes } => self.payload(peer, size_bytes as usize, &check),
+            Next::ReadReply { request, size_bytes } => self.read_reply(request, size_bytes as usize, &check),
             Next::Drain { size_bytes } => self.drain(size_bytes as usize),
         }
     }
@@ -112,13 +116,23 @@ impl Receiver<'_> {
         self.engine(|locked| locked.engine.authenticate(hmacs, clock::monotonic_ms()))
     }
 
-    fn payload(&self, peer: PeerId, size_bytes: usize) -> Result<(), Closing> {
+    /// Data has arrived: is it what its digest says?
+    fn check<'b>(&self, check: &Check, data: impl Iterator<Item = &'b [u8]>) -> Result<(), Closing> {
+        let digest = match check {
+            Check::No => return Ok(()),
+            Check::With(hash) => hash.as_ref().and_then(|hash| hashes::digest(hash, data)),
+        };
+        self.engine(|locked| locked.engine.check_payload(digest, clock::monotonic_ms()))
+    }
+
+    fn payload(&self, peer: PeerId, size_bytes: usize, check: &Check) -> Result<(), Closing> {
         let mut pages = PageChain::new(&self.resource.shared.pages, size_bytes);
         let mut done = 0;
         while done < size_bytes {
             let received = self.sockets.data.receive_pages(&mut pages, done, size_bytes);
             done = done.saturating_add(self.some(received)?);
         }
+        self.check(check, pages.segments())?;
         let mut left_behind = None;
         let result = self.engine(|locked| {
             left_behind = locked.peer_pages.put(peer, pages);
@@ -128,7 +142,7 @@ impl Receiver<'_> {
         result
     }
 
-    fn read_reply(&self, request: RequestId, size_bytes: usize) -> Result<(), Closing> {
+    fn read_reply(&self, request: RequestId, size_bytes: usize, check: &Check) -> Result<(), Closing> {
         let lent = self.resource.look(|locked| locked.uppers.get(request).map(|bio| bio.lend()));
         let Some(mut bio) = lent else { return Err(failed(self.resource, LinkFailure::DataReceive)) };
         let mut done = 0;
@@ -136,6 +150,7 @@ impl Receiver<'_> {
             let received = self.sockets.data.receive_lent(&mut bio, done);
             done = done.saturating_add(self.some(received)?);
         }
+        self.check(check, bio.segments())?;
         drop(bio);
         self.engine(|locked| locked.engine.read_reply_received(request, clock::monotonic_ms()))
     }

@@ -3,15 +3,17 @@
 //! application data straight from the pages it is in.
 
 use super::connection::{failed, is_running, tenths_ms, Closing, Sockets};
+use super::hashes;
 use super::log::log_info;
 use super::params;
 use super::resource::{Locked, Processors, Resource};
 use crate::linux::bio::Lent;
 use crate::linux::clock;
+use crate::linux::hash::Hash;
 use crate::linux::mem::{NoIoScope, PageChain};
 use crate::linux::sock::Sending;
 use crate::linux::thread::Thread;
-use engine::resource::{LinkFailure, Outgoing, Payload, PACKET_BUFFER_BYTES};
+use engine::resource::{Digest, LinkFailure, Outgoing, Payload, PACKET_BUFFER_BYTES};
 use kernel::prelude::*;
 use kernel::sync::Arc;
 
@@ -30,6 +32,8 @@ struct Sender {
 struct Packet {
     outgoing: Outgoing,
     data: Data,
+    /// For a digest that goes between the head and the data.
+    hash: Option<Arc<Hash>>,
 }
 
 enum Data {
@@ -72,7 +76,8 @@ impl Sender {
                     locked.engine.data_sent(ok, now_ms);
                 }
                 let outgoing = locked.engine.next_data(buffer, now_ms)?;
-                Some(Packet { outgoing, data: lend(locked, outgoing.payload) })
+                let hash = locked.hashes.for_sending(&outgoing, &locked.engine);
+                Some(Packet { outgoing, data: lend(locked, outgoing.payload), hash })
             });
             match next {
                 Some(packet) => match self.send(&packet) {
@@ -106,9 +111,12 @@ impl Sender {
         let how = Sending { copy: outgoing.copy || params::disable_sendpage(), more };
         let head = self.buffer.get(..outgoing.head_bytes).ok_or(Closing)?;
         let has_data = !matches!(packet.data, Data::None);
+        let digest = self.digest(packet)?;
         let data = &self.sockets.data;
         let mut patience = Patience::for_data(&self.resource, self.sockets.options.ko_count);
         complete(&mut patience, head.len(), |done| data.send(head.get(done..).unwrap_or_default(), more || has_data))?;
+        let digest = digest.as_bytes();
+        complete(&mut patience, digest.len(), |done| data.send(digest.get(done..).unwrap_or_default(), true))?;
         match &packet.data {
             Data::None => {}
             Data::Bio(bio) => complete(&mut patience, bio.bytes() as usize, |done| data.send_lent(bio, done, how))?,
@@ -118,6 +126,21 @@ impl Sender {
         }
         self.held_back = more;
         Ok(())
+    }
+}
+
+impl Sender {
+    /// The digest that goes with a packet; empty without.
+    fn digest(&self, packet: &Packet) -> Result<Digest, Closing> {
+        if packet.outgoing.digest_bytes == 0 {
+            return Ok(Digest::EMPTY);
+        }
+        let digest = packet.hash.as_ref().and_then(|hash| match &packet.data {
+            Data::None => None,
+            Data::Bio(bio) => hashes::digest(hash, bio.segments()),
+            Data::Pages(pages, _) => hashes::digest(hash, pages.segments()),
+        });
+        digest.ok_or_else(|| failed(&self.resource, LinkFailure::Send))
     }
 }
 

@@ -824,10 +824,6 @@ impl<S: Storage> Engine<S> {
             return Err(RetCode::CongNotProtoA);
         }
         self.check_authentication(conf)?;
-        // Not carried out by this version; saying so is better than pretending.
-        if !conf.integrity_alg.is_empty() {
-            return Err(RetCode::IntegrityAlg);
-        }
         self.check_algorithms(conf)
     }
 
@@ -855,6 +851,11 @@ impl<S: Storage> Engine<S> {
             return;
         }
         self.link.net = *conf;
+        for id in self.volume_ids().filter(|_| needs_100) {
+            if self.volume(id).is_some() {
+                self.work(super::Work::Limits { volume: id });
+            }
+        }
         if up && needs_100 {
             self.queue_control(Control::ProtocolUpdate);
         }

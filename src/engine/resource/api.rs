@@ -284,6 +284,8 @@ pub struct Outgoing {
     pub head_bytes: usize,
     /// What follows them.
     pub payload: Payload,
+    /// Bytes of the payload's digest by `sent_integrity`, which goes between the two; 0: none.
+    pub digest_bytes: u8,
     /// The payload's pages may change after the request completed (protocol A): copy, do not splice.
     pub copy: bool,
     /// Nothing further is queued: push out what TCP holds back.

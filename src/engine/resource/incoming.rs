@@ -10,6 +10,7 @@ use core::fmt;
 
 use super::api::{Digest, Next, Op, RequestId, VolumeId};
 use super::change::Kind;
+use super::inspect::Direction;
 use super::link::Handshake;
 use super::outgoing::MetaOut;
 use super::peer::{newer, IncomingWrite};
@@ -79,6 +80,7 @@ pub enum Fault {
     PingTimeout,
     NotDurable,
     MissingSequence { seq: u32 },
+    Integrity,
     DigestSize { command: Command, found: usize, expected: u8 },
     NotSupported { command: Command },
     Closing,
@@ -133,6 +135,7 @@ impl fmt::Display for Fault {
                 write!(f, "packet {seq} of the peer arrived, but not the acknowledgements that it sent before")
             }
             Fault::NotDurable => f.write_str("the disk failed before the peer's writes were durable: connecting anew"),
+            Fault::Integrity => f.write_str("data arrived that is not what its digest says"),
             Fault::DigestSize { command, found, expected } => {
                 write!(f, "{} with a digest of {found} bytes, expected {expected}", command.name())
             }
@@ -196,7 +199,7 @@ impl<S: Storage> Engine<S> {
             check_length(command, header.length).map_err(Fault::Length)?;
         }
         let with_data = matches!(command, Command::Data | Command::DataReply | Command::RsDataReply);
-        let body = if with_data { Data::LEN } else { header.length as usize };
+        let body = if with_data { self.data_head_bytes(command, header.length)? } else { header.length as usize };
         if let Some(id) = self.link.bitmap_for {
             let bitmap = matches!(command, Command::Bitmap | Command::CompressedBitmap);
             if !bitmap && socket == Socket::Data && self.volume(id).is_some() {
@@ -204,6 +207,17 @@ impl<S: Storage> Engine<S> {
             }
         }
         Ok(PacketHead { command, volume: header.volume, length: header.length, body_bytes: body })
+    }
+
+    /// Bytes of a packet with data that come before the data: its fixed part and the digest.
+    fn data_head_bytes(&self, command: Command, length: u32) -> Result<usize, Fault> {
+        let expected = self.integrity_bytes(Direction::Received);
+        let head = Data::LEN + usize::from(expected);
+        let length = length as usize;
+        if length < head {
+            return Err(Fault::DigestSize { command, found: length.saturating_sub(Data::LEN), expected });
+        }
+        Ok(head)
     }
 
     /// A packet of the data socket; `body` are the bytes asked for by its head.
@@ -278,7 +292,7 @@ impl<S: Storage> Engine<S> {
         match command {
             Command::Data => {
                 let data = Data::decode(body).map_err(bad)?;
-                let payload_bytes = head.length - Data::LEN as u32;
+                let payload_bytes = self.payload_bytes(head, body);
                 let write = IncomingWrite { op: Op::Write, data, size_bytes: payload_bytes, payload_bytes };
                 return self.receive_write(id, &write);
             }
@@ -290,11 +304,13 @@ impl<S: Storage> Engine<S> {
             }
             Command::DataReply => {
                 let data = Data::decode(body).map_err(bad)?;
-                return self.receive_read_reply(id, &data, head.length - Data::LEN as u32);
+                let size_bytes = self.payload_bytes(head, body);
+                return self.receive_read_reply(id, &data, size_bytes);
             }
             Command::RsDataReply => {
                 let data = Data::decode(body).map_err(bad)?;
-                return self.receive_resync_data(id, data.sector, head.length - Data::LEN as u32);
+                let size_bytes = self.payload_bytes(head, body);
+                return self.receive_resync_data(id, data.sector, size_bytes);
             }
             Command::DataRequest => self.receive_read(id, &BlockRequest::decode(body).map_err(bad)?)?,
             Command::RsDataRequest | Command::RsThinReq => {
@@ -350,6 +366,13 @@ impl<S: Storage> Engine<S> {
             _ => return Err(Fault::NotSupported { command }),
         }
         Ok(Next::Packet)
+    }
+
+    /// Keeps the digest that came with data; returns the number of bytes that follow.
+    fn payload_bytes(&mut self, head: &PacketHead, body: &[u8]) -> u32 {
+        let digest = body.get(Data::LEN..).and_then(Digest::new);
+        self.payload_digest = digest.unwrap_or(Digest::EMPTY);
+        head.length.saturating_sub(body.len() as u32)
     }
 
     /// True when the next packet of the data socket may be read. spec: wire-protocol 3.6 (barrier), 5.2

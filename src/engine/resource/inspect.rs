@@ -32,14 +32,20 @@ pub type AlgorithmName = Text<64>;
 /// for yet.
 pub(super) struct Algorithms<S: Storage> {
     known: S::Table<Option<(AlgorithmName, u8)>>,
-    /// `verify-alg` and `csums-alg` of the peer's packet.
+    /// `verify-alg`, `csums-alg` and `data-integrity-alg` of the peer's packet.
     wanted: S::Table<AlgorithmName>,
+    /// `data-integrity-alg` of what is sent, and of what is received.
+    integrity: S::Table<AlgorithmName>,
 }
 
 impl<S: Storage> Algorithms<S> {
     /// None.
     pub(super) fn new() -> Result<Self, OutOfMemory> {
-        Ok(Algorithms { known: S::table(MAX_ALGORITHMS, |_| None)?, wanted: S::table(2, |_| AlgorithmName::EMPTY)? })
+        Ok(Algorithms {
+            known: S::table(MAX_ALGORITHMS, |_| None)?,
+            wanted: S::table(3, |_| AlgorithmName::EMPTY)?,
+            integrity: S::table(2, |_| AlgorithmName::EMPTY)?,
+        })
     }
 
     /// Size of a digest in bytes; `None` when the algorithm is unknown.
@@ -52,10 +58,29 @@ impl<S: Storage> Algorithms<S> {
         name.is_empty() || self.size_of(name).is_some()
     }
 
-    fn wanted(&self) -> [AlgorithmName; 2] {
+    fn wanted(&self) -> [AlgorithmName; 3] {
         let name = |at: usize| self.wanted.get(at).copied().unwrap_or(AlgorithmName::EMPTY);
-        [name(0), name(1)]
+        [name(0), name(1), name(2)]
     }
+
+    fn want(&mut self, names: [&AlgorithmName; 3]) {
+        for (place, name) in self.wanted.iter_mut().zip(names) {
+            *place = *name;
+        }
+    }
+
+    fn integrity(&self, direction: Direction) -> AlgorithmName {
+        self.integrity.get(direction as usize).copied().unwrap_or(AlgorithmName::EMPTY)
+    }
+}
+
+/// Which data a digest goes with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Direction {
+    /// What this node sends: its own configuration rules.
+    Sent = 0,
+    /// What the peer sends: as the peer said.
+    Received = 1,
 }
 
 impl<S: Storage> Engine<S> {
@@ -84,7 +109,12 @@ impl<S: Storage> Engine<S> {
 
     /// spec: netlink 6 CONNECT, CHG_NET_OPTS
     pub(super) fn check_algorithms(&self, conf: &NetConf) -> Result<(), RetCode> {
-        for (name, code) in [(&conf.csums_alg, RetCode::CsumsAlg), (&conf.verify_alg, RetCode::VerifyAlg)] {
+        let algorithms = [
+            (&conf.integrity_alg, RetCode::IntegrityAlg),
+            (&conf.csums_alg, RetCode::CsumsAlg),
+            (&conf.verify_alg, RetCode::VerifyAlg),
+        ];
+        for (name, code) in algorithms {
             if !self.algorithms.know(name) {
                 return Err(code);
             }
@@ -108,9 +138,19 @@ impl<S: Storage> Engine<S> {
 
     /// P_SYNC_PARAM89 with other algorithms than ours, while connected: they are adopted if they can be had.
     pub(super) fn adopt_algorithms(&mut self, packet: &SyncParam) {
-        for (place, name) in self.algorithms.wanted.iter_mut().zip([&packet.verify_alg, &packet.csums_alg]) {
-            *place = *name;
-        }
+        let integrity = self.algorithms.integrity(Direction::Received);
+        self.algorithms.want([&packet.verify_alg, &packet.csums_alg, &integrity]);
+        self.adopt_or_look();
+    }
+
+    /// P_PROTOCOL_UPDATE: from now on the peer's data comes with this digest.
+    pub(super) fn adopt_integrity(&mut self, integrity: &AlgorithmName) {
+        let Engine { algorithms, link, .. } = self;
+        algorithms.want([&link.net.verify_alg, &link.net.csums_alg, integrity]);
+        self.adopt_or_look();
+    }
+
+    fn adopt_or_look(&mut self) {
         if !self.adopt_wanted() {
             self.link.algorithms_pending = true;
             self.work(Work::Algorithms);
@@ -119,9 +159,10 @@ impl<S: Storage> Engine<S> {
 
     /// False: one of them is unknown.
     fn adopt_wanted(&mut self) -> bool {
-        let [verify_alg, csums_alg] = self.algorithms.wanted();
-        let known = self.algorithms.know(&verify_alg) && self.algorithms.know(&csums_alg);
+        let [verify_alg, csums_alg, integrity] = self.algorithms.wanted();
+        let known = [verify_alg, csums_alg, integrity].iter().all(|name| self.algorithms.know(name));
         if known {
+            self.set_integrity(Direction::Received, integrity);
             self.link.net.verify_alg = verify_alg;
             self.link.net.csums_alg = csums_alg;
         }
@@ -130,7 +171,7 @@ impl<S: Storage> Engine<S> {
 
     /// The algorithms that [`Work::Algorithms`] is about: tell about those that can be computed, then call
     /// [`Engine::algorithms_looked_for`].
-    pub fn wanted_algorithms(&self) -> [AlgorithmName; 2] {
+    pub fn wanted_algorithms(&self) -> [AlgorithmName; 3] {
         self.algorithms.wanted()
     }
 
@@ -142,7 +183,7 @@ impl<S: Storage> Engine<S> {
         }
         self.wakes.insert(Wakes::RECEIVER);
         if !self.adopt_wanted() {
-            self.fail(Fault::Algorithm { what: "verify-alg or csums-alg" }, Conn::Disconnecting);
+            self.fail(Fault::Algorithm { what: "verify-alg, csums-alg or data-integrity-alg" }, Conn::Disconnecting);
         }
     }
 
@@ -167,6 +208,49 @@ impl<S: Storage> Engine<S> {
         match self.volume(id) {
             Some(volume) if self.link.features & FEATURE_THIN_RESYNC != 0 => volume.conf.rs_discard_granularity,
             _ => 0,
+        }
+    }
+
+    // Digests that go with data. spec: wire-protocol 3.8, 4.4
+
+    /// The algorithm of what is sent or received from now on.
+    pub(super) fn set_integrity(&mut self, direction: Direction, name: AlgorithmName) {
+        if let Some(place) = self.algorithms.integrity.get_mut(direction as usize) {
+            *place = name;
+        }
+    }
+
+    /// Bytes of the digest that goes with data; 0: none.
+    pub(super) fn integrity_bytes(&self, direction: Direction) -> u8 {
+        self.algorithms.integrity.get(direction as usize).map_or(0, |name| {
+            if name.is_empty() {
+                0
+            } else {
+                self.algorithms.size_of(name).unwrap_or(0)
+            }
+        })
+    }
+
+    /// The algorithm of the digest between head and payload of the packet that was just taken.
+    pub fn sent_integrity(&self) -> AlgorithmName {
+        self.algorithms.integrity(Direction::Sent)
+    }
+
+    /// Data that is received has to be checked by this algorithm: report with `check_payload` before anything else.
+    pub fn received_integrity(&self) -> Option<AlgorithmName> {
+        Some(self.algorithms.integrity(Direction::Received)).filter(|name| !name.is_empty())
+    }
+
+    /// The digest of the data that has just been received; `None`: it cannot be computed.
+    ///
+    /// # Errors
+    /// [`Fault`]: it is not the one that came with the data, and the connection is given up.
+    pub fn check_payload(&mut self, digest: Option<Digest>, now_ms: u64) -> Result<(), Fault> {
+        self.now_ms = now_ms;
+        if digest == Some(self.payload_digest) {
+            Ok(())
+        } else {
+            Err(self.fail(Fault::Integrity, Conn::ProtocolError))
         }
     }
 

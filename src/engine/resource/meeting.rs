@@ -8,6 +8,7 @@
 use super::api::{Helper, VolumeId, Wakes};
 use super::change::Kind;
 use super::incoming::Fault;
+use super::inspect::Direction;
 use super::work::{LogLine, Work};
 use super::{Engine, Volume};
 use crate::bitmap::BitmapTables;
@@ -73,6 +74,7 @@ impl<S: Storage> Engine<S> {
         compare_protocol(&own, &peer).map_err(Fault::Protocol)?;
         self.link.peer_dry_run = packet.conn_flags & CONN_DRY_RUN != 0;
         self.link.protocol_checked = true;
+        self.set_integrity(Direction::Received, packet.integrity_alg);
         Ok(())
     }
 
@@ -87,15 +89,13 @@ impl<S: Storage> Engine<S> {
         let one = policy(packet.after_sb_1p)?;
         let two = policy(packet.after_sb_2p)?;
         let letter = WireProtocol::from_u32(packet.wire_protocol).ok_or(unknown(packet.wire_protocol))?;
-        if !packet.integrity_alg.is_empty() {
-            return Err(Fault::Algorithm { what: "data-integrity-alg" });
-        }
         let net = &mut self.link.net;
         net.wire_protocol = letter;
         net.after_sb_0p = zero;
         net.after_sb_1p = one;
         net.after_sb_2p = two;
         net.two_primaries = packet.two_primaries != 0;
+        self.adopt_integrity(&packet.integrity_alg);
         Ok(())
     }
 

@@ -40,7 +40,7 @@
 //! // administrator; one request at a time per resource (the owner serialises)
 //! admin(AdminRequest<'_>, now_ms)                               // starts it
 //! know_algorithm(&AlgorithmName, digest_bytes) -> bool          // before Connect and NetOptions: what can be computed
-//! wanted_algorithms() -> [AlgorithmName; 2]; algorithms_looked_for(now_ms)   // answers Work::Algorithms
+//! wanted_algorithms() -> [AlgorithmName; 3]; algorithms_looked_for(now_ms)   // answers Work::Algorithms
 //! plan_attach(VolumeId, &DiskConf, &Backing) -> Result<AttachPlan, i32>; AttachTables::new(plan)   // the latter without the lock
 //! attach(VolumeId, &DiskConf, &Backing, AttachTables<S>, now_ms)   // a request as well; result -18: plan again
 //! resize(VolumeId, Option<BitmapTables<S>>, now_ms) -> Option<BitmapTables<S>>   // answers Work::Resize; drop the old ones unlocked
@@ -54,12 +54,15 @@
 //! data_header(&[u8], now_ms) -> Result<PacketHead, Fault>       // PacketHead.body_bytes: read so many bytes (<= 4096) next
 //! data_packet(&PacketHead, body: &[u8], now_ms) -> Result<Next, Fault>
 //! own_challenge() -> Digest; authenticate(Option<(Digest, Digest)>, now_ms) -> Result<(), Fault>   // answers Next::Authenticate
+//! received_integrity() -> Option<AlgorithmName>                  // Some: before the next two calls check the data's digest
+//! check_payload(Option<Digest>, now_ms) -> Result<(), Fault>
 //! payload_received(PeerId, now_ms) -> Result<(), Fault>
 //! read_reply_received(RequestId, now_ms) -> Result<(), Fault>
 //! receiver_may_read() -> bool                                   // false: wait for Wakes::RECEIVER before the next header
 //! meta_header_bytes() -> Option<usize>                          // 8 or 16; None: features not exchanged, wait for RECEIVER, read nothing
 //! meta_header(&[u8], now_ms) -> Result<PacketHead, Fault>; meta_packet(&PacketHead, &[u8], now_ms) -> Result<(), Fault>
 //! meta_receive_timeout_ms() -> u32; meta_timeout(data_arrived: bool, now_ms) -> Result<(), Fault>
+//! sent_integrity() -> AlgorithmName                             // of the digest of Outgoing.digest_bytes
 //! next_data(&mut [u8], now_ms) -> Option<Outgoing>; data_sent(ok: bool, now_ms)     // strictly alternating
 //! next_meta(&mut [u8], now_ms) -> Option<Outgoing>; meta_sent(ok: bool, now_ms)
 //! link_failed(LinkFailure, now_ms)
@@ -184,6 +187,8 @@ pub struct Engine<S: Storage> {
     digests: S::Table<Digest>,
     algorithms: Algorithms<S>,
     handshake_digests: HandshakeDigests,
+    /// What came with the data that is being received.
+    payload_digest: Digest,
     local: Ring<LocalIo, S>,
     completions: Ring<Completion, S>,
     data_out: Ring<DataOut, S>,
@@ -226,6 +231,7 @@ impl<S: Storage> Engine<S> {
             digests: S::table(peers, |_| Digest::EMPTY)?,
             algorithms: Algorithms::new()?,
             handshake_digests: HandshakeDigests::NONE,
+            payload_digest: Digest::EMPTY,
             local: Ring::new(requests + peers + volumes)?,
             completions: Ring::new(requests)?,
             // A slot has at most one entry; the control packets have one each.

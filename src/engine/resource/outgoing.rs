@@ -7,6 +7,7 @@
 //! spec: wire-protocol 2, 3, 3.6, 5
 
 use super::api::{Outgoing, Payload, PeerId, RequestId, VolumeId, Wakes};
+use super::inspect::Direction;
 use super::link::VERSION_BEFORE_FEATURES;
 use super::slots::{Net, PeerKind, PeerPhase};
 use super::Engine;
@@ -176,7 +177,8 @@ impl<S: Storage> Engine<S> {
         }
         self.link.sending = sending;
         let copy = matches!(sending, Sending::Request(id) if self.completes_when_sent(id));
-        Some(Outgoing { head_bytes, payload, copy, last: self.data_out.is_empty() })
+        let digest_bytes = if payload == Payload::None { 0 } else { self.integrity_bytes(Direction::Sent) };
+        Some(Outgoing { head_bytes, payload, digest_bytes, copy, last: self.data_out.is_empty() })
     }
 
     /// Protocol A: the bio may end, and its pages change, while TCP still holds them.
@@ -218,7 +220,13 @@ impl<S: Storage> Engine<S> {
         self.link.barrier_due = false;
         let payload = Barrier { number };
         let head_bytes = self.packet(buffer, Command::Barrier, 0, 0, |body| payload.encode(body))?;
-        Some(Outgoing { head_bytes, payload: Payload::None, copy: false, last: self.data_out.is_empty() })
+        Some(Outgoing {
+            head_bytes,
+            payload: Payload::None,
+            digest_bytes: 0,
+            copy: false,
+            last: self.data_out.is_empty(),
+        })
     }
 
     /// Writes header and body; `extra_bytes` follow from elsewhere. Returns the bytes in the buffer.
@@ -270,7 +278,8 @@ impl<S: Storage> Engine<S> {
             _ => (Command::Data, Payload::Request(id)),
         };
         let head = if command == Command::Data {
-            self.packet(buffer, command, volume, slot.io.size_bytes, |body| data.encode(body))?
+            let extra_bytes = slot.io.size_bytes + u32::from(self.integrity_bytes(Direction::Sent));
+            self.packet(buffer, command, volume, extra_bytes, |body| data.encode(body))?
         } else {
             let trim = Trim { data, size_bytes: slot.io.size_bytes };
             self.packet(buffer, command, volume, 0, |body| trim.encode(body))?
@@ -337,7 +346,8 @@ impl<S: Storage> Engine<S> {
         let resync = slot.kind == PeerKind::ResyncRead;
         let command = if resync { Command::RsDataReply } else { Command::DataReply };
         let data = Data { sector: slot.sector, block_id: slot.block_id, seq: 0, flags: DataFlags(0) };
-        let head = self.packet(buffer, command, volume, slot.size_bytes, |body| data.encode(body))?;
+        let extra_bytes = slot.size_bytes + u32::from(self.integrity_bytes(Direction::Sent));
+        let head = self.packet(buffer, command, volume, extra_bytes, |body| data.encode(body))?;
         Some((head, Payload::Peer(id, slot.size_bytes), Sending::Reply(id)))
     }
 
@@ -396,7 +406,13 @@ impl<S: Storage> Engine<S> {
             return self.next_data(buffer, self.now_ms);
         };
         self.link.sending = Sending::Control;
-        Some(Outgoing { head_bytes, payload: Payload::None, copy: false, last: self.data_out.is_empty() })
+        Some(Outgoing {
+            head_bytes,
+            payload: Payload::None,
+            digest_bytes: 0,
+            copy: false,
+            last: self.data_out.is_empty(),
+        })
     }
 
     /// UUIDs are durable here before the peer hears of them; a bitmap is complete before it is sent.
@@ -430,6 +446,8 @@ impl<S: Storage> Engine<S> {
                 let protocol = self.own_protocol();
                 let apv = self.link.apv;
                 let update = matches!(packet, Control::ProtocolUpdate);
+                // What follows this packet comes with digests by the algorithm that it names.
+                self.set_integrity(Direction::Sent, protocol.integrity_alg);
                 let command = if update { Command::ProtocolUpdate } else { Command::Protocol };
                 self.packet(buffer, command, 0, 0, |body| protocol.encode(apv, body))
             }
@@ -537,7 +555,13 @@ impl<S: Storage> Engine<S> {
             }
         }?;
         self.link.sending_meta = true;
-        Some(Outgoing { head_bytes, payload: Payload::None, copy: false, last: self.meta_out.is_empty() })
+        Some(Outgoing {
+            head_bytes,
+            payload: Payload::None,
+            digest_bytes: 0,
+            copy: false,
+            last: self.meta_out.is_empty(),
+        })
     }
 
     /// The packet of the last [`Engine::next_meta`] has been sent, or could not be.
