@@ -58,7 +58,6 @@ const QUESTIONS: &[&str] = &[
     "drbdsetup events2 --now --statistics r0",
     "drbdadm get-gi r0",
     "drbdadm show-gi r0",
-    "drbdadm adjust r0",
     "cat /proc/drbd",
 ];
 
@@ -190,9 +189,14 @@ impl WaitOrStop for lab::Process {
 }
 
 /// The states that events told about, each once and sorted: the order of two messages from different threads is not fixed, nor
-/// is how often a resync tells how far it is, nor by which of its states a connection ends.
+/// which of the states on the way to a connection or a resync are seen on their own.
 fn changes(text: &str) -> String {
-    let mut lines: Vec<&str> = text.lines().filter(|line| !line.starts_with("change connection ")).collect();
+    const LASTING: [&str; 3] = ["replication:Established", "replication:SyncSource", "replication:SyncTarget"];
+    let lasting = |line: &str| {
+        !line.starts_with("change connection ")
+            && (!line.starts_with("change peer-device ") || LASTING.iter().any(|state| line.ends_with(state)))
+    };
+    let mut lines: Vec<&str> = text.lines().filter(|line| lasting(line)).collect();
     lines.sort_unstable();
     lines.dedup();
     lines.join("\n")
