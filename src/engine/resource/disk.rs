@@ -358,7 +358,7 @@ impl<S: Storage> Engine<S> {
 }
 
 impl<S: Storage> super::Volume<S> {
-    /// Makes rs-discard-granularity fit the disk. spec: state-machine 21.1
+    /// Makes rs-discard-granularity fit the disk: rounded up, at most what it discards at once. spec: state-machine 21.1
     pub(super) fn adapt_discard_granularity(&mut self) {
         let Some(limits) = self.disk.as_ref().map(|disk| disk.limits) else { return };
         let wanted = self.conf.rs_discard_granularity;
@@ -367,8 +367,7 @@ impl<S: Storage> super::Volume<S> {
             return;
         }
         let granularity = limits.discard_granularity_bytes.max(1);
-        let raised = wanted.max(granularity);
-        let fitting = raised.saturating_add(raised % granularity);
+        let fitting = wanted.checked_next_multiple_of(granularity).unwrap_or(u32::MAX);
         self.conf.rs_discard_granularity = fitting.min(limits.max_discard_bytes);
     }
 
