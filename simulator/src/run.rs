@@ -277,9 +277,7 @@ impl Driver {
         }
         let own = self.world.status(node).state;
         let other = 1 - node;
-        let others = self.world.is_on(other).then(|| self.world.status(other).state);
-        let connected = own.conn >= Conn::Connected && others.is_some_and(|others| others.conn >= Conn::Connected);
-        let mirrored = connected && self.world.config.net.wire_protocol == WireProtocol::C;
+        let mirrored = self.both_good() && self.world.config.net.wire_protocol == WireProtocol::C;
         if self.careful && own.disk == Disk::UpToDate && (own.role == Role::Primary || mirrored) {
             if let Err(reason) = self.world.check_acknowledged(node) {
                 panic!("node {node} is UpToDate but lacks an acknowledged write: {reason}");

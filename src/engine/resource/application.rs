@@ -403,7 +403,7 @@ impl<S: Storage> Engine<S> {
             || matches!(slot.net, Net::Queued | Net::Waiting)
             || self.waits_for_barrier(&slot);
         if slot.phase == Phase::Active && !waiting && !self.completion_held(&slot) {
-            let done = (slot.local == Local::Ok && slot.local_counts) || (slot.net == Net::Ok && slot.net_counts);
+            let done = self.local_copy_counts(&slot) || (slot.net == Net::Ok && slot.net_counts);
             if !done && slot.io.op == Op::Read && self.retry_read(index) {
                 return;
             }
@@ -413,6 +413,13 @@ impl<S: Storage> Engine<S> {
         if slot.phase == Phase::Completed && !slot.in_log && slot.local != Local::Pending {
             self.release_request(index);
         }
+    }
+
+    /// The local part alone makes the request a success. A write has to be on a disk that was good when it began and still
+    /// is: what a disk holds that failed or became the target of a resync meanwhile will be overwritten.
+    fn local_copy_counts(&self, slot: &super::slots::Request) -> bool {
+        let still_good = || self.volume(slot.volume).is_some_and(|volume| volume.state.disk == Disk::UpToDate);
+        slot.local == Local::Ok && slot.local_counts && (!slot.io.op.is_write() || still_good())
     }
 
     /// Protocol A, and the local write failed: that the peer's copy has been handed to TCP is not enough any more. The

@@ -196,6 +196,14 @@ impl<S: Storage> Engine<S> {
             let bits = disk.bitmap.bits();
             disk.bitmap.set_bits(from.div_ceil(8), bits.saturating_sub(1));
         }
+        let current = disk.current();
+        let is_old = volume.exposed_uuid != 0 && (volume.exposed_uuid ^ current) & !1 != 0;
+        if role == Role::Primary && conn < Conn::Connected && is_old {
+            // Begun with the peer's good data in reach; now this disk would be the only one, and it is older than what
+            // the application has seen.
+            self.abort_attach(id, RetCode::DataNotCurrent.number());
+            return;
+        }
         disk.log_suspended = conn < Conn::Connected && disk.bitmap.weight() == disk.bitmap.bits();
         let flags = disk.superblock.flags;
         let pdsk = if flags.contains(MetaFlags::PEER_OUT_DATED) { Disk::Outdated } else { Disk::Unknown };
