@@ -32,6 +32,10 @@ pub(super) fn attach(task: &mut Task<'_>) -> Answer {
 fn attach_with(task: &mut Task<'_>, minor: &Minor, conf: &mut DiskConf) -> Answer {
     let after = adjust(conf);
     let Some(volume) = volume_of(&minor.resource, minor.id) else { return Ok(RetCode::MinorInvalid.number()) };
+    let attached = minor.resource.look(|locked| locked.engine.volume_status(minor.id).is_some_and(|it| it.has_disk));
+    if attached {
+        return Ok(RetCode::DiskConfigured.number());
+    }
     let opened = match Opened::open(&volume, conf) {
         Ok(opened) => opened,
         Err(code) => return Ok(code.number()),

@@ -71,7 +71,8 @@ fn check_unused(
 ) -> Result<(), Refused> {
     for resource in task.driver.resources() {
         let Some((my, peer)) = resource.addresses() else { continue };
-        if resource.id == own.id {
+        // A connection that is StandAlone keeps its addresses for messages only.
+        if resource.id == own.id && is_standalone(own) {
             continue;
         }
         if my == *my_address {
