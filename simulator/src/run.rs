@@ -59,8 +59,20 @@ pub fn run(seed: u64) -> Report {
     traced
 }
 
+/// Carries out the run of a seed with broken engines.
+#[cfg(feature = "sabotage")]
+pub fn run_sabotaged(seed: u64, how: engine::resource::Sabotage) -> Report {
+    let mut driver = Driver::new(seed, false);
+    let config = Config { sabotage: Some(how), ..driver.world.config };
+    driver.world = World::new(config);
+    finish(seed, driver)
+}
+
 fn attempt(seed: u64, trace: bool) -> Report {
-    let mut driver = Driver::new(seed, trace);
+    finish(seed, Driver::new(seed, trace))
+}
+
+fn finish(seed: u64, mut driver: Driver) -> Report {
     let result = catch_unwind(AssertUnwindSafe(|| driver.run()));
     let failure = result.err().map(|panic| match panic.downcast::<String>() {
         Ok(message) => *message,

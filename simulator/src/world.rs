@@ -48,6 +48,9 @@ pub struct Config {
     pub check_reads: bool,
     /// Keep a readable trace.
     pub trace: bool,
+    /// How the engines of both nodes are broken.
+    #[cfg(feature = "sabotage")]
+    pub sabotage: Option<engine::resource::Sabotage>,
 }
 
 impl Config {
@@ -56,7 +59,18 @@ impl Config {
         let net = NetConf::default();
         let disk = DiskConf { al_extents: 67, ..DiskConf::default() };
         let limits = TableLimits { volumes: 1, requests: 64, peer_requests: 64 };
-        Config { seed, sectors: 131_072, limits, net, disk, internal: true, check_reads: true, trace: true }
+        Config {
+            seed,
+            sectors: 131_072,
+            limits,
+            net,
+            disk,
+            internal: true,
+            check_reads: true,
+            trace: true,
+            #[cfg(feature = "sabotage")]
+            sabotage: None,
+        }
     }
 }
 
@@ -230,7 +244,7 @@ impl World {
         let config = Config { sectors: layout.usable_sectors, ..config };
         let node = || Node {
             incarnation: 1,
-            running: Some(Running::new(config.limits)),
+            running: Some(boot(&config)),
             data: DataDisk::new(config.sectors),
             meta: MetaDisk::default(),
             faults: DiskFaults::default(),
@@ -1253,7 +1267,7 @@ impl World {
     pub fn boot(&mut self, node: usize) {
         self.note(|| format!("node {node} boots"));
         assert!(self.nodes[node].running.is_none());
-        self.nodes[node].running = Some(Running::new(self.config.limits));
+        self.nodes[node].running = Some(boot(&self.config));
         // It knows nothing of its old connection.
         let now_us = self.now_us;
         if let Some(connection) = self.connection.as_mut() {
@@ -1438,6 +1452,16 @@ impl World {
 }
 
 const META_SECTORS: u64 = 1 << 16;
+
+fn boot(config: &Config) -> Running {
+    #[allow(unused_mut)] // Only changed to be broken.
+    let mut running = Running::new(config.limits);
+    #[cfg(feature = "sabotage")]
+    if let Some(how) = config.sabotage {
+        running.engine.sabotage(how);
+    }
+    running
+}
 
 fn index(internal: bool) -> MetaIndex {
     if internal {

@@ -11,7 +11,7 @@ use super::api::{Completion, IoError, IoRequest, IoResult, LocalIo, Op, RequestI
 use super::overlaps::Kind;
 use super::slots::{List, Local, Net, Phase};
 use super::volume::{Begin, Volume};
-use super::{DataOut, Engine};
+use super::{DataOut, Engine, Sabotage};
 use crate::netlink::{ReadBalancing, WireProtocol};
 use crate::state::{io_may_start, replicates, sends_out_of_sync, Disk, Role};
 use crate::storage::Storage;
@@ -136,9 +136,11 @@ impl<S: Storage> Engine<S> {
 
     fn read_path(&mut self, request: RequestId) -> ReadPath {
         let Some(slot) = self.requests.at(request.index).copied() else { return ReadPath::Nowhere };
+        let stale = self.sabotaged(Sabotage::ReadStaleBlocks);
         let Some(volume) = self.volume_mut(slot.volume) else { return ReadPath::Nowhere };
         let readable = match volume.state.disk {
             Disk::UpToDate => true,
+            Disk::Inconsistent if stale => true,
             Disk::Inconsistent => {
                 volume.disk.as_ref().is_some_and(|disk| !disk.bitmap.any_set(slot.io.sector, slot.io.size_bytes))
             }
@@ -164,7 +166,8 @@ impl<S: Storage> Engine<S> {
         let Some(slot) = self.requests.at_mut(request.index) else { return };
         slot.in_overlaps = true;
         let (volume, sector, size) = (slot.volume, slot.io.sector, slot.io.size_bytes);
-        if self.overlaps.insert(u32::from(request.index), Kind::Application, volume.0, sector, size) {
+        let ready = self.overlaps.insert(u32::from(request.index), Kind::Application, volume.0, sector, size);
+        if ready || self.sabotaged(Sabotage::IgnoreOverlap) {
             self.log_activity(request.index);
         }
     }
@@ -180,8 +183,10 @@ impl<S: Storage> Engine<S> {
             return;
         }
         let (id, (first, last)) = (slot.volume, slot.extents());
+        let forget = self.sabotaged(Sabotage::ForgetActivityLogExtent);
         let Some(volume) = self.volume_mut(id) else { return };
         match volume.begin_activity(first, last) {
+            _ if forget => self.activate(index),
             Begin::NotNeeded => self.activate(index),
             Begin::Active => {
                 self.mark_logged(index);
@@ -278,7 +283,7 @@ impl<S: Storage> Engine<S> {
 
     /// Sends and submits a write: both halves in the same breath. spec: state-machine 18.3, 18.4
     fn activate(&mut self, index: u16) {
-        if !self.overlaps.activate(u32::from(index)) {
+        if !self.overlaps.activate(u32::from(index)) && !self.sabotaged(Sabotage::IgnoreOverlap) {
             if let Some(slot) = self.requests.at_mut(index) {
                 slot.phase = Phase::Overlap;
             }
@@ -400,7 +405,7 @@ impl<S: Storage> Engine<S> {
     pub(super) fn settle(&mut self, index: u16) {
         let Some(slot) = self.requests.at(index).copied() else { return };
         let waiting = slot.local == Local::Pending
-            || matches!(slot.net, Net::Queued | Net::Waiting)
+            || (matches!(slot.net, Net::Queued | Net::Waiting) && !self.sabotaged(Sabotage::AcknowledgeWithoutPeer))
             || self.waits_for_barrier(&slot);
         if slot.phase == Phase::Active && !waiting && !self.completion_held(&slot) {
             let done = self.local_copy_counts(&slot) || (slot.net == Net::Ok && slot.net_counts);
@@ -474,6 +479,12 @@ impl<S: Storage> Engine<S> {
         if slot.in_overlaps {
             self.leave_overlaps(u32::from(index));
         }
+        if slot.in_log && self.sabotaged(Sabotage::ForgetBeforeBarrier) {
+            self.leave_log(index);
+        }
+        if self.sabotaged(Sabotage::CompleteTwice) {
+            let _fits = self.completions.push(Completion { request, result });
+        }
         if !self.completions.push(Completion { request, result }) {
             self.internal_error("the queue of completions is full");
         }
@@ -536,6 +547,9 @@ impl<S: Storage> Engine<S> {
     fn record(&mut self, index: u16) {
         let Some(slot) = self.requests.at(index).copied().filter(|slot| slot.io.op.is_write()) else { return };
         let (id, sector, size) = (slot.volume, slot.io.sector, slot.io.size_bytes);
+        if self.sabotaged(Sabotage::LoseBitmapBit) {
+            return;
+        }
         if slot.local != Local::Ok || slot.net != Net::Ok {
             self.mark_out_of_sync(id, sector, size);
         } else if slot.peer_in_sync && !self.overlaps.any_application(id.0, sector, size, u32::from(index)) {
@@ -776,7 +790,7 @@ impl<S: Storage> Engine<S> {
 
     /// Closes the current epoch if it has writes. spec: wire-protocol 3.6
     pub(super) fn close_epoch(&mut self) {
-        if self.link.epoch_writes > 0 {
+        if self.link.epoch_writes > 0 && !self.sabotaged(Sabotage::NeverCloseEpoch) {
             self.link.epoch = self.link.epoch.wrapping_add(1);
             self.link.epoch_writes = 0;
         }

@@ -11,7 +11,7 @@ use super::metadata_pipeline::{Job, Then};
 use super::outgoing::Control;
 use super::volume::{DiskError, ResyncEnd, ResyncStart, NEW_BITMAP_OFFSET};
 use super::work::{LogLine, Notice, Work};
-use super::Engine;
+use super::{Engine, Sabotage};
 use crate::metadata::superblock::MetaFlags;
 use crate::netlink::{Fencing, OnIoError, OnNoData};
 use crate::state::And;
@@ -347,6 +347,9 @@ impl<S: Storage> Engine<S> {
     /// The peer will not see what is written from now on: a new data generation. Writes that only this node has are
     /// acknowledged when it is durable. spec: metadata 6.2 (6)
     pub(super) fn new_current_uuid(&mut self, id: VolumeId) {
+        if self.sabotaged(Sabotage::KeepGeneration) {
+            return;
+        }
         let random = self.random();
         let Some(volume) = self.volume_mut(id) else { return };
         let primary = volume.state.role == Role::Primary;

@@ -12,7 +12,7 @@ use super::change::Kind;
 use super::metadata_pipeline::{Job, Pipeline, Then};
 use super::volume::{AttachedDisk, Counters, Release};
 use super::work::Work;
-use super::Engine;
+use super::{Engine, Sabotage};
 use crate::activity_log::ActivityLog;
 use crate::bitmap::Bitmap;
 use crate::metadata::layout::{agreed_size, check_attach_sizes, clamp_al_extents, AttachSizes, Layout, SizeInputs};
@@ -188,8 +188,9 @@ impl<S: Storage> Engine<S> {
 
     /// The bitmap is there: the disk gets its state. spec: state-machine 13.1 (12..14), 13.2
     fn finish_attach(&mut self, id: VolumeId) {
+        let keep = self.sabotaged(Sabotage::KeepHold);
         let Some(volume) = self.volume_mut(id) else { return };
-        volume.holds = volume.holds.saturating_sub(1);
+        volume.holds = if keep { volume.holds } else { volume.holds.saturating_sub(1) };
         let (conn, role, fencing) = (volume.state.conn, volume.state.role, volume.conf.fencing);
         let Some(disk) = volume.disk.as_mut() else { return };
         if let Some(from) = disk.grew_from_sectors.take() {

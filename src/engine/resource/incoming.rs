@@ -16,7 +16,7 @@ use super::outgoing::MetaOut;
 use super::peer::{newer, IncomingWrite};
 use super::slots::Net;
 use super::work::LogLine;
-use super::Engine;
+use super::{Engine, Sabotage};
 use crate::handshake::{Incompatible, ProtocolMismatch};
 use crate::state::{BadChange, BadState, Change, Conn, Outcome, StateError};
 use crate::storage::Storage;
@@ -599,6 +599,9 @@ impl<S: Storage> Engine<S> {
     fn receive_barrier_ack(&mut self, ack: &BarrierAck) -> Result<(), Fault> {
         let found = (ack.number, ack.set_size);
         let epoch = self.log.front().and_then(|index| self.requests.at(index)).map(|slot| slot.epoch);
+        if self.sabotaged(Sabotage::ForgetBeforeBarrier) {
+            return Ok(());
+        }
         let Some(epoch) = epoch else { return Err(Fault::BarrierMismatch { expected: None, found }) };
         let mut size = 0u32;
         let mut at = self.log.front();

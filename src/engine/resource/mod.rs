@@ -94,6 +94,7 @@ mod outgoing;
 mod overlaps;
 mod peer;
 mod ring;
+mod sabotage;
 mod slots;
 mod status;
 mod sync;
@@ -108,6 +109,10 @@ pub use disk::{AttachPlan, AttachTables, ReleasedTables};
 pub use incoming::{Fault, PacketHead};
 pub use inspect::AlgorithmName;
 pub use link::Reconnect;
+#[cfg(feature = "sabotage")]
+pub use sabotage::Sabotage;
+#[cfg(not(feature = "sabotage"))]
+use sabotage::Sabotage;
 pub use status::{ConnectionStatus, RequestView, ResourceStatus, SyncStatus, Usage, VolumeStatus};
 pub use volume::Counters;
 pub use work::{LogLine, Notice, Work};
@@ -204,6 +209,8 @@ pub struct Engine<S: Storage> {
     entropy: [u64; ENTROPY],
     entropy_len: usize,
     next_ticket: u32,
+    #[cfg(feature = "sabotage")]
+    sabotage: Option<Sabotage>,
 }
 
 impl<S: Storage> Engine<S> {
@@ -246,6 +253,8 @@ impl<S: Storage> Engine<S> {
             entropy: [0; ENTROPY],
             entropy_len: 0,
             next_ticket: 1,
+            #[cfg(feature = "sabotage")]
+            sabotage: None,
         })
     }
 

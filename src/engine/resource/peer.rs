@@ -14,7 +14,7 @@ use super::outgoing::{DataOut, MetaOut};
 use super::overlaps::Kind;
 use super::slots::{List, PeerKind, PeerPhase};
 use super::volume::{Begin, DiskError, FlushFor};
-use super::Engine;
+use super::{Engine, Sabotage};
 use crate::state::{Conn, Disk};
 use crate::storage::Storage;
 use crate::wire::command::Command;
@@ -143,6 +143,15 @@ impl<S: Storage> Engine<S> {
             }
             _ => (Kind::Peer, false),
         };
+        if slot.kind == PeerKind::Write && self.sabotaged(Sabotage::AcknowledgeBeforeDisk) {
+            self.queue_meta(MetaOut::Ack {
+                command: Command::WriteAck,
+                volume: slot.volume,
+                sector: slot.sector,
+                block_id: slot.block_id,
+                size_bytes: slot.size_bytes,
+            });
+        }
         if slot.kind == PeerKind::Write && self.wants_receive_ack(slot.flags) {
             // Before any disk I/O and before waiting for anybody: that is what protocol B promises.
             self.queue_meta(MetaOut::Ack {
@@ -163,7 +172,8 @@ impl<S: Storage> Engine<S> {
     pub(super) fn enter_overlaps(&mut self, peer: PeerId, kind: Kind, data: bool) {
         let Some(slot) = self.peers.get(peer).copied() else { return };
         let entry = self.overlap_entry(peer.index, data);
-        if self.overlaps.insert(entry, kind, slot.volume.0, slot.sector, slot.size_bytes) {
+        let ready = self.overlaps.insert(entry, kind, slot.volume.0, slot.sector, slot.size_bytes);
+        if ready || self.sabotaged(Sabotage::IgnoreResyncOverlap) {
             self.peer_overlap_ended(peer.index);
         }
     }
@@ -412,7 +422,8 @@ impl<S: Storage> Engine<S> {
         } else {
             self.wants_write_ack(slot.flags).then_some(Command::WriteAck)
         };
-        if let Some(command) = command.filter(|_| !slot.orphan) {
+        let acknowledged = self.sabotaged(Sabotage::AcknowledgeBeforeDisk);
+        if let Some(command) = command.filter(|_| !slot.orphan && !acknowledged) {
             self.queue_meta(MetaOut::Ack {
                 command,
                 volume: slot.volume,
@@ -468,6 +479,7 @@ impl<S: Storage> Engine<S> {
         }
         for id in self.volume_ids().filter(|id| epoch.written & (1 << id.0) != 0) {
             match self.volume(id) {
+                _ if self.sabotaged(Sabotage::SkipBarrierFlush) => {}
                 Some(volume) if !volume.conf.disk_flushes => {}
                 Some(volume) if volume.can_flush() => {
                     self.link.received_epoch.flushes += 1;
@@ -671,6 +683,9 @@ impl<S: Storage> Engine<S> {
     /// The answer is with TCP, or will never be.
     pub(super) fn reply_sent(&mut self, peer: PeerId) {
         let Some(slot) = self.peers.get(peer).filter(|slot| slot.phase == PeerPhase::Reply).copied() else { return };
+        if slot.kind == PeerKind::ResyncRead && self.sabotaged(Sabotage::ClearBitBeforeTargetHasIt) {
+            self.mark_in_sync(slot.volume, slot.sector, slot.size_bytes);
+        }
         let with_data = slot.kind != PeerKind::VerifyRead && !slot.deallocated;
         let sectors = if with_data { u64::from(slot.size_bytes / 512) } else { 0 };
         self.with_volume(slot.volume, |volume| {

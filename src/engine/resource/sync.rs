@@ -15,7 +15,7 @@ use super::slots::PeerKind;
 use super::verify::is_verifying;
 use super::volume::{ResyncEnd, ResyncStart};
 use super::work::LogLine;
-use super::Engine;
+use super::{Engine, Sabotage};
 use crate::bitmap::Scan;
 use crate::metadata::superblock::{UI_BITMAP, UI_CURRENT, UI_HISTORY_END, UI_HISTORY_START};
 use crate::resync::rate::{Controller, RateConfig};
@@ -338,6 +338,7 @@ impl<S: Storage> Engine<S> {
     fn resync_finished(&mut self, id: VolumeId) {
         use crate::state::And;
         let now_ms = self.now_ms;
+        let wrongly = self.sabotaged(Sabotage::RotateWrongly);
         let Some(volume) = self.volume_mut(id) else { return };
         volume.resync.end = ResyncEnd::No;
         let conn = volume.state.conn;
@@ -354,7 +355,7 @@ impl<S: Storage> Engine<S> {
                 (true, true) => change.disk(Disk::Inconsistent).pdsk(Disk::UpToDate),
                 (true, false) => change.disk(Disk::UpToDate).pdsk(Disk::Inconsistent),
             };
-            if failed == 0 {
+            if failed == 0 && !wrongly {
                 volume.close_generations(target);
             }
         }

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Ways to break the engine, so that a test can show that the simulator notices each of them.
+//!
+//! Without the feature `sabotage`, which only tests switch on, every question is answered with a constant `false`.
+
+use super::Engine;
+use crate::storage::Storage;
+
+/// A way to break the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "sabotage"), allow(dead_code, unreachable_pub))]
+#[allow(missing_docs)] // The names say what goes wrong.
+pub enum Sabotage {
+    AcknowledgeWithoutPeer,
+    AcknowledgeBeforeDisk,
+    SkipBarrierFlush,
+    ForgetBeforeBarrier,
+    LoseBitmapBit,
+    ClearBitBeforeTargetHasIt,
+    ForgetActivityLogExtent,
+    CompleteTwice,
+    KeepGeneration,
+    RotateWrongly,
+    IgnoreOverlap,
+    IgnoreResyncOverlap,
+    NeverCloseEpoch,
+    ReadStaleBlocks,
+    KeepHold,
+}
+
+#[cfg(feature = "sabotage")]
+impl Sabotage {
+    /// All of them.
+    pub const ALL: [Sabotage; 15] = [
+        Sabotage::AcknowledgeWithoutPeer,
+        Sabotage::AcknowledgeBeforeDisk,
+        Sabotage::SkipBarrierFlush,
+        Sabotage::ForgetBeforeBarrier,
+        Sabotage::LoseBitmapBit,
+        Sabotage::ClearBitBeforeTargetHasIt,
+        Sabotage::ForgetActivityLogExtent,
+        Sabotage::CompleteTwice,
+        Sabotage::KeepGeneration,
+        Sabotage::RotateWrongly,
+        Sabotage::IgnoreOverlap,
+        Sabotage::IgnoreResyncOverlap,
+        Sabotage::NeverCloseEpoch,
+        Sabotage::ReadStaleBlocks,
+        Sabotage::KeepHold,
+    ];
+}
+
+impl<S: Storage> Engine<S> {
+    /// Breaks the engine from now on.
+    #[cfg(feature = "sabotage")]
+    pub fn sabotage(&mut self, how: Sabotage) {
+        self.sabotage = Some(how);
+    }
+
+    /// Is this what is broken?
+    #[cfg(feature = "sabotage")]
+    pub(super) fn sabotaged(&self, how: Sabotage) -> bool {
+        self.sabotage == Some(how)
+    }
+
+    /// Is this what is broken? Never.
+    #[cfg(not(feature = "sabotage"))]
+    pub(super) const fn sabotaged(&self, _how: Sabotage) -> bool {
+        false
+    }
+}
