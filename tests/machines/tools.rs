@@ -95,7 +95,7 @@ fn session(pairing: Pairing) -> Result<Transcript> {
     transcript.run(first, "drbdadm detach r0")?;
     pair.wait(second, SOON, "a peer without disk", |device| device.disks == "UpToDate/Diskless")?;
     ask_alone(&mut transcript, first, second)?;
-    transcript.run(first, "drbdadm attach r0")?;
+    transcript.run(second, "drbdadm attach r0")?;
     pair.wait_in_sync(SOON)?;
 
     adjusted(&pair, &mut transcript, &config)?;
