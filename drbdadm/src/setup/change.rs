@@ -203,9 +203,8 @@ fn number_argument(call: &Call, index: usize, what: &str, max: u32) -> Result<u3
 }
 
 pub fn new_resource(call: &Call) -> Result<i32, Failure> {
-    let mut request = Request::of_resource(call, Command::NewResource)?;
-    request.netlink_flags = CREATE_EXCLUSIVE;
-    request.send(call)
+    // One that exists already is as good as a new one: scripts rely on it.
+    Request::of_resource(call, Command::NewResource)?.send(call)
 }
 
 pub fn new_minor(call: &Call) -> Result<i32, Failure> {

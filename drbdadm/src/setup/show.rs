@@ -82,7 +82,11 @@ fn section(text: &mut String, level: usize, name: &str, spec: NestSpec, values: 
         if matches!(field.kind, FieldKind::Binary { .. }) || (is_default && !defaults) {
             continue;
         }
-        let mut notes: Vec<&str> = field.scale.unit().into_iter().collect();
+        if OF_ONE_CONNECT.contains(&option.name) {
+            continue;
+        }
+        let unit = field.scale.unit().filter(|_| !WITHOUT_UNIT.contains(&option.name));
+        let mut notes: Vec<&str> = unit.into_iter().collect();
         if is_default {
             notes.push("default");
         }
@@ -91,6 +95,12 @@ fn section(text: &mut String, level: usize, name: &str, spec: NestSpec, values: 
     }
     let _ = writeln!(text, "{indent}}}");
 }
+
+/// Options of a single connect, not of the connection.
+const OF_ONE_CONNECT: [&str; 2] = ["discard-my-data", "tentative"];
+
+/// Options behind which scripts that read the output expect no unit, though they have one.
+const WITHOUT_UNIT: [&str; 2] = ["socket-check-timeout", "rs-discard-granularity"];
 
 /// Names that would not be read back as one word get quotes.
 fn plain_or_quoted(name: &str) -> String {

@@ -341,7 +341,7 @@ impl Resource {
             }
         }
         let blocked = blocked_words(statistics);
-        if (blocked != "no" || style.verbose) && style.statistics {
+        if blocked != "no" || style.verbose {
             lines.plain(&format!("blocked:{blocked}"));
         }
         lines.finish()
