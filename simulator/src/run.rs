@@ -62,14 +62,11 @@ pub fn run(seed: u64) -> Report {
 /// Carries out the run of a seed with broken engines.
 #[cfg(feature = "sabotage")]
 pub fn run_sabotaged(seed: u64, how: engine::resource::Sabotage) -> Report {
-    let mut driver = Driver::new(seed, false);
-    let config = Config { sabotage: Some(how), ..driver.world.config };
-    driver.world = World::new(config);
-    finish(seed, driver)
+    finish(seed, Driver::new(seed, false, |config| config.sabotage = Some(how)))
 }
 
 fn attempt(seed: u64, trace: bool) -> Report {
-    finish(seed, Driver::new(seed, trace))
+    finish(seed, Driver::new(seed, trace, |_| {}))
 }
 
 fn finish(seed: u64, mut driver: Driver) -> Report {
@@ -117,7 +114,8 @@ struct Driver {
 }
 
 impl Driver {
-    fn new(seed: u64, trace: bool) -> Self {
+    /// The run of a seed, with the world changed by `change`.
+    fn new(seed: u64, trace: bool, change: impl FnOnce(&mut Config)) -> Self {
         let mut random = Random::new(seed ^ 0x5eed_5eed_5eed_5eed);
         let careful = !random.percent(15);
         let wire_protocol = random.pick(&[WireProtocol::C, WireProtocol::C, WireProtocol::B, WireProtocol::A]);
@@ -145,6 +143,7 @@ impl Driver {
             ReadBalancing::Striping32K,
         ]);
         let weak = random.below(2) as usize;
+        change(&mut config);
         Driver {
             world: World::new(config),
             random,

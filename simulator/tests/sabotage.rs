@@ -4,7 +4,7 @@ use engine::resource::Sabotage;
 use simulator::run::run_sabotaged;
 
 /// Seeds within which a broken engine has to be found out.
-const MOST_SEEDS: u64 = 400;
+const MOST_SEEDS: u64 = 600;
 
 #[test]
 fn every_sabotage_is_noticed() {

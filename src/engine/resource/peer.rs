@@ -172,8 +172,7 @@ impl<S: Storage> Engine<S> {
     pub(super) fn enter_overlaps(&mut self, peer: PeerId, kind: Kind, data: bool) {
         let Some(slot) = self.peers.get(peer).copied() else { return };
         let entry = self.overlap_entry(peer.index, data);
-        let ready = self.overlaps.insert(entry, kind, slot.volume.0, slot.sector, slot.size_bytes);
-        if ready || self.sabotaged(Sabotage::IgnoreResyncOverlap) {
+        if self.overlaps.insert(entry, kind, slot.volume.0, slot.sector, slot.size_bytes) {
             self.peer_overlap_ended(peer.index);
         }
     }
@@ -683,9 +682,6 @@ impl<S: Storage> Engine<S> {
     /// The answer is with TCP, or will never be.
     pub(super) fn reply_sent(&mut self, peer: PeerId) {
         let Some(slot) = self.peers.get(peer).filter(|slot| slot.phase == PeerPhase::Reply).copied() else { return };
-        if slot.kind == PeerKind::ResyncRead && self.sabotaged(Sabotage::ClearBitBeforeTargetHasIt) {
-            self.mark_in_sync(slot.volume, slot.sector, slot.size_bytes);
-        }
         let with_data = slot.kind != PeerKind::VerifyRead && !slot.deallocated;
         let sectors = if with_data { u64::from(slot.size_bytes / 512) } else { 0 };
         self.with_volume(slot.volume, |volume| {

@@ -16,13 +16,11 @@ pub enum Sabotage {
     SkipBarrierFlush,
     ForgetBeforeBarrier,
     LoseBitmapBit,
-    ClearBitBeforeTargetHasIt,
     ForgetActivityLogExtent,
     CompleteTwice,
     KeepGeneration,
     RotateWrongly,
     IgnoreOverlap,
-    IgnoreResyncOverlap,
     NeverCloseEpoch,
     ReadStaleBlocks,
     KeepHold,
@@ -31,19 +29,17 @@ pub enum Sabotage {
 #[cfg(feature = "sabotage")]
 impl Sabotage {
     /// All of them.
-    pub const ALL: [Sabotage; 15] = [
+    pub const ALL: [Sabotage; 13] = [
         Sabotage::AcknowledgeWithoutPeer,
         Sabotage::AcknowledgeBeforeDisk,
         Sabotage::SkipBarrierFlush,
         Sabotage::ForgetBeforeBarrier,
         Sabotage::LoseBitmapBit,
-        Sabotage::ClearBitBeforeTargetHasIt,
         Sabotage::ForgetActivityLogExtent,
         Sabotage::CompleteTwice,
         Sabotage::KeepGeneration,
         Sabotage::RotateWrongly,
         Sabotage::IgnoreOverlap,
-        Sabotage::IgnoreResyncOverlap,
         Sabotage::NeverCloseEpoch,
         Sabotage::ReadStaleBlocks,
         Sabotage::KeepHold,
