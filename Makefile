@@ -15,7 +15,7 @@ MAKEFLAGS += --no-print-directory
 CARGO_RUN := build/cargo
 
 .PHONY: all help setup module tools images shell demo test check unit-test module-check machine-test bench simulate \
-	torture debug-kernel clean
+	debug-kernel clean
 
 all: module tools images ## everything: set-up, module, tools, machine images (the default)
 
@@ -66,11 +66,8 @@ machine-test: all ## tests in the two machines only
 bench: all ## the benchmark against the C module, into docs/PERFORMANCE.md
 	@$(CARGO_RUN) run --quiet --release -p machine-tests --bin bench
 
-simulate: setup ## the simulator; ARGS="--seed 42" repeats one run
-	@$(CARGO_RUN) run --quiet --release -p simulator --bin simulator -- $(ARGS)
-
-torture: all ## random faults in the two machines; ARGS="--help" tells more
-	@$(CARGO_RUN) run --quiet --release -p machine-tests --bin torture -- $(ARGS)
+simulate: setup ## random runs of two simulated nodes; SEEDS=100000 for more, ARGS="--help" tells the rest
+	@$(CARGO_RUN) run --quiet --release -p simulator --bin simulate -- $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
 debug-kernel: setup ## a kernel with KASAN, lockdep and kmemleak (10 to 20 minutes, once); use it with DEBUG_KERNEL=1
 	@build/debug-kernel
