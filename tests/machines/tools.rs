@@ -92,8 +92,8 @@ fn session(pairing: Pairing) -> Result<Transcript> {
     pair.wait_in_sync(SOON)?;
     transcript.run_all(first, &["drbdadm wait-connect r0", "drbdsetup wait-sync 0"])?;
 
-    transcript.run(first, "drbdadm detach r0")?;
-    pair.wait(second, SOON, "a peer without disk", |device| device.disks == "UpToDate/Diskless")?;
+    transcript.run(second, "drbdadm detach r0")?;
+    pair.wait(first, SOON, "a peer without disk", |device| device.disks == "UpToDate/Diskless")?;
     ask_alone(&mut transcript, first, second)?;
     transcript.run(second, "drbdadm attach r0")?;
     pair.wait_in_sync(SOON)?;
