@@ -127,7 +127,7 @@ fn a_crashed_log_is_applied_by_both_alike() -> Result<()> {
     writer.wait_more(100, SOON)?;
     machine.power_cut()?;
     let acks = writer.last_words()?;
-    machine.power_on()?;
+    pair.power_on(machine, &config)?;
     machine.run_ok("mkdir -p /tmp/ours && ln -sf /run/lab/drbdadm /tmp/ours/drbdmeta")?;
     let refused = machine.run(&format!("{THEIRS} 0 v08 {} dump-md", device(&config)))?;
     ensure!(refused.code() == 1, "the log is not marked as in use: {refused}");

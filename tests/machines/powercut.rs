@@ -63,7 +63,7 @@ fn primary_loses_power(pairing: Pairing) -> Result<()> {
     let more = Workload { first: 1_000_000, ..workload() };
     let writer = more.spawn(second)?;
     writer.wait_more(50, SOON)?;
-    first.power_on()?;
+    pair.power_on(first, &Config::default())?;
     first.run_ok("drbdadm up r0")?;
     pair.wait_connected()?;
     writer.wait_more(50, SOON)?;
@@ -88,7 +88,7 @@ fn secondary_loses_power(pairing: Pairing) -> Result<()> {
     second.power_cut()?;
     pair.wait(first, SOON, "the loss of the peer", |device| device.connection == "WFConnection")?;
     writer.wait_more(50, SOON)?;
-    second.power_on()?;
+    pair.power_on(second, &Config::default())?;
     let acknowledged_kib = writer.acks()?.kib();
     second.run_ok("drbdadm up r0")?;
     pair.wait_connected()?;

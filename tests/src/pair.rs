@@ -127,6 +127,13 @@ impl Pair {
         self.machines().iter().try_for_each(|machine| machine.put(config::PATH, config.to_string().as_bytes()))
     }
 
+    /// Switches a machine on after a power cut; its files are as they were, whatever its root disk had not stored yet.
+    pub fn power_on(&self, machine: &Machine, config: &Config) -> Result<()> {
+        machine.power_on()?;
+        guest::install(machine)?;
+        machine.put(config::PATH, config.to_string().as_bytes())
+    }
+
     /// Runs a command on both at the same time; both must succeed.
     pub fn both(&self, command: &str) -> Result<()> {
         thread::scope(|scope| {
