@@ -134,7 +134,8 @@ impl Memory {
                 bail!("unexpected {line:?}");
             };
             let number: i64 = number.parse().with_context(|| line.to_owned())?;
-            if name == "vmap_area" {
+            // Epoll items are made by programs only.
+            if matches!(name, "vmap_area" | "eventpoll_epi") {
                 continue;
             }
             if kind == "mem" {
