@@ -1,0 +1,481 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What an administrator asks for: role changes, connecting, attaching and their opposites.
+//!
+//! One request at a time ([`Engine::admin`]); the owner serialises them. A request that has to wait, for the peer's
+//! consent, for I/O to drain, for the disk, stays here as an [`Op`] and is looked at again whenever something changed
+//! ([`Engine::run_admin`]). The result is the number that the netlink reply carries.
+//! spec: state-machine 3.2, 13.6, 22; netlink 6
+
+mod connection;
+mod disk;
+mod role;
+
+use super::api::{BackingLimits, VolumeId, Wakes};
+use super::change::Kind;
+use super::disk::AttachTables;
+use super::outgoing::Control;
+use super::Engine;
+use crate::metadata::layout::MetaIndex;
+use crate::metadata::Block;
+use crate::netlink::{DiskConf, NetConf, ResourceOpts, RetCode};
+use crate::state::{cluster_wide, explain_soft, Change, Conn, Disk, Outcome, Role, StateError, Susp};
+use crate::storage::Storage;
+
+/// What the owner found when it opened the devices of a volume.
+#[derive(Clone, Copy, Debug)]
+pub struct Backing<'a> {
+    /// The superblock, 4096 bytes.
+    pub superblock: &'a Block,
+    /// Where the meta data is.
+    pub index: MetaIndex,
+    /// Size of the backing device in sectors.
+    pub backing_sectors: u64,
+    /// Size of the meta-data device in sectors; the same for internal meta data.
+    pub meta_sectors: u64,
+    /// Limits of the backing device.
+    pub limits: BackingLimits,
+}
+
+/// A request of the administrator.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)] // The names are those of the commands.
+pub enum AdminRequest<'a> {
+    Detach {
+        volume: VolumeId,
+        force: bool,
+    },
+    Connect {
+        conf: &'a NetConf,
+    },
+    Disconnect {
+        force: bool,
+    },
+    Primary {
+        volume: VolumeId,
+        force: bool,
+    },
+    Secondary {
+        volume: VolumeId,
+    },
+    Invalidate {
+        volume: VolumeId,
+    },
+    InvalidateRemote {
+        volume: VolumeId,
+    },
+    Verify {
+        volume: VolumeId,
+        start_sector: Option<u64>,
+        stop_sector: Option<u64>,
+    },
+    PauseSync {
+        volume: VolumeId,
+    },
+    ResumeSync {
+        volume: VolumeId,
+    },
+    SuspendIo {
+        volume: VolumeId,
+    },
+    ResumeIo {
+        volume: VolumeId,
+    },
+    Outdate {
+        volume: VolumeId,
+    },
+    NewCurrentUuid {
+        volume: VolumeId,
+        clear_bitmap: bool,
+    },
+    /// A volume is about to be removed: the peer is told that it is not connected any more.
+    Part {
+        volume: VolumeId,
+    },
+    DiskOptions {
+        volume: VolumeId,
+        conf: &'a DiskConf,
+    },
+    NetOptions {
+        conf: &'a NetConf,
+    },
+    ResourceOptions {
+        conf: &'a ResourceOpts,
+    },
+}
+
+/// More about a result, in words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdminInfo {
+    /// The number says it all.
+    None,
+    /// A sentence for the administrator.
+    Text(&'static str),
+}
+
+/// The answer to an [`AdminRequest`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdminResult {
+    /// Number for the reply: a [`RetCode`] or the result of a state change.
+    pub code: i32,
+    /// Explanation.
+    pub info: AdminInfo,
+}
+
+/// Whom a state change is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Target {
+    Volume(VolumeId),
+    Connection,
+}
+
+/// A state change that may need the peer's consent. spec: state-machine 3.2
+#[derive(Clone, Copy, Debug)]
+struct Ask {
+    target: Target,
+    change: Change,
+    sent: bool,
+    reply: Option<i32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RoleStage {
+    /// A ping is to find out whether the peer is still there.
+    Ping {
+        answered: bool,
+    },
+    /// Before a demotion: writes are complete but the peer has not said yet that they are safe there. The mark that
+    /// this node was Primary must stay until then, or a crash of both nodes would hide a difference.
+    Drain,
+    Ask,
+    /// Another Primary may just be stepping down.
+    Pause {
+        until_ms: u64,
+    },
+    /// The fence-peer helper runs.
+    Fence {
+        ticket: u32,
+    },
+    /// Answers of the peer are awaited.
+    Settle,
+    /// The UUIDs are being written.
+    Durable,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct RoleChange {
+    volume: VolumeId,
+    role: Role,
+    force: bool,
+    stage: RoleStage,
+    /// Own disk is declared good; the peer's is declared outdated.
+    forced_disk: bool,
+    outdate_peer: bool,
+    paused_once: bool,
+    result: i32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum DisconnectStage {
+    Ask,
+    Close,
+}
+
+/// The request under way.
+#[derive(Clone, Copy, Debug)]
+enum Op {
+    Attach {
+        volume: VolumeId,
+    },
+    Detach {
+        volume: VolumeId,
+        asked: bool,
+        result: i32,
+    },
+    Disconnect {
+        stage: DisconnectStage,
+    },
+    Role(RoleChange),
+    /// A single state change.
+    Change {
+        success: Option<i32>,
+    },
+    /// A job on the bitmap.
+    Job {
+        volume: VolumeId,
+    },
+}
+
+/// The administrator's side of the engine.
+#[derive(Default)]
+pub(super) struct Admin {
+    op: Option<Op>,
+    ask: Option<Ask>,
+    result: Option<AdminResult>,
+    /// Something changed: look at `op` again.
+    poked: bool,
+}
+
+const OK: i32 = RetCode::NoError as i32;
+
+impl<S: Storage> Engine<S> {
+    /// Starts a request. Its answer is [`Engine::admin_result`], at once or later.
+    pub fn admin(&mut self, request: AdminRequest<'_>, now_ms: u64) {
+        self.now_ms = now_ms;
+        self.admin.result = None;
+        if self.admin.op.is_some() {
+            self.answer_with(StateError::InTransientState.code(), AdminInfo::Text("another request is under way"));
+            return;
+        }
+        self.start_admin(request);
+        self.admin_step();
+    }
+
+    /// Attaches a disk, with tables made from [`Engine::plan_attach`]. Its answer comes as of any other request;
+    /// -18 means that the plan is out of date. Tables that it does not take come back, to be dropped when the lock is
+    /// not held.
+    pub fn attach(
+        &mut self,
+        volume: VolumeId,
+        conf: &DiskConf,
+        backing: &Backing<'_>,
+        tables: AttachTables<S>,
+        now_ms: u64,
+    ) -> Option<AttachTables<S>> {
+        self.now_ms = now_ms;
+        self.admin.result = None;
+        if self.admin.op.is_some() {
+            self.answer(StateError::InTransientState.code());
+            return Some(tables);
+        }
+        let mut tables = Some(tables);
+        match self.begin_attach(volume, conf, backing, &mut tables) {
+            Ok(()) => self.admin.op = Some(Op::Attach { volume }),
+            Err(code) => self.answer(code),
+        }
+        tables
+    }
+
+    /// The answer to the last request, once.
+    pub fn admin_result(&mut self) -> Option<AdminResult> {
+        self.admin.result.take()
+    }
+
+    /// Whoever waited was interrupted: the request is given up where that is possible.
+    pub fn admin_cancel(&mut self, now_ms: u64) {
+        self.now_ms = now_ms;
+        if let Some(Op::Detach { volume, .. }) = self.admin.op {
+            self.with_volume(volume, |volume| volume.holds = volume.holds.saturating_sub(1));
+        }
+        if !matches!(self.admin.op, Some(Op::Attach { .. } | Op::Job { .. })) {
+            self.admin.op = None;
+            self.admin.ask = None;
+            self.answer(RetCode::Intr.number());
+        }
+        self.reopen_gate();
+    }
+
+    fn start_admin(&mut self, request: AdminRequest<'_>) {
+        use AdminRequest as R;
+        match request {
+            R::Detach { volume, force } => self.start_detach(volume, force),
+            R::Connect { conf } => self.start_connect(conf),
+            R::Disconnect { force } => self.start_disconnect(force),
+            R::Primary { volume, force } => self.start_role(volume, Role::Primary, force),
+            R::Secondary { volume } => self.start_role(volume, Role::Secondary, false),
+            R::Invalidate { volume } => self.start_invalidate(volume, Conn::StartingSyncT),
+            R::InvalidateRemote { volume } => self.start_invalidate(volume, Conn::StartingSyncS),
+            R::Verify { volume, start_sector, stop_sector } => {
+                self.plan_verify(volume, start_sector, stop_sector);
+                self.ask(Target::Volume(volume), Change::conn(Conn::VerifyS), None);
+            }
+            R::PauseSync { volume } => self.pause_sync(volume),
+            R::ResumeSync { volume } => self.resume_sync(volume),
+            R::SuspendIo { .. } => {
+                let before = self.susp;
+                self.thaw(Susp { user: true, ..before });
+                self.answer(if before.user { Outcome::NothingToDo.code() } else { Outcome::Success.code() });
+            }
+            R::ResumeIo { volume } => self.resume_io(volume),
+            R::Outdate { volume } => self.ask(Target::Volume(volume), Change::disk(Disk::Outdated), None),
+            R::NewCurrentUuid { volume, clear_bitmap } => self.start_new_current_uuid(volume, clear_bitmap),
+            R::Part { volume } => self.ask(Target::Volume(volume), Change::conn(Conn::WFReportParams), None),
+            R::DiskOptions { volume, conf } => self.set_disk_options(volume, conf),
+            R::NetOptions { conf } => self.set_net_options(conf),
+            R::ResourceOptions { conf } => {
+                self.options = *conf;
+                self.answer(OK);
+            }
+        }
+    }
+
+    fn answer(&mut self, code: i32) {
+        self.answer_with(code, AdminInfo::None);
+    }
+
+    fn answer_with(&mut self, code: i32, info: AdminInfo) {
+        self.admin.op = None;
+        self.admin.ask = None;
+        self.admin.result = Some(AdminResult { code, info });
+        self.wakes.insert(Wakes::ADMIN);
+    }
+
+    /// Something changed that a waiting request may depend on.
+    pub(super) fn admin_step(&mut self) {
+        self.admin.poked = self.admin.op.is_some();
+    }
+
+    /// Looks at the waiting request if something changed. True when it did.
+    pub(super) fn run_admin(&mut self) -> bool {
+        if !core::mem::take(&mut self.admin.poked) {
+            return false;
+        }
+        match self.admin.op {
+            None | Some(Op::Attach { .. } | Op::Job { .. }) => {}
+            Some(Op::Change { success }) => {
+                if let Some(result) = self.run_ask() {
+                    let code = result.map_or_else(|error| error.code(), |outcome| success.unwrap_or(outcome.code()));
+                    self.answer(code);
+                }
+            }
+            Some(Op::Detach { volume, asked, result }) => self.run_detach(volume, asked, result),
+            Some(Op::Disconnect { stage }) => self.run_disconnect(stage),
+            Some(Op::Role(change)) => self.run_role(change),
+        }
+        true
+    }
+
+    // A state change that may need the peer's consent.
+
+    fn ask(&mut self, target: Target, change: Change, success: Option<i32>) {
+        self.admin.op = Some(Op::Change { success });
+        self.begin_ask(target, change);
+    }
+
+    fn begin_ask(&mut self, target: Target, change: Change) {
+        self.admin.ask = Some(Ask { target, change, sent: false, reply: None });
+        self.admin.poked = true;
+    }
+
+    /// `None`: undecided. spec: state-machine 3.2
+    fn run_ask(&mut self) -> Option<Result<Outcome, StateError>> {
+        let ask = self.admin.ask?;
+        let needs_peer = self.needs_consent(&ask);
+        let result = match ask.reply {
+            Some(code) if code < Outcome::Success.code() => Err(if code == StateError::ConcurrentStChg.code() {
+                StateError::ConcurrentStChg
+            } else {
+                StateError::CwFailedByPeer
+            }),
+            None if needs_peer && ask.sent => return None,
+            None if needs_peer => match self.check_ask(&ask) {
+                Ok(_) => {
+                    self.admin.ask = Some(Ask { sent: true, ..ask });
+                    self.send_state_request(&ask);
+                    return None;
+                }
+                Err(error) => Err(error),
+            },
+            // The peer agreed, or need not (any more) be asked.
+            _ => self.change_target(&ask),
+        };
+        if result == Err(StateError::InTransientState) {
+            // Tried again at the next change of any state.
+            self.admin.ask = Some(Ask { sent: false, reply: None, ..ask });
+            return None;
+        }
+        self.admin.ask = None;
+        Some(result)
+    }
+
+    fn needs_consent(&self, ask: &Ask) -> bool {
+        match ask.target {
+            Target::Volume(id) => self.would_be(id, ask.change).is_some_and(|(old, new)| cluster_wide(old, new)),
+            Target::Connection => {
+                self.link.conn == Conn::WFReportParams && ask.change.wanted_conn() == Some(Conn::Disconnecting)
+            }
+        }
+    }
+
+    fn check_ask(&self, ask: &Ask) -> Result<Outcome, StateError> {
+        match ask.target {
+            Target::Volume(id) => match self.would_be(id, ask.change) {
+                Some((old, new)) => explain_soft(old, new, &self.rules(id)).map_err(StateError::from),
+                None => Err(StateError::NoLocalDisk),
+            },
+            Target::Connection => {
+                for id in self.volume_ids() {
+                    if let Some((old, new)) = self.would_be(id, ask.change) {
+                        explain_soft(old, new, &self.rules(id)).map_err(StateError::from)?;
+                    }
+                }
+                Ok(Outcome::Success)
+            }
+        }
+    }
+
+    fn change_target(&mut self, ask: &Ask) -> Result<Outcome, StateError> {
+        match ask.target {
+            Target::Volume(id) => self.change(id, ask.change, Kind::Soft),
+            Target::Connection => self.change_connection(ask.change, Kind::Soft, false),
+        }
+    }
+
+    fn send_state_request(&mut self, ask: &Ask) {
+        let (mask, val) = ask.change.request();
+        let packet = match ask.target {
+            Target::Volume(volume) => Control::StateRequest { volume, mask, val },
+            Target::Connection => {
+                self.link.disconnect_sent = true;
+                Control::ConnectionRequest { mask, val }
+            }
+        };
+        self.queue_control(packet);
+    }
+
+    /// The peer's answer to a request for one of our volumes, or the connection.
+    pub(super) fn state_reply(&mut self, volume: Option<VolumeId>, code: i32) {
+        if let Some(ask) = self.admin.ask.as_mut().filter(|ask| ask.sent) {
+            let fits = match ask.target {
+                Target::Volume(id) => volume == Some(id),
+                // Below version 100 both kinds have the same answer.
+                Target::Connection => true,
+            };
+            if fits {
+                ask.reply = Some(code);
+                self.admin.poked = true;
+            }
+        }
+    }
+
+    /// True while we wait for the peer's consent ourselves. spec: wire-protocol 9.3
+    pub(super) fn asks_peer(&self, volume: Option<VolumeId>) -> bool {
+        self.admin.ask.is_some_and(|ask| {
+            ask.sent
+                && match (ask.target, volume) {
+                    (Target::Volume(id), Some(other)) => id == other,
+                    (Target::Connection, None) => true,
+                    _ => false,
+                }
+        })
+    }
+
+    /// spec: state-machine 18.9 resume-io
+    fn resume_io(&mut self, id: VolumeId) {
+        if self.volume(id).is_some_and(|volume| volume.generation_due) {
+            self.new_current_uuid(id);
+        }
+        let before = self.susp;
+        if before.any() && self.link.conn < Conn::WFReportParams {
+            self.fail_network_parts();
+        }
+        self.thaw(Susp::default());
+        self.answer(if before.any() { Outcome::Success.code() } else { Outcome::NothingToDo.code() });
+    }
+
+    /// An application request ended: somebody may wait for the device to be quiet.
+    pub(super) fn upper_request_ended(&mut self, _id: VolumeId) {
+        if matches!(self.admin.op, Some(Op::Detach { .. } | Op::Role(_))) {
+            self.admin.poked = true;
+        }
+    }
+}

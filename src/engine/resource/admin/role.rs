@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Promotion and demotion, with the peer's consent or after it has been fenced.
+//! spec: state-machine 3.2, 12, 13.6
+
+use super::{Op, RoleChange, RoleStage, Target};
+use crate::netlink::{Fencing, RetCode};
+use crate::resource::api::VolumeId;
+use crate::resource::change::Kind;
+use crate::resource::Engine;
+use crate::state::{And, Change, Conn, Disk, Outcome, Role, StateError, Susp};
+use crate::storage::Storage;
+
+impl<S: Storage> Engine<S> {
+    pub(super) fn start_role(&mut self, volume: VolumeId, role: Role, force: bool) {
+        let Some(state) = self.volume(volume).map(|volume| volume.state) else {
+            self.answer(RetCode::MinorInvalid.number());
+            return;
+        };
+        if state.role == role && state.conn != Conn::WFReportParams {
+            self.answer(Outcome::NothingToDo.code());
+            return;
+        }
+        let ping = role == Role::Primary && self.link.is_running() && self.link.conn == Conn::WFReportParams;
+        let stage = match (ping, role) {
+            (true, _) => RoleStage::Ping { answered: false },
+            (false, Role::Primary) => RoleStage::Ask,
+            (false, _) => RoleStage::Drain,
+        };
+        self.admin.op = Some(Op::Role(RoleChange {
+            volume,
+            role,
+            force,
+            stage,
+            forced_disk: false,
+            outdate_peer: false,
+            paused_once: false,
+            result: Outcome::Success.code(),
+        }));
+        match stage {
+            RoleStage::Ping { .. } => self.fresh_ping(),
+            RoleStage::Drain => self.close_epoch(),
+            _ => self.ask_role(),
+        }
+    }
+
+    /// The transfer log has no write of this volume any more, or keeps them because I/O is frozen.
+    fn is_drained(&self, id: VolumeId) -> bool {
+        let mut at = self.log.front();
+        while let Some(index) = at.filter(|_| !self.susp.any()) {
+            if self.requests.at(index).is_some_and(|slot| slot.volume == id) {
+                return false;
+            }
+            at = self.log.next(&self.requests, index);
+        }
+        true
+    }
+
+    fn role_stage(&mut self, change: RoleChange, stage: RoleStage) {
+        self.admin.op = Some(Op::Role(RoleChange { stage, ..change }));
+        self.admin.poked = true;
+    }
+
+    fn ask_role(&mut self) {
+        let Some(Op::Role(change)) = self.admin.op else { return };
+        let mut wanted = Change::role(change.role);
+        if change.forced_disk {
+            wanted = wanted.disk(Disk::UpToDate);
+        }
+        if change.outdate_peer {
+            wanted = wanted.pdsk(Disk::Outdated);
+        }
+        self.begin_ask(Target::Volume(change.volume), wanted);
+    }
+
+    pub(super) fn run_role(&mut self, change: RoleChange) {
+        match change.stage {
+            RoleStage::Ping { answered } => {
+                if answered || !self.link.is_running() {
+                    self.role_stage(change, RoleStage::Ask);
+                    self.ask_role();
+                }
+            }
+            RoleStage::Drain => {
+                if self.is_drained(change.volume) {
+                    self.role_stage(change, RoleStage::Ask);
+                    self.ask_role();
+                }
+            }
+            RoleStage::Ask => {
+                if let Some(result) = self.run_ask() {
+                    self.role_decided(change, result);
+                }
+            }
+            RoleStage::Pause { until_ms } => {
+                if self.now_ms >= until_ms {
+                    self.role_stage(change, RoleStage::Ask);
+                    self.ask_role();
+                }
+            }
+            RoleStage::Fence { .. } => {}
+            RoleStage::Settle => {
+                if self.volume(change.volume).is_none_or(|volume| volume.peer_pending == 0) {
+                    self.finish_role(change);
+                }
+            }
+            RoleStage::Durable => {
+                let durable = self.volume(change.volume).and_then(|volume| volume.disk.as_ref());
+                if durable.is_none_or(|disk| !disk.pipeline.is_dirty()) {
+                    self.answer(change.result);
+                }
+            }
+        }
+    }
+
+    fn role_decided(&mut self, change: RoleChange, result: Result<Outcome, StateError>) {
+        let Some(volume) = self.volume(change.volume) else {
+            self.answer(RetCode::MinorInvalid.number());
+            return;
+        };
+        let disk = volume.state.disk;
+        let fencing = volume.conf.fencing;
+        match result {
+            Ok(Outcome::NothingToDo) => self.answer(Outcome::NothingToDo.code()),
+            Ok(outcome) => {
+                let change = RoleChange { result: outcome.code(), ..change };
+                self.role_stage(change, RoleStage::Settle);
+            }
+            Err(StateError::CwFailedByPeer) if change.outdate_peer => {
+                self.retry_role(RoleChange { outdate_peer: false, ..change });
+            }
+            Err(StateError::NoUpToDateDisk)
+                if change.force && !change.forced_disk && (Disk::Inconsistent..Disk::UpToDate).contains(&disk) =>
+            {
+                self.retry_role(RoleChange { forced_disk: true, ..change });
+            }
+            Err(StateError::NoUpToDateDisk) if disk == Disk::Consistent && !change.forced_disk => {
+                if fencing == Fencing::DontCare {
+                    self.retry_role(RoleChange { forced_disk: true, ..change });
+                } else {
+                    self.fence_for(change);
+                }
+            }
+            Err(StateError::PrimaryNop) if !change.outdate_peer => self.fence_for(change),
+            Err(StateError::TwoPrimaries) if !change.paused_once => {
+                let pause_ms = u64::from(self.link.net.ping_timeo).saturating_add(1) * 100;
+                let until_ms = self.now_ms + pause_ms;
+                self.role_stage(RoleChange { paused_once: true, ..change }, RoleStage::Pause { until_ms });
+            }
+            Err(error) => self.answer(error.code()),
+        }
+    }
+
+    fn retry_role(&mut self, change: RoleChange) {
+        self.role_stage(change, RoleStage::Ask);
+        self.ask_role();
+    }
+
+    fn fence_for(&mut self, change: RoleChange) {
+        let ticket = self.call_helper(crate::resource::Helper::FencePeer, None);
+        self.role_stage(change, RoleStage::Fence { ticket });
+    }
+
+    /// A helper ended that no resync waited for. spec: state-machine 12
+    pub(in crate::resource) fn admin_helper_done(&mut self, ticket: u32, exit_code: i32) {
+        let fenced = match exit_code {
+            3 => Some(Disk::Inconsistent),
+            4 | 7 => Some(Disk::Outdated),
+            5 if self.volumes_with(|volume| volume.state.disk == Disk::UpToDate).next().is_some() => {
+                Some(Disk::Outdated)
+            }
+            _ => None,
+        };
+        let waiting = match self.admin.op {
+            Some(Op::Role(change)) if change.stage == RoleStage::Fence { ticket } => Some(change),
+            _ => None,
+        };
+        if self.link.conn < Conn::WFReportParams {
+            if let (Some(pdsk), true) = (fenced, waiting.is_some() || self.link.fence_ticket == Some(ticket)) {
+                let _outcome = self.change_connection(Change::pdsk(pdsk), Kind::Soft, false);
+                if self.susp.fencing {
+                    self.fenced();
+                }
+            }
+        }
+        let Some(change) = waiting else { return };
+        match fenced {
+            Some(_) => self.retry_role(RoleChange { forced_disk: true, outdate_peer: false, ..change }),
+            None if change.force => self.retry_role(RoleChange { outdate_peer: true, ..change }),
+            None => self.answer(StateError::PrimaryNop.code()),
+        }
+    }
+
+    /// The peer is fenced: frozen I/O goes on as a new generation. spec: state-machine 10 (4)
+    fn fenced(&mut self) {
+        for id in self.volume_ids() {
+            if self.volume(id).is_some_and(|volume| volume.generation_due) {
+                self.new_current_uuid(id);
+            }
+        }
+        self.fail_network_parts();
+        self.thaw(Susp { fencing: false, ..self.susp });
+    }
+
+    fn finish_role(&mut self, change: RoleChange) {
+        let id = change.volume;
+        let Some(volume) = self.volume_mut(id) else {
+            self.answer(RetCode::MinorInvalid.number());
+            return;
+        };
+        let state = volume.state;
+        if change.role == Role::Primary {
+            volume.discard_my_data = false;
+            let alone = state.conn < Conn::Connected || state.pdsk <= Disk::Failed;
+            let recorded = volume.disk.as_ref().is_none_or(|disk| disk.bitmap_uuid() != 0);
+            if change.forced_disk || (alone && !recorded) {
+                self.new_current_uuid(id);
+            }
+        }
+        self.with_disk(id, |disk| {
+            let current = disk.current();
+            disk.set_current(current, change.role == Role::Primary);
+        });
+        if change.role == Role::Primary {
+            self.link.net.discard_my_data = false;
+        }
+        if state.conn >= Conn::WFReportParams {
+            if change.forced_disk {
+                self.send_uuids(id);
+            }
+            if let Some(state) = self.volume(id).map(|volume| volume.state) {
+                self.send_state(id, state);
+            }
+        }
+        self.sync_metadata(id);
+        self.work(crate::resource::Work::ReadOnly { volume: id, read_only: change.role != Role::Primary });
+        self.role_stage(change, RoleStage::Durable);
+    }
+
+    /// A ping sent after a promotion was asked for has been answered.
+    pub(in crate::resource) fn admin_ping_answered(&mut self) {
+        if let Some(Op::Role(change)) = self.admin.op {
+            if matches!(change.stage, RoleStage::Ping { .. }) {
+                self.role_stage(change, RoleStage::Ping { answered: true });
+            }
+        }
+    }
+
+    /// An answer of the peer arrived that a change of the role may wait for.
+    pub(in crate::resource) fn check_role_wait(&mut self) {
+        if matches!(self.admin.op, Some(Op::Role(_))) {
+            self.admin.poked = true;
+        }
+    }
+}
