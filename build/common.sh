@@ -68,7 +68,7 @@ step() {
         grep -Eq ' 404 +Not Found' "$log" &&
             die "the mirror has newer packages than the cache knows of" "make setup REFRESH=1"
         grep -Eq 'Could not resolve|Failed to fetch|Unable to connect|Temporary failure' "$log" &&
-            die "Debian's mirror $mirror cannot be reached" "make DEBIAN_MIRROR=http://another/debian"
+            die "Debian's mirror ${mirror:-} cannot be reached" "make DEBIAN_MIRROR=http://another/debian"
         die "$what failed, all of its output is in $log" "make setup (goes on where it stopped)"
     fi
     say "    $what: done in $((SECONDS - began)) s"
@@ -113,7 +113,8 @@ need_root() {
         die "this container is not allowed to mount" "run it on a machine, or in a container with CAP_SYS_ADMIN"
 }
 
-# The mirror: the caller's, else the one that this machine's apt uses for Debian, else Debian's own.
+# find_mirror: sets `mirror` and `security`: the caller's, else those that this machine's apt uses for Debian, else
+# Debian's own.
 find_mirror() {
     if [ -n "${DEBIAN_MIRROR:-}" ]; then
         mirror=$DEBIAN_MIRROR
@@ -162,8 +163,6 @@ host_packages() {
 enter() {
     DRBD_ROOT=$1 "$checkout/build/enter" "${@:2}"
 }
-
-find_mirror
 
 # kernel_names: sets `release` (what `uname -r` will say), `suite` (the build root), `kernel` (the folder of the
 # kernel's files) and `tree` from KERNEL and DEBUG_KERNEL. Needs a finished set-up.
