@@ -9,7 +9,7 @@ use crate::linux::bio::{BioSet, Outcome, Owner};
 use crate::linux::clock;
 use crate::linux::mem::{PageChain, PagePool, PAGE_BYTES};
 use crate::linux::work::Deferred;
-use engine::metadata::layout::{check_meta_device, superblock_sector, MetaIndex};
+use engine::metadata::layout::{superblock_sector, MetaIndex};
 use engine::netlink::{DiskConf, RetCode};
 use engine::resource::{self, AttachTables, BackingLimits, PeerId, RequestId};
 use kernel::prelude::*;
@@ -39,8 +39,8 @@ impl Opened {
     /// Opens the devices that `conf` names, for `volume` alone, and reads the superblock. May sleep.
     ///
     /// # Errors
-    /// 104 or 105 when a device cannot be opened, 116 when devices and index do not go together, 111 or 112 when one is
-    /// too small, 118 when reading fails.
+    /// 104 or 105 when a device cannot be opened, 116 when devices and index do not go together, 111 when the disk cannot
+    /// even hold a superblock, 118 when reading fails.
     // spec: state-machine 13.1 (2..4)
     #[inline(never)]
     pub(crate) fn open(volume: &Arc<Volume>, conf: &DiskConf) -> Result<Opened, RetCode> {
@@ -216,7 +216,6 @@ impl Backing {
         if self.data.size_sectors() < MIN_BACKING_SECTORS {
             return Err(RetCode::DiskTooSmall);
         }
-        check_meta_device(index, self.meta().size_sectors()).map_err(|_| RetCode::MdDiskTooSmall)?;
         let sector = superblock_sector(index, self.data.size_sectors()).map_err(|_| RetCode::MdDiskTooSmall)?;
         if faults::strikes(self.minor(), Fault::MetaRead) {
             return Err(RetCode::IoMdDisk);

@@ -229,7 +229,11 @@ impl Layout {
                 if striping != Striping::DEFAULT {
                     return Err(LayoutError::BadStriping(striping));
                 }
-                check_meta_device(index, meta_device_sectors)?;
+                let missing_sectors = missing_meta_sectors(index, meta_device_sectors);
+                if missing_sectors > 0 {
+                    let needed_sectors = meta_device_sectors.saturating_add(missing_sectors);
+                    return Err(LayoutError::MetaDeviceTooSmall { needed_sectors, found_sectors: meta_device_sectors });
+                }
                 let superblock_sector = u64::from(slot) * FIXED_AREA_SECTORS;
                 Layout::external(index, backing_sectors, superblock_sector, FIXED_AREA_SECTORS, striping)
             }
@@ -388,20 +392,14 @@ impl Layout {
     }
 }
 
-/// The sizes an attach demands before it reads anything: 1 MiB, or the end of the slot.
-///
-/// # Errors
-/// [`LayoutError::MetaDeviceTooSmall`] (ERR_MD_DISK_TOO_SMALL, 112).
+/// Sectors that a meta-data device lacks of what an attach demands: 1 MiB, or up to the end of the slot.
 // spec: metadata 3.2, 3.3
-pub fn check_meta_device(index: MetaIndex, meta_device_sectors: u64) -> Result<(), LayoutError> {
+pub fn missing_meta_sectors(index: MetaIndex, meta_device_sectors: u64) -> u64 {
     let needed_sectors = match index {
         MetaIndex::Fixed(slot) => FIXED_AREA_SECTORS * (u64::from(slot) + 1),
         _ => MIN_META_DEVICE_SECTORS,
     };
-    if meta_device_sectors < needed_sectors {
-        return Err(LayoutError::MetaDeviceTooSmall { needed_sectors, found_sectors: meta_device_sectors });
-    }
-    Ok(())
+    needed_sectors.saturating_sub(meta_device_sectors)
 }
 
 /// Sector of the superblock: the only thing that must be known to read it.
@@ -546,6 +544,8 @@ pub struct AttachSizes {
     pub usable_sectors: u64,
     /// Configured `size` of the disk section; 0 = none.
     pub user_sectors: u64,
+    /// Result of [`missing_meta_sectors`].
+    pub missing_meta_sectors: u64,
     /// Current size of the virtual device (a diskless Primary has one); 0 = none.
     pub virtual_sectors: u64,
     /// Result of [`agreed_size`].
@@ -561,6 +561,8 @@ pub struct AttachSizes {
 pub enum AttachSizeError {
     /// Smaller than the configured size.
     BelowConfigured,
+    /// The meta-data device is smaller than it has to be.
+    MetaDeviceTooSmall,
     /// Smaller than the device that is already in use.
     BelowVirtualDevice,
     /// Consistent data would be cut off.
@@ -568,23 +570,27 @@ pub enum AttachSizeError {
 }
 
 impl AttachSizeError {
-    /// ERR_DISK_TOO_SMALL (111) or ERR_IMPLICIT_SHRINK (170).
+    /// ERR_DISK_TOO_SMALL (111), ERR_MD_DISK_TOO_SMALL (112) or ERR_IMPLICIT_SHRINK (170).
     pub fn error_code(self) -> i32 {
         match self {
             AttachSizeError::BelowConfigured | AttachSizeError::BelowVirtualDevice => 111,
+            AttachSizeError::MetaDeviceTooSmall => 112,
             AttachSizeError::ImplicitShrink => 170,
         }
     }
 }
 
-/// Checks sizes at attach. `Ok(true)`: the device shrinks because the administrator said so; worth a warning.
+/// Checks sizes at attach, when the superblock has been found good. `Ok(true)`: the device shrinks because the administrator said so; worth a warning.
 ///
 /// # Errors
 /// [`AttachSizeError`]: the disk must not be attached.
-// spec: metadata 7.3
+// spec: metadata 7.3; state-machine 13.1 (5)
 pub fn check_attach_sizes(sizes: &AttachSizes) -> Result<bool, AttachSizeError> {
     if sizes.user_sectors > sizes.usable_sectors {
         return Err(AttachSizeError::BelowConfigured);
+    }
+    if sizes.missing_meta_sectors > 0 {
+        return Err(AttachSizeError::MetaDeviceTooSmall);
     }
     if sizes.usable_sectors < sizes.virtual_sectors {
         return Err(AttachSizeError::BelowVirtualDevice);

@@ -363,7 +363,7 @@ pub enum LinkFailure {
 }
 
 /// Limits of a backing device.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct BackingLimits {
     /// Largest bio in bytes.
     pub max_bio_bytes: u32,

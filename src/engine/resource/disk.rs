@@ -15,7 +15,9 @@ use super::work::Work;
 use super::{Engine, Sabotage};
 use crate::activity_log::ActivityLog;
 use crate::bitmap::Bitmap;
-use crate::metadata::layout::{agreed_size, check_attach_sizes, clamp_al_extents, AttachSizes, Layout, SizeInputs};
+use crate::metadata::layout::{
+    agreed_size, check_attach_sizes, clamp_al_extents, missing_meta_sectors, AttachSizes, Layout, SizeInputs,
+};
 use crate::metadata::superblock::{MetaFlags, Superblock};
 use crate::netlink::{DiskConf, Fencing, RetCode, WireProtocol};
 use crate::state::{And, Change, Conn, Disk, Role, StateError};
@@ -105,11 +107,13 @@ impl<S: Storage> Engine<S> {
             return Err(RetCode::StonithAndProtA.number());
         }
         let superblock = Superblock::decode(backing.superblock).map_err(|error| error.error_code())?;
-        let striping = superblock.striping().map_err(|error| error.error_code())?;
-        let layout = Layout::compute(backing.index, backing.backing_sectors, backing.meta_sectors, striping)
+        // Where things are is what the superblock says, not what it would say if it were made today.
+        let layout = Layout::validate(&superblock, backing.index, backing.backing_sectors, backing.meta_sectors)
             .map_err(|error| error.error_code())?;
-        Layout::validate(&superblock, backing.index, backing.backing_sectors, backing.meta_sectors)
-            .map_err(|error| error.error_code())?;
+        // The size may grow up to that at any time.
+        if layout.usable_sectors.div_ceil(8) > layout.bitmap_bits() {
+            return Err(RetCode::NomemBitmap.number());
+        }
         let size = agreed_size(&SizeInputs {
             own_sectors: layout.usable_sectors,
             peer_sectors: volume.peer.disk_sectors,
@@ -122,6 +126,7 @@ impl<S: Storage> Engine<S> {
         check_attach_sizes(&AttachSizes {
             usable_sectors: layout.usable_sectors,
             user_sectors: conf.disk_size,
+            missing_meta_sectors: missing_meta_sectors(backing.index, backing.meta_sectors),
             virtual_sectors: volume.size_sectors,
             agreed_sectors: size,
             last_agreed_sectors: superblock.la_size_sectors,
@@ -134,7 +139,7 @@ impl<S: Storage> Engine<S> {
         if volume.state.pdsk != Disk::UpToDate && someone_primary && other_data {
             return Err(RetCode::DataNotCurrent.number());
         }
-        let extents = clamp_al_extents(conf.al_extents, striping.blocks());
+        let extents = clamp_al_extents(conf.al_extents, layout.striping.blocks());
         Ok((AttachPlan { extents, size_sectors: size }, superblock, layout))
     }
 
@@ -393,5 +398,52 @@ impl<S: Storage> super::Volume<S> {
             discard_zeroes_data: 0,
             write_same_capable: 0,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::TableLimits;
+    use super::*;
+    use crate::metadata::layout::{MetaIndex, Striping};
+    use crate::metadata::superblock::Magic;
+    use crate::storage::HeapStorage;
+
+    const DISK_SECTORS: u64 = 1 << 20;
+
+    fn superblock(index: MetaIndex, meta_sectors: u64) -> Superblock {
+        let layout = Layout::compute(index, DISK_SECTORS, meta_sectors, Striping::DEFAULT).expect("a layout");
+        Superblock::new_created(&layout, 0, Striping::DEFAULT)
+    }
+
+    fn attached(index: MetaIndex, meta_sectors: u64, superblock: &Superblock) -> Result<AttachPlan, i32> {
+        let mut engine = Engine::<HeapStorage>::new(&Default::default(), TableLimits::default()).expect("memory");
+        let volume = engine.add_volume(0, 0, 0).expect("a volume");
+        let mut block = [0; 4096];
+        superblock.encode(Magic::Clean, &mut block);
+        let limits = Default::default();
+        let backing = Backing { superblock: &block, index, backing_sectors: DISK_SECTORS, meta_sectors, limits };
+        engine.plan_attach(volume, &DiskConf::default(), &backing)
+    }
+
+    #[test]
+    fn a_superblock_is_judged_before_the_size_of_its_device() {
+        let good = superblock(MetaIndex::FlexibleExternal, 1024);
+        assert_eq!(attached(MetaIndex::FlexibleExternal, 1024, &good), Err(112));
+        let bad = Superblock { bm_bytes_per_bit: 512, ..good };
+        assert_eq!(attached(MetaIndex::FlexibleExternal, 1024, &bad), Err(119));
+    }
+
+    #[test]
+    fn the_areas_are_where_the_superblock_says() {
+        // The meta-data device has grown since.
+        let old = superblock(MetaIndex::FlexibleExternal, 2056);
+        let plan = attached(MetaIndex::FlexibleExternal, 4096, &old).expect("fits");
+        assert_eq!(plan.size_sectors, DISK_SECTORS);
+        // A bitmap for half of the disk.
+        let mut small = superblock(MetaIndex::Internal, DISK_SECTORS);
+        small.bm_offset += 16;
+        small.md_size_sectors -= 16;
+        assert_eq!(attached(MetaIndex::Internal, DISK_SECTORS, &small), Err(140));
     }
 }

@@ -95,8 +95,9 @@ fn devices_that_are_too_small_or_too_large() {
     assert_eq!(flexible(1 << 32), Err(LayoutError::MetaDeviceTooLarge));
     let huge = Layout::compute(MetaIndex::Internal, u64::MAX, u64::MAX, Striping::DEFAULT);
     assert_eq!(huge, Err(LayoutError::MetaDeviceTooLarge));
-    assert!(check_meta_device(MetaIndex::Internal, 2047).is_err());
-    assert!(check_meta_device(MetaIndex::FlexibleExternal, 2048).is_ok());
+    assert_eq!(missing_meta_sectors(MetaIndex::Internal, 2047), 1);
+    assert_eq!(missing_meta_sectors(MetaIndex::FlexibleExternal, 2048), 0);
+    assert_eq!(missing_meta_sectors(MetaIndex::Fixed(1), 2048), 2 * 262_144 - 2048);
 }
 
 #[test]
@@ -299,11 +300,16 @@ fn sizes_at_attach() {
     let configured = AttachSizes { user_sectors: 101, ..fits };
     assert_eq!(check_attach_sizes(&configured), Err(AttachSizeError::BelowConfigured));
     let in_use = AttachSizes { virtual_sectors: 101, ..fits };
+    let little_meta = AttachSizes { missing_meta_sectors: 1, ..in_use };
+    assert_eq!(check_attach_sizes(&little_meta), Err(AttachSizeError::MetaDeviceTooSmall));
+    let both = AttachSizes { user_sectors: 101, ..little_meta };
+    assert_eq!(check_attach_sizes(&both), Err(AttachSizeError::BelowConfigured));
     assert_eq!(check_attach_sizes(&in_use), Err(AttachSizeError::BelowVirtualDevice));
     let shrunk = AttachSizes { agreed_sectors: 90, ..fits };
     assert_eq!(check_attach_sizes(&shrunk), Err(AttachSizeError::ImplicitShrink));
     assert_eq!(check_attach_sizes(&AttachSizes { user_sectors: 90, ..shrunk }), Ok(true));
     assert_eq!(check_attach_sizes(&AttachSizes { is_consistent: false, ..shrunk }), Ok(false));
     assert_eq!(AttachSizeError::BelowConfigured.error_code(), 111);
+    assert_eq!(AttachSizeError::MetaDeviceTooSmall.error_code(), 112);
     assert_eq!(AttachSizeError::ImplicitShrink.error_code(), 170);
 }
