@@ -526,3 +526,18 @@ fn detach_of_both_and_down() {
         }
     });
 }
+
+/// A promotion sends a ping. The meta reader, which has waited for ping-int until that moment, must not take the silence before
+/// for silence after it.
+#[test]
+fn a_ping_that_was_just_sent_is_not_overdue() {
+    with_seeds(|mut world| {
+        synced(&mut world);
+        assert_eq!(world.admin(0, secondary()), 1, "secondary");
+        world.ask(1, primary(false));
+        let verdict = world.engine(1, |engine, now_ms| engine.meta_timeout(false, now_ms));
+        assert!(verdict.is_ok(), "{verdict:?}");
+        world.run_until("the new role", 10_000, |world| world.status(1).state.role == Role::Primary);
+        assert_eq!(world.status(1).state.conn, Conn::Connected);
+    });
+}

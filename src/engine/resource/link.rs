@@ -125,6 +125,8 @@ pub(super) struct Link {
     pub(super) sending_meta: bool,
     /// A P_PING has not been answered.
     pub(super) ping_outstanding: bool,
+    /// When it was asked for.
+    pub(super) ping_since_ms: u64,
     /// Another ping has to follow the one under way.
     pub(super) ping_again: bool,
     /// A bitmap is being received for this volume: no other packet may come between.
@@ -171,6 +173,7 @@ impl Link {
             sending: Sending::Nothing,
             sending_meta: false,
             ping_outstanding: false,
+            ping_since_ms: 0,
             ping_again: false,
             bitmap_for: None,
             up_since_ms: 0,
@@ -373,11 +376,15 @@ impl<S: Storage> Engine<S> {
         if data_arrived || self.link.is_closing() {
             return Ok(());
         }
-        if self.link.ping_outstanding {
-            return Err(self.fail(Fault::PingTimeout, Conn::NetworkFailure));
+        if !self.link.ping_outstanding {
+            self.ping();
+            return Ok(());
         }
-        self.ping();
-        Ok(())
+        // A ping that was asked for while the reader waited for something else has its whole time still.
+        if self.now_ms.saturating_sub(self.link.ping_since_ms) < u64::from(self.link.net.ping_timeo) * 100 {
+            return Ok(());
+        }
+        Err(self.fail(Fault::PingTimeout, Conn::NetworkFailure))
     }
 
     /// Sending on the data socket makes no progress: is the peer still there? spec: wire-protocol 10.1
@@ -390,6 +397,7 @@ impl<S: Storage> Engine<S> {
 
     fn ping(&mut self) {
         self.link.ping_outstanding = true;
+        self.link.ping_since_ms = self.now_ms;
         self.queue_meta(MetaOut::Ping);
     }
 
