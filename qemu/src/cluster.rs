@@ -8,10 +8,11 @@ use crate::qemu::Accelerator;
 use crate::wire::{End, Wire};
 use crate::NAMES;
 use anyhow::{Context, Result};
+use std::io::{self, Write};
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What the debug kernel needs at least.
 const DEBUG_MEMORY_MIB: u32 = 1536;
@@ -274,6 +275,11 @@ impl Cluster {
         &self.run.path
     }
 
+    /// Time that the host's processors have spent on the machines.
+    fn processor_time(&self) -> Duration {
+        self.machines.iter().map(Machine::processor_time).sum()
+    }
+
     /// Fails when one of the kernels has complained since the last check.
     pub fn check_consoles(&self) -> Result<()> {
         self.machines.iter().try_for_each(Machine::check_console)
@@ -392,6 +398,9 @@ impl Machine {
 pub struct Shared {
     guard: MutexGuard<'static, Option<Cluster>>,
     finished: bool,
+    began: Instant,
+    /// Processor time of the machines when the test got them.
+    processor_time: Duration,
 }
 
 impl Shared {
@@ -400,6 +409,15 @@ impl Shared {
         self.clean()?;
         self.finished = true;
         Ok(())
+    }
+
+    /// Prints how long the machines were in use, with how much of the host's processor time: on a busy host only the second
+    /// number says something. Past the test harness, which keeps what a test prints to itself.
+    fn print_time(&self) {
+        let used = self.guard.as_ref().map_or(Duration::ZERO, Cluster::processor_time);
+        let (seconds, used) = (self.began.elapsed().as_secs(), used.saturating_sub(self.processor_time).as_secs());
+        // A closed standard error output is no reason to fail.
+        let _ = write!(io::stderr().lock(), "[{seconds} s, {used} s busy] ");
     }
 }
 
@@ -413,6 +431,7 @@ impl Deref for Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
+        self.print_time();
         if self.finished {
             return;
         }
@@ -429,10 +448,13 @@ impl Drop for Shared {
 /// Machines that the tests of one program share: booted for the first one, taken down and used again where a test ended with
 /// [`Shared::finish`], else (it failed), or for other hardware, booted anew.
 pub fn shared(options: Options) -> Result<Shared> {
+    let began = Instant::now();
     static CLUSTER: Mutex<Option<Cluster>> = Mutex::new(None);
     let mut guard = CLUSTER.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut processor_time = Duration::ZERO;
     match guard.take() {
         Some(cluster) if cluster.options.same_hardware(&options) => {
+            processor_time = cluster.processor_time();
             cluster.install(&options.setups)?;
             *guard = Some(cluster);
         }
@@ -442,5 +464,5 @@ pub fn shared(options: Options) -> Result<Shared> {
             *guard = Some(Cluster::boot(options)?);
         }
     }
-    Ok(Shared { guard, finished: false })
+    Ok(Shared { guard, finished: false, began, processor_time })
 }

@@ -69,6 +69,8 @@ pub struct Machine {
     /// What to install after a power cut.
     setup: Mutex<Option<Setup>>,
     live: Mutex<Option<Live>>,
+    /// Processor time of its past QEMU processes.
+    spent: Mutex<Duration>,
 }
 
 /// What exists while the machine is on.
@@ -90,6 +92,7 @@ impl Machine {
             checked: Mutex::default(),
             setup: Mutex::default(),
             live: Mutex::new(None),
+            spent: Mutex::default(),
         };
         machine.create_disks()?;
         machine.start()?;
@@ -244,6 +247,7 @@ impl Machine {
     /// is lost.
     pub fn power_cut(&self) -> Result<()> {
         let Some(mut live) = self.lock().take() else { bail!("{} is off already", self.plan.name) };
+        self.add_spent(&live.child);
         live.child.kill()?;
         live.child.wait()?;
         Ok(())
@@ -336,6 +340,16 @@ impl Machine {
 
     fn lock(&self) -> MutexGuard<'_, Option<Live>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Time that the host's processors have spent on it, without what it did before it switched itself off.
+    pub(crate) fn processor_time(&self) -> Duration {
+        let now = self.lock().as_ref().map_or(Duration::ZERO, |live| qemu::processor_time(&live.child));
+        now + *self.spent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add_spent(&self, child: &Child) {
+        *self.spent.lock().unwrap_or_else(PoisonError::into_inner) += qemu::processor_time(child);
     }
 
     fn client(&self) -> Result<Client> {

@@ -112,9 +112,32 @@ pub(crate) fn spawn(command: Command, log: &Path) -> Result<Child> {
     answer.recv()?.with_context(|| format!("starting {} by setpriv", program.to_string_lossy()))
 }
 
+/// Time that the host's processors have spent on a process; nothing once it was waited for.
+// proc(5): fields 14 and 15 of `stat`, after the name, which may contain blanks.
+pub(crate) fn processor_time(child: &Child) -> Duration {
+    const TICK_MS: u64 = 10;
+    let text = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
+    let fields = text.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
+    let ticks: u64 = fields.filter_map(|field| field.parse::<u64>().ok()).sum();
+    Duration::from_millis(ticks * TICK_MS)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_that_computes_uses_processor_time() {
+        let mut child = Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+        let until = Instant::now() + Duration::from_secs(30);
+        while processor_time(&child) < Duration::from_millis(50) {
+            assert!(Instant::now() < until);
+            thread::sleep(Duration::from_millis(10));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(processor_time(&child), Duration::ZERO);
+    }
 
     #[test]
     fn what_a_short_lived_thread_starts_stays() {
