@@ -111,11 +111,10 @@ fn unusable_disks(pairing: Pairing) -> Result<Transcript> {
     let external = "drbdsetup attach 0 /dev/sdb1 /dev/sda flexible";
     let refused = |transcript: &mut Transcript, preparation: &str, command: &str, undo: &str| -> Result<()> {
         machine.run_ok(preparation)?;
-        let sums = "sha256sum /dev/sda /dev/sdb1";
-        let before = machine.run_ok(sums)?;
+        let before = disks(machine)?;
         transcript.run(machine, command)?;
         transcript.run(machine, "drbdsetup dstate 0")?;
-        ensure!(machine.run_ok(sums)? == before, "`{command}` was refused, and wrote something");
+        ensure!(disks(machine)? == before, "`{command}` was refused, and wrote something");
         machine.run_ok(undo)?;
         Ok(())
     };
@@ -123,7 +122,12 @@ fn unusable_disks(pairing: Pairing) -> Result<Transcript> {
     // Nothing there, noise there, a file system there.
     refused(transcript, "true", internal, "true")?;
     refused(transcript, "true", external, "true")?;
-    refused(transcript, "head -c 64M /dev/urandom >/dev/sdb1; sync", internal, "blkdiscard -f /dev/sdb1")?;
+    refused(
+        transcript,
+        "dd if=/dev/urandom of=/dev/sdb1 bs=1M seek=60 count=4 status=none",
+        internal,
+        "blkdiscard -f /dev/sdb1",
+    )?;
     refused(transcript, "mkfs.ext4 -q /dev/sda", external, "blkdiscard -f /dev/sda")?;
     // A superblock that says what cannot be: its fields one after the other. It is in the last 4 KiB but one of the disk.
     let create = "drbdmeta 0 v08 /dev/sdb1 internal create-md --force >/dev/null 2>&1";
@@ -183,6 +187,13 @@ fn unusable_disks(pairing: Pairing) -> Result<Transcript> {
     machine.run_ok("drbdsetup down r0")?;
     pair.finish()?;
     Ok(made)
+}
+
+/// What is on the disks, as the host sees it.
+fn disks(machine: &Machine) -> Result<[Vec<u8>; 2]> {
+    machine.run_ok("sync")?;
+    let read = |disk| std::fs::read(machine.disk_file(disk));
+    Ok([read("sda")?, read("sdb")?])
 }
 
 /// A configuration with a mistake: what is wrong, where, and what was expected. Only our tools are asked.

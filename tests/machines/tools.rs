@@ -2,13 +2,13 @@
 //! same list of commands. Each command must say and return what drbd-utils on the C module say and return.
 
 use crate::transcript::{Compare, Transcript};
-use anyhow::anyhow;
+use anyhow::{anyhow, ensure};
 use lab::{Machine, Module, Tools};
 use machine_tests::config::Config;
 use machine_tests::pair::{Pair, Pairing, SOON};
 use machine_tests::Result;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[test]
 fn utils_drive_our_module() -> Result<()> {
@@ -68,8 +68,7 @@ fn session(pairing: Pairing) -> Result<Transcript> {
     let mut transcript = Transcript::default();
     let ask = |transcript: &mut Transcript| {
         pair.wait_idle()?;
-        transcript.run_all(first, QUESTIONS)?;
-        transcript.run_all(second, QUESTIONS)
+        transcript.ask(pair.machines(), QUESTIONS)
     };
 
     pair.both("drbdadm create-md --force r0")?;
@@ -80,6 +79,7 @@ fn session(pairing: Pairing) -> Result<Transcript> {
     refused(&mut transcript, first)?;
 
     let events = first.spawn("exec drbdsetup events2 r0")?;
+    wait_said(&events, "exists -")?;
     transcript.run(first, "drbdadm primary --force r0")?;
     pair.wait_in_sync(SOON)?;
     ask(&mut transcript)?;
@@ -87,14 +87,14 @@ fn session(pairing: Pairing) -> Result<Transcript> {
 
     transcript.run(second, "drbdadm disconnect r0")?;
     pair.wait(first, SOON, "a peer that left", |device| device.connection == "WFConnection")?;
-    ask_alone(&mut transcript, first, second)?;
+    transcript.ask(pair.machines(), QUESTIONS)?;
     transcript.run(second, "drbdadm connect r0")?;
     pair.wait_in_sync(SOON)?;
     transcript.run_all(first, &["drbdadm wait-connect r0", "drbdsetup wait-sync 0"])?;
 
     transcript.run(second, "drbdadm detach r0")?;
     pair.wait(first, SOON, "a peer without disk", |device| device.disks == "UpToDate/Diskless")?;
-    ask_alone(&mut transcript, first, second)?;
+    transcript.ask(pair.machines(), QUESTIONS)?;
     transcript.run(second, "drbdadm attach r0")?;
     pair.wait_in_sync(SOON)?;
 
@@ -104,17 +104,13 @@ fn session(pairing: Pairing) -> Result<Transcript> {
     ask(&mut transcript)?;
     transcript.run(first, "drbdadm down r0")?;
     pair.wait(second, SOON, "a peer that left", |device| device.connection == "WFConnection")?;
-    let events = events.wait_or_stop()?;
-    transcript.note(first, "drbdsetup events2 r0", &events);
+    let said = wait_said(&events, "destroy resource")?;
+    events.kill()?;
+    transcript.note(first, "drbdsetup events2 r0", &changes(&said));
     unconfigured(&mut transcript, first)?;
     transcript.run(second, "drbdadm down r0")?;
     pair.finish()?;
     Ok(transcript)
-}
-
-fn ask_alone(transcript: &mut Transcript, first: &Machine, second: &Machine) -> Result<()> {
-    transcript.run_all(first, QUESTIONS)?;
-    transcript.run_all(second, QUESTIONS)
 }
 
 /// Nothing is configured.
@@ -174,17 +170,16 @@ fn adjusted(pair: &Pair, transcript: &mut Transcript, config: &Config) -> Result
     Ok(())
 }
 
-/// The end of a command that follows events: it may end with its resource or go on.
-trait WaitOrStop {
-    fn wait_or_stop(self) -> Result<String>;
-}
-
-impl WaitOrStop for lab::Process {
-    fn wait_or_stop(self) -> Result<String> {
-        std::thread::sleep(Duration::from_millis(500));
-        let text = String::from_utf8_lossy(&self.stdout()).into_owned();
-        self.kill()?;
-        Ok(changes(&text))
+/// Waits until a command that follows events has said so much; it may go on or end then. Returns what it has said.
+fn wait_said(events: &lab::Process, wanted: &str) -> Result<String> {
+    let until = Instant::now() + SOON;
+    loop {
+        let text = String::from_utf8_lossy(&events.stdout()).into_owned();
+        if text.contains(wanted) {
+            return Ok(text);
+        }
+        ensure!(Instant::now() < until, "expected {wanted:?} of the events, found\n{text}");
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 

@@ -1,8 +1,9 @@
 //! What a list of commands says, so that two programs or two modules can be compared.
 
-use anyhow::bail;
+use anyhow::{bail, ensure, Context};
 use lab::Machine;
 use machine_tests::Result;
+use std::thread;
 
 /// A command, where it ran and what came of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,20 +33,27 @@ pub(crate) struct Transcript {
 impl Transcript {
     /// Runs a command and notes what it says.
     pub(crate) fn run(&mut self, machine: &Machine, command: &str) -> Result<()> {
-        let output = machine.run(command)?;
-        self.entries.push(Entry {
-            machine: machine.name().into(),
-            command: command.into(),
-            code: output.code(),
-            output: normalise(&output.text()),
-            errors: normalise(&output.error_text()),
-        });
+        self.run_all(machine, &[command])
+    }
+
+    /// Runs several commands, one after the other.
+    pub(crate) fn run_all(&mut self, machine: &Machine, commands: &[&str]) -> Result<()> {
+        self.entries.extend(entries(machine, commands)?);
         Ok(())
     }
 
-    /// Runs several commands.
-    pub(crate) fn run_all(&mut self, machine: &Machine, commands: &[&str]) -> Result<()> {
-        commands.iter().try_for_each(|command| self.run(machine, command))
+    /// Asks several machines the same, all at the same time.
+    pub(crate) fn ask(&mut self, machines: &[Machine], questions: &[&str]) -> Result<()> {
+        let answers = thread::scope(|scope| {
+            let threads: Vec<_> =
+                machines.iter().map(|machine| scope.spawn(move || entries(machine, questions))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| bail!("a thread panicked"))).collect()
+        });
+        let answers: Vec<Result<Vec<Entry>>> = answers;
+        for answer in answers {
+            self.entries.extend(answer?);
+        }
+        Ok(())
     }
 
     /// Notes lines that were collected otherwise.
@@ -86,6 +94,40 @@ impl Transcript {
         }
         bail!("{} differences:\n{}", differences.len(), differences.join("\n"))
     }
+}
+
+/// Ends a part of what [`SCRIPT`] prints; no program says this.
+const MARK: char = '\u{1e}';
+
+/// Runs its arguments and prints of each the exit code, the standard output and the error output.
+const SCRIPT: &str = r#"
+for command; do
+    (eval "$command") >/tmp/transcript.out 2>/tmp/transcript.err
+    printf '%s\x1e' $?
+    cat /tmp/transcript.out
+    printf '\x1e'
+    cat /tmp/transcript.err
+    printf '\x1e'
+done
+"#;
+
+/// What came of several commands. One shell runs them all: an emulated machine needs longer to start one than to answer most
+/// questions.
+fn entries(machine: &Machine, commands: &[&str]) -> Result<Vec<Entry>> {
+    let quoted: Vec<String> = commands.iter().map(|command| format!("'{}'", command.replace('\'', r"'\''"))).collect();
+    let text = machine.run_ok(&format!("set -- {}{SCRIPT}", quoted.join(" ")))?;
+    let parts: Vec<&str> = text.split(MARK).collect();
+    ensure!(parts.len() == 3 * commands.len() + 1, "{} parts of {} commands: {text}", parts.len(), commands.len());
+    let entry = |(command, parts): (&&str, &[&str])| {
+        Ok(Entry {
+            machine: machine.name().into(),
+            command: (*command).into(),
+            code: parts[0].parse().with_context(|| format!("exit code {:?}", parts[0]))?,
+            output: normalise(parts[1].trim_end()),
+            errors: normalise(parts[2].trim_end()),
+        })
+    };
+    commands.iter().zip(parts.chunks_exact(3)).map(entry).collect()
 }
 
 /// Commands that each program answers in its own words.

@@ -8,7 +8,8 @@ pub const PATH: &str = "/etc/drbd.conf";
 
 /// A configuration; [`Display`] writes the file. Both machines get the same one.
 ///
-/// The defaults are made for tests: a lost peer is noticed within five seconds, and a resync runs as fast as it can.
+/// The defaults are made for tests: a lost peer is noticed within six seconds, an emulated machine on a busy host is not taken for
+/// lost, and a resync runs as fast as it can.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// `A`, `B` or `C`.
@@ -43,7 +44,7 @@ impl Display for Config {
         let Config { protocol, net, disk, lower, meta, port } = self;
         writeln!(f, "global {{ usage-count no; }}")?;
         writeln!(f, "resource r0 {{")?;
-        writeln!(f, "  net {{ protocol {protocol}; connect-int 3; ping-int 3; timeout 20; ping-timeout 10; {net} }}")?;
+        writeln!(f, "  net {{ protocol {protocol}; connect-int 3; ping-int 3; timeout 20; ping-timeout 30; {net} }}")?;
         writeln!(f, "  disk {{ on-io-error detach; c-plan-ahead 0; resync-rate 100M; c-min-rate 0; {disk} }}")?;
         for (name, address) in NAMES.iter().zip(ADDRESSES) {
             writeln!(
