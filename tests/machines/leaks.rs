@@ -134,8 +134,8 @@ impl Memory {
                 bail!("unexpected {line:?}");
             };
             let number: i64 = number.parse().with_context(|| line.to_owned())?;
-            // Epoll items are made by programs only.
-            if matches!(name, "vmap_area" | "eventpoll_epi") {
+            // The areas are counted below, where those that wait to be purged can be told apart.
+            if name == "vmap_area" {
                 continue;
             }
             if kind == "mem" {

@@ -60,6 +60,8 @@ impl Pairing {
         }
         Options::default()
             .name("machines")
+            // Each slab cache for itself: merged ones hide who leaks.
+            .kernel_arguments("slab_nomerge")
             .disks(&[Disk::whole(64), Disk::partitioned(DISK_MIB)])
             .modules(self.modules)
             .each_tools(self.tools)
