@@ -53,7 +53,7 @@ test: check unit-test module-check machine-test ## every test: format, lints, un
 check: setup
 	@$(CARGO_RUN) fmt --all --check
 	@build/rustfmt-module --check
-	@$(CARGO_RUN) clippy --locked --workspace --all-targets -- -D warnings
+	@$(CARGO_RUN) clippy --locked --workspace --all-targets --features lab/machines,machine-tests/machines -- -D warnings
 
 unit-test: setup ## tests that need no machines
 	@$(CARGO_RUN) test --locked --workspace
