@@ -323,12 +323,12 @@ impl Payload {
     fn write(&self, paths: &Paths, target: &Path) -> Result<()> {
         let mut archive = Archive::default();
         archive.directory("payload");
-        archive.host_file("payload/agent", &paths.agent()?)?;
+        archive.host_program("payload/agent", &paths.agent()?)?;
         if self.module {
-            archive.host_file("payload/drbd.ko", &paths.module()?)?;
+            archive.host_program("payload/drbd.ko", &paths.module()?)?;
         }
         if self.tools {
-            archive.host_file("payload/drbdadm", &paths.tools()?)?;
+            archive.host_program("payload/drbdadm", &paths.tools()?)?;
         }
         let base = paths.initramfs()?;
         let base = std::fs::read(&base).with_context(|| base.display().to_string())?;

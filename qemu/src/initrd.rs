@@ -4,9 +4,27 @@
 use anyhow::{Context, Result};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 const MODE_DIRECTORY: u32 = 0o040_755;
 const MODE_FILE: u32 = 0o100_000;
+
+/// A program or a module of the host without the information for debuggers, which is ten times as large as the rest and makes an
+/// emulated machine boot seconds later. As it is where there is no `strip`.
+pub fn stripped(source: &Path) -> Result<Vec<u8>> {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let target = std::env::temp_dir().join(format!("lab-strip-{}-{number}", std::process::id()));
+    let mut command = Command::new("strip");
+    command.arg("--strip-debug").arg("-o").arg(&target).arg(source).stderr(Stdio::null());
+    let done = matches!(command.status(), Ok(status) if status.success());
+    let from = if done { &target } else { source };
+    let data = std::fs::read(from).with_context(|| format!("reading {}", from.display()));
+    // It may not be there.
+    let _ = std::fs::remove_file(&target);
+    data
+}
 
 /// A cpio archive ("newc") in the making.
 #[derive(Default)]
@@ -26,9 +44,9 @@ impl Archive {
         self.entry(path, MODE_FILE | permissions, data);
     }
 
-    /// Adds a file of the host with its permissions.
-    pub fn host_file(&mut self, path: &str, source: &Path) -> Result<()> {
-        let data = std::fs::read(source).with_context(|| format!("reading {}", source.display()))?;
+    /// Adds a program or a module of the host with its permissions, [`stripped`].
+    pub fn host_program(&mut self, path: &str, source: &Path) -> Result<()> {
+        let data = stripped(source)?;
         let permissions = std::fs::metadata(source)?.permissions().mode() & 0o777;
         self.file(path, permissions, &data);
         Ok(())
@@ -69,6 +87,16 @@ fn pad(bytes: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stripped_program_is_smaller_and_a_text_stays() {
+        let program = std::env::current_exe().unwrap();
+        let size = std::fs::metadata(&program).unwrap().len() as usize;
+        let stripped_program = stripped(&program).unwrap();
+        assert!(stripped_program.starts_with(b"\x7fELF") && stripped_program.len() < size);
+        let text = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"));
+        assert_eq!(stripped(text).unwrap(), std::fs::read(text).unwrap());
+    }
 
     #[test]
     fn an_entry_is_what_the_kernel_expects() {

@@ -171,7 +171,12 @@ impl Machine {
 
     /// Copies a file of the host into the machine, executable.
     pub fn put_file(&self, path: &str, source: &Path) -> Result<()> {
-        self.put(path, &std::fs::read(source).with_context(|| source.display().to_string())?)?;
+        self.put_program(path, &std::fs::read(source).with_context(|| source.display().to_string())?)
+    }
+
+    /// Writes an executable file in the machine.
+    pub fn put_program(&self, path: &str, data: &[u8]) -> Result<()> {
+        self.put(path, data)?;
         self.client()?.spawn(&["chmod", "755", path])?.wait(COMMAND_LIMIT)?;
         Ok(())
     }

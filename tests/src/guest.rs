@@ -5,6 +5,7 @@ use crate::acks::{Acks, Scan};
 use anyhow::{bail, Context, Result};
 use lab::{Machine, Process};
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Where it is in a machine: on its root disk, so that a power cut does not take it away.
@@ -123,10 +124,16 @@ impl Writer {
 
 /// Copies the program into a machine, unless it is there.
 pub fn install(machine: &Machine) -> Result<()> {
-    let source = host_program()?;
-    let size = source.metadata()?.len().to_string();
-    if machine.run(&format!("stat -c %s {PATH}"))?.text() != size {
-        machine.put_file(PATH, &source)?;
+    static PROGRAM: Mutex<Option<Arc<Vec<u8>>>> = Mutex::new(None);
+    let program = {
+        let mut program = PROGRAM.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*program {
+            Some(program) => Arc::clone(program),
+            None => Arc::clone(program.insert(Arc::new(lab::initrd::stripped(&host_program()?)?))),
+        }
+    };
+    if machine.run(&format!("stat -c %s {PATH}"))?.text() != program.len().to_string() {
+        machine.put_program(PATH, &program)?;
         machine.run_ok("sync")?;
     }
     Ok(())
