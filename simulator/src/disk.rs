@@ -39,6 +39,16 @@ impl DataDisk {
         self.sectors
     }
 
+    /// The disk becomes larger; the new sectors hold `stamp`.
+    pub fn grow(&mut self, sectors: u64, stamp: Stamp) {
+        let before = self.sectors;
+        self.sectors = sectors.max(before);
+        self.pages.resize_with(self.sectors.div_ceil(SECTORS_PER_PAGE) as usize, || None);
+        for sector in before..self.sectors {
+            self.put(sector, stamp);
+        }
+    }
+
     /// What a sector holds.
     pub fn get(&self, sector: u64) -> Stamp {
         let page = self.pages.get((sector / SECTORS_PER_PAGE) as usize);

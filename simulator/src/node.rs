@@ -20,6 +20,8 @@ pub struct DiskFaults {
     pub write_percent: u64,
     /// Percentage of meta-data transfers that fail.
     pub meta_percent: u64,
+    /// Nothing comes back.
+    pub hangs: bool,
     /// Everything takes so many times longer, less one.
     pub slowness: u64,
 }
@@ -110,6 +112,10 @@ pub struct Node {
     pub data: DataDisk,
     /// Meta-data disk.
     pub meta: MetaDisk,
+    /// Size of the backing device, in sectors.
+    pub backing_sectors: u64,
+    /// What that was when the tools found the meta data last.
+    pub known_sectors: u64,
     /// Faults to come.
     pub faults: DiskFaults,
 }

@@ -17,11 +17,11 @@ use engine::metadata::layout::{Layout, MetaIndex, Striping};
 use engine::metadata::replay::{replay, Replay, MAX_SLOTS};
 use engine::metadata::superblock::{Magic, MetaFlags, Superblock};
 use engine::metadata::transaction::Transaction;
-use engine::netlink::{DiskConf, NetConf};
+use engine::netlink::{DiskConf, NetConf, ResizeParms};
 use engine::resource::{
-    hmac_of, AdminRequest, AlgorithmName, AttachTables, Backing, BackingLimits, Fault, Finding, Helper, IoError,
-    IoFlags, IoRequest, IoResult, LinkFailure, LinkTask, LocalIo, LogLine, Next, Notice, Op, PacketHead, Payload,
-    PeerId, Reconnect, RequestId, Submit, TableLimits, VolumeStatus, Wakes, Work, PACKET_BUFFER_BYTES,
+    hmac_of, AdminRequest, AlgorithmName, AttachTables, Backing, BackingLimits, DeviceSizes, Fault, Finding, Helper,
+    IoError, IoFlags, IoRequest, IoResult, LinkFailure, LinkTask, LocalIo, LogLine, Next, Notice, Op, PacketHead,
+    Payload, PeerId, Reconnect, RequestId, Submit, TableLimits, VolumeStatus, Wakes, Work, PACKET_BUFFER_BYTES,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -215,8 +215,6 @@ pub struct World {
     pub events: u64,
     /// Reasons why connections were given up.
     pub faults: Vec<(usize, Fault)>,
-    backing_sectors: u64,
-    layout: Layout,
     /// Packets sent, by name.
     pub packets_sent: BTreeMap<&'static str, u64>,
     /// Helper programs that ran.
@@ -247,12 +245,12 @@ impl World {
             running: Some(boot(&config)),
             data: DataDisk::new(config.sectors),
             meta: MetaDisk::default(),
+            backing_sectors,
+            known_sectors: backing_sectors,
             faults: DiskFaults::default(),
         };
         let mut world = World {
             config,
-            backing_sectors,
-            layout,
             nodes: [node(), node()],
             oracle: Oracle::default(),
             operations: Vec::new(),
@@ -574,6 +572,10 @@ impl World {
     }
 
     fn local_done(&mut self, node: usize, number: u64) {
+        if self.nodes[node].faults.hangs {
+            self.schedule_own(node, 20 * MS, Own::LocalDone(number));
+            return;
+        }
         let machine = &mut self.nodes[node];
         let running = machine.running.as_mut().expect("on");
         let transfer = running.transfers.remove(&number).expect("transfer");
@@ -600,7 +602,8 @@ impl World {
         match transfer.io {
             LocalIo::Request { request, .. } => {
                 let running = self.nodes[node].running.as_mut().expect("on");
-                if transfer.op == Op::Read && !fails {
+                let wanted = running.engine.request(request).is_some_and(|view| view.on_disk);
+                if transfer.op == Op::Read && !fails && wanted {
                     let upper = running.uppers[usize::from(request.index)].as_mut();
                     upper.filter(|upper| upper.request == request).expect("bio of a local read").data = read;
                 }
@@ -641,6 +644,10 @@ impl World {
     }
 
     fn metadata_done(&mut self, node: usize, number: u64) {
+        if self.nodes[node].faults.hangs {
+            self.schedule_own(node, 20 * MS, Own::MetadataDone(number));
+            return;
+        }
         let machine = &mut self.nodes[node];
         let running = machine.running.as_mut().expect("on");
         let (io, mut block, mark) = running.meta_transfers.remove(&number).expect("transfer");
@@ -797,7 +804,7 @@ impl World {
             let upper = running.uppers[index].take().expect("a request was completed twice");
             assert_eq!(upper.request, completion.request, "completion of another request");
             let busy = running.transfers.values().any(
-                |transfer| matches!(transfer.io, LocalIo::Request { request, .. } if request == completion.request),
+                |transfer| matches!(transfer.io, LocalIo::Request { request, copy: false, .. } if request == completion.request),
             );
             assert!(!busy, "a bio was ended while the disk has it");
             self.finish(upper.operation, completion.result, &upper.data);
@@ -1164,7 +1171,13 @@ impl World {
         if socket == META {
             return self.engine(node, |engine, now| engine.meta_packet(head, bytes, now)).map(|()| Reading::Header);
         }
-        let next = self.engine(node, |engine, now| engine.data_packet(head, bytes, now))?;
+        let sizes = self.device_sizes(node);
+        let next = self.engine(node, |engine, now| {
+            if let Some(volume) = engine.wants_device_sizes(head) {
+                engine.device_sizes(volume, sizes);
+            }
+            engine.data_packet(head, bytes, now)
+        })?;
         let _ = link;
         Ok(match next {
             Next::Packet => Reading::Header,
@@ -1283,7 +1296,7 @@ impl World {
 
     /// As `drbdadm create-md`.
     pub fn create_md(&mut self, node: usize) {
-        let layout = self.layout;
+        let layout = self.layout(node);
         let device_uuid = self.random.number();
         let mut block: Block = [0; 4096];
         Superblock::new_created(&layout, device_uuid, Striping::DEFAULT).encode(Magic::Clean, &mut block);
@@ -1298,7 +1311,8 @@ impl World {
 
     /// As `drbdadm apply-al`, which precedes every attach. spec: metadata 4.6
     pub fn apply_al(&mut self, node: usize) {
-        let layout = self.layout;
+        self.follow_the_disk(node);
+        let layout = self.layout(node);
         let meta = &mut self.nodes[node].meta;
         let mut superblock = Superblock::decode_raw(&meta.read(layout.superblock_sector)).expect("superblock");
         let blocks = Striping::DEFAULT.blocks() as u32;
@@ -1324,9 +1338,34 @@ impl World {
         self.nodes[node].meta.write(layout.superblock_sector, &block, 4096, true);
     }
 
+    /// The disk has grown since the meta data was written: it is moved to the end. spec: metadata 9.8
+    fn follow_the_disk(&mut self, node: usize) {
+        let (internal, known) = (self.config.internal, self.nodes[node].known_sectors);
+        let (old, new) = (layout(internal, known), self.layout(node));
+        self.nodes[node].known_sectors = self.nodes[node].backing_sectors;
+        let meta = &mut self.nodes[node].meta;
+        if Superblock::decode_raw(&meta.read(new.superblock_sector)).is_ok() {
+            return;
+        }
+        let mut superblock = Superblock::decode_raw(&meta.read(old.superblock_sector)).expect("superblock");
+        for number in 0..Striping::DEFAULT.blocks() as u32 {
+            let block = meta.read(old.transaction_sector(number));
+            meta.write(new.transaction_sector(number), &block, 4096, true);
+        }
+        let pages: Vec<Block> = (0..).map_while(|page| old.bitmap_page(page)).map(|(at, _)| meta.read(at)).collect();
+        for (page, block) in pages.iter().enumerate() {
+            let (sector, bytes) = new.bitmap_page(page as u64).expect("larger than before");
+            meta.write(sector, block, bytes as usize, true);
+        }
+        superblock.set_layout(&new);
+        let mut block: Block = [0; 4096];
+        superblock.encode(superblock.magic, &mut block);
+        meta.write(new.superblock_sector, &block, 4096, true);
+    }
+
     /// The superblock as it is on the disk.
     pub fn superblock(&self, node: usize) -> Superblock {
-        Superblock::decode_raw(&self.nodes[node].meta.read(self.layout.superblock_sector)).expect("superblock")
+        Superblock::decode_raw(&self.nodes[node].meta.read(self.layout(node).superblock_sector)).expect("superblock")
     }
 
     /// Starts an attach; its result is that of [`World::admin_result`], or the error at once.
@@ -1335,12 +1374,12 @@ impl World {
     /// The number of the reply.
     pub fn start_attach(&mut self, node: usize) -> Result<(), i32> {
         self.apply_al(node);
-        let block = self.nodes[node].meta.read(self.layout.superblock_sector);
+        let block = self.nodes[node].meta.read(self.layout(node).superblock_sector);
         let backing = Backing {
             superblock: &block,
             index: index(self.config.internal),
-            backing_sectors: self.backing_sectors,
-            meta_sectors: if self.config.internal { self.backing_sectors } else { META_SECTORS },
+            backing_sectors: self.device_sizes(node).backing_sectors,
+            meta_sectors: self.device_sizes(node).meta_sectors,
             limits: LIMITS,
         };
         let conf = self.config.disk;
@@ -1352,6 +1391,42 @@ impl World {
         self.nodes[node].running.as_mut().expect("on").backing_open = true;
         self.engine(node, |engine, now| engine.attach(VOLUME, &conf, &backing, tables, now));
         Ok(())
+    }
+
+    /// As `drbdsetup resize`.
+    #[track_caller]
+    pub fn resize(&mut self, node: usize, parms: &ResizeParms) -> i32 {
+        self.start_resize(node, parms);
+        self.admin_answer(node)
+    }
+
+    /// The same without waiting for the answer.
+    pub fn start_resize(&mut self, node: usize, parms: &ResizeParms) {
+        let sizes = self.device_sizes(node);
+        self.note(|| format!("node {node} resize {parms:?}"));
+        self.engine(node, |engine, now| {
+            engine.device_sizes(VOLUME, sizes);
+            engine.admin(AdminRequest::Resize { volume: VOLUME, parms }, now);
+        });
+    }
+
+    /// A lower disk becomes larger by so many sectors, which hold `stamp`.
+    pub fn grow_disk(&mut self, node: usize, sectors: u64, stamp: Stamp) {
+        let machine = &mut self.nodes[node];
+        machine.backing_sectors += sectors;
+        let end = machine.data.sectors() + sectors;
+        machine.data.grow(end, stamp);
+    }
+
+    fn device_sizes(&self, node: usize) -> DeviceSizes {
+        let backing_sectors = self.nodes[node].backing_sectors;
+        let meta_sectors = if self.config.internal { backing_sectors } else { META_SECTORS };
+        DeviceSizes { backing_sectors, meta_sectors }
+    }
+
+    /// Where the meta data of a node belongs on its disk as it is now.
+    pub fn layout(&self, node: usize) -> Layout {
+        layout(self.config.internal, self.nodes[node].backing_sectors)
     }
 
     /// Does this node's disk hold everything that was acknowledged?

@@ -132,8 +132,10 @@ impl<S: Storage> Bitmap<S> {
             new.weight = new.words.iter().map(|word| u64::from(word.count_ones())).sum();
         } else {
             new.weight = self.weight;
-            if set_new_bits && new.bits > old_bits {
-                new.set_bits(old_bits, new.bits - 1);
+            // The last block may have been shorter than the others.
+            let first_new = self.capacity_sectors / BM_BLOCK_SECTORS;
+            if set_new_bits && new.capacity_sectors > self.capacity_sectors && new.bits > 0 {
+                new.set_bits(first_new, new.bits - 1);
             }
         }
         core::mem::swap(self, &mut new);

@@ -234,6 +234,23 @@ impl Lent {
         })
     }
 
+    /// The data, to be written by whoever fills the request.
+    pub(crate) fn segments_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        let (vectors, mut skip, mut left) = self.raw_bvecs();
+        vectors.iter().map(move |vector| {
+            let bytes = (vector.bv_len as usize).saturating_sub(skip).min(left);
+            let offset = vector.bv_offset as usize + skip;
+            (skip, left) = (0, left - bytes);
+            // SAFETY: Pages of a request are in the direct mapping, one after the other within a vector.
+            let start = unsafe { raw::drbd_h_page_address(vector.bv_page) }.cast::<u8>();
+            // SAFETY: Within the vector, by its offset and length.
+            let first = unsafe { start.add(offset) };
+            // SAFETY: As above; the memory is there as long as the request is lent, and each vector is handed out once.
+            // Whoever reads it before the request has ended finds whatever is there.
+            unsafe { core::slice::from_raw_parts_mut(first, bytes) }
+        })
+    }
+
     /// The memory as the kernel describes it: whole vectors, bytes to skip in the first, bytes altogether.
     pub(super) fn raw_bvecs(&self) -> (&[raw::bio_vec], usize, usize) {
         // SAFETY: By the invariant.

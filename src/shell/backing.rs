@@ -11,7 +11,7 @@ use crate::linux::mem::{PageChain, PagePool, PAGE_BYTES};
 use crate::linux::work::Deferred;
 use engine::metadata::layout::{superblock_sector, MetaIndex};
 use engine::netlink::{DiskConf, RetCode};
-use engine::resource::{self, AttachTables, BackingLimits, PeerId, RequestId};
+use engine::resource::{self, AttachTables, BackingLimits, DeviceSizes, PeerId, RequestId};
 use kernel::prelude::*;
 use kernel::str::CString;
 use kernel::sync::Arc;
@@ -70,11 +70,12 @@ impl Opened {
 
     /// What the engine wants to know of them.
     pub(crate) fn describe(&self) -> Option<resource::Backing<'_>> {
+        let DeviceSizes { backing_sectors, meta_sectors } = self.backing.sizes();
         Some(resource::Backing {
             superblock: self.superblock.first_page()?,
             index: self.index,
-            backing_sectors: self.backing.data().size_sectors(),
-            meta_sectors: self.backing.meta().size_sectors(),
+            backing_sectors,
+            meta_sectors,
             limits: self.backing.limits(),
         })
     }
@@ -142,6 +143,8 @@ impl Drop for Counted {
 pub(crate) enum Tag {
     /// The local part of an application's request.
     Request(RequestId),
+    /// A read for an application's request into pages that are not those of the request.
+    ReadCopy(RequestId),
     /// A read for the peer.
     PeerRead(PeerId),
     /// A write for the peer.
@@ -195,6 +198,11 @@ impl Backing {
         &self.volume.0.resource.shared.pages
     }
 
+    /// How large the devices are now.
+    pub(crate) fn sizes(&self) -> DeviceSizes {
+        DeviceSizes { backing_sectors: self.data.size_sectors(), meta_sectors: self.meta().size_sectors() }
+    }
+
     /// What the data device can take.
     fn limits(&self) -> BackingLimits {
         let limits = self.data.limits();
@@ -225,6 +233,17 @@ impl Backing {
         Ok(pages)
     }
 
+    /// What was read for an application's request goes into it, if it still waits for that.
+    fn copy_to_request(&self, request: RequestId, pages: &PageChain) {
+        let lent = self.volume.0.resource.look(|locked| {
+            let wanted = locked.engine.request(request).is_some_and(|view| view.on_disk);
+            locked.uppers.get(request).filter(|_| wanted).map(|upper| upper.lend())
+        });
+        if let Some(mut lent) = lent {
+            disk_io::copy(pages.segments(), lent.segments_mut());
+        }
+    }
+
     /// Each device once.
     pub(super) fn devices(&self) -> impl Iterator<Item = &LowerDevice> {
         [Some(&self.data), self.meta.as_ref()].into_iter().flatten()
@@ -253,7 +272,7 @@ impl Owner for Backing {
     fn device(&self, tag: &Tag) -> &LowerDevice {
         match tag {
             Tag::Metadata(_) => self.meta(),
-            Tag::Request(_) | Tag::PeerRead(_) | Tag::PeerWrite(_) | Tag::Flush => &self.data,
+            Tag::Request(_) | Tag::ReadCopy(_) | Tag::PeerRead(_) | Tag::PeerWrite(_) | Tag::Flush => &self.data,
         }
     }
 
@@ -262,8 +281,11 @@ impl Owner for Backing {
         let result = disk_io::result_of(outcome.result);
         let id = self.volume.0.id;
         let mut pages = outcome.pages;
+        if let (Tag::ReadCopy(request), Some(pages), true) = (&tag, &pages, result.is_ok()) {
+            self.copy_to_request(*request, pages);
+        }
         disk_io::enter(&self.volume.0.resource, Context::Atomic, |locked| match tag {
-            Tag::Request(request) => locked.engine.request_io_done(request, result, now_ms),
+            Tag::Request(request) | Tag::ReadCopy(request) => locked.engine.request_io_done(request, result, now_ms),
             Tag::PeerRead(peer) => {
                 if let Some(read) = pages.take() {
                     pages = locked.peer_pages.put(peer, read);

@@ -110,6 +110,12 @@ pub(crate) fn enter<R>(resource: &Arc<Resource>, context: Context, f: impl FnOnc
 enum Order {
     /// Send the application's request to the lower device.
     Clone(DeferredArc<Backing>, RequestId, Lent),
+    /// Write a copy of the application's data.
+    WriteCopy(DeferredArc<Backing>, RequestId, BioFlags, u64, Lent),
+    /// Read what is copied to the application's request later.
+    ReadCopy(DeferredArc<Backing>, RequestId, BioFlags, Range),
+    /// Flush the lower device for the application.
+    RequestFlush(DeferredArc<Backing>, RequestId),
     /// Discard, or write zeroes.
     Clear(DeferredArc<Backing>, LocalIo, Range, Op),
     /// Write the pages of a peer request.
@@ -246,7 +252,7 @@ impl Batch {
 
 /// Can be carried out while a request is being submitted to our disk: takes only a clone from the reserve.
 fn is_simple(io: &LocalIo) -> bool {
-    matches!(io, LocalIo::Request { op: Op::Read | Op::Write | Op::Flush, .. })
+    matches!(io, LocalIo::Request { op: Op::Read | Op::Write | Op::Flush, copy: false, .. })
 }
 
 /// Puts together what carrying out `io` needs. Under the lock.
@@ -271,7 +277,7 @@ fn order_of(locked: &mut Locked, io: LocalIo) -> Order {
     match io {
         LocalIo::Flush { .. } => Order::Flush(backing),
         LocalIo::Inspect { .. } => Order::Fail(io),
-        LocalIo::Request { request, op, .. } => {
+        LocalIo::Request { request, op, copy, .. } => {
             let Some(upper) = locked.uppers.get(request) else {
                 return Order::Fail(io);
             };
@@ -280,6 +286,12 @@ fn order_of(locked: &mut Locked, io: LocalIo) -> Order {
                     let range = Range { sector: upper.sector(), size_bytes: upper.bytes() };
                     Order::Clear(backing, io, range, op)
                 }
+                Op::Read if copy => {
+                    let range = Range { sector: upper.sector(), size_bytes: upper.bytes() };
+                    Order::ReadCopy(backing, request, upper.flags(), range)
+                }
+                Op::Write if copy => Order::WriteCopy(backing, request, upper.flags(), upper.sector(), upper.lend()),
+                Op::Flush if copy => Order::RequestFlush(backing, request),
                 Op::Read | Op::Write | Op::Flush => Order::Clone(backing, request, upper.lend()),
             }
         }
@@ -324,6 +336,17 @@ impl Order {
     fn carry_out(self) -> Option<Report> {
         match self {
             Order::Clone(backing, request, lent) => bio::submit_clone(backing, Tag::Request(request), lent),
+            Order::WriteCopy(backing, request, flags, sector, lent) => {
+                let mut pages = PageChain::new(backing.page_pool(), lent.bytes() as usize);
+                copy(lent.segments(), pages.segments_mut());
+                drop(lent);
+                bio::submit_pages(backing, Tag::Request(request), true, flags, sector, pages);
+            }
+            Order::ReadCopy(backing, request, flags, range) => {
+                let pages = PageChain::new(backing.page_pool(), range.size_bytes as usize);
+                bio::submit_pages(backing, Tag::ReadCopy(request), false, flags, range.sector, pages);
+            }
+            Order::RequestFlush(backing, request) => bio::submit_flush(backing, Tag::Request(request)),
             Order::Clear(backing, io, range, op) => return Some(Report::Io(io, clear(backing.data(), range, op))),
             Order::Write(backing, peer, range, flags, pages) => {
                 bio::submit_pages(backing, Tag::PeerWrite(peer), true, flags, range.sector, pages);
@@ -341,6 +364,27 @@ impl Order {
             Order::Fail(io) => return Some(Report::Io(io, Err(IoError::Io))),
         }
         None
+    }
+}
+
+/// Copies as many bytes as both have.
+pub(crate) fn copy<'a, 'b>(from: impl Iterator<Item = &'a [u8]>, to: impl Iterator<Item = &'b mut [u8]>) {
+    let (mut from, mut to) = (from, to);
+    let (mut source, mut target): (&[u8], &mut [u8]) = (&[], &mut []);
+    loop {
+        if source.is_empty() {
+            let Some(next) = from.next() else { return };
+            source = next;
+        }
+        if target.is_empty() {
+            let Some(next) = to.next() else { return };
+            target = next;
+        }
+        let bytes = source.len().min(target.len());
+        let (head, rest) = source.split_at(bytes);
+        let (place, room) = target.split_at_mut(bytes);
+        place.copy_from_slice(head);
+        (source, target) = (rest, room);
     }
 }
 
@@ -423,6 +467,13 @@ fn kick_any(locked: &Locked) {
 pub(crate) fn kick(locked: &Locked, id: VolumeId) {
     if let Some(volume) = locked.volumes.get(usize::from(id.0)).and_then(Option::as_ref) {
         work::run_soon::<Volume>(volume.clone());
+    }
+}
+
+/// Tells the engine how large the lower devices of a volume are now. Under the lock.
+pub(crate) fn tell_device_sizes(locked: &mut Locked, id: VolumeId) {
+    if let Some(sizes) = locked.block.backing(id).map(|backing| backing.sizes()) {
+        locked.engine.device_sizes(id, sizes);
     }
 }
 

@@ -26,10 +26,19 @@ pub(crate) const UNATTACHED: DiskLimits = DiskLimits {
 pub(crate) fn compute(volume: &Volume) -> DiskLimits {
     let status = volume.resource.locked.with(|locked| locked.engine.volume_status(volume.id));
     let most = status.map_or(0, |status| status.max_bio_bytes).clamp(4096, MAX_REQUEST_BYTES);
+    let (peer_block, opens) = status.map_or((0, 0), |status| (status.peer_block_bytes, status.opens));
     let Some(backing) = volume.backing() else {
-        return DiskLimits { max_request_bytes: most, ..UNATTACHED };
+        let block = volume.block_bytes(UNATTACHED.logical_block_bytes, peer_block, opens);
+        return DiskLimits {
+            max_request_bytes: most,
+            logical_block_bytes: block,
+            physical_block_bytes: block,
+            io_min_bytes: block,
+            ..UNATTACHED
+        };
     };
     let lower = backing.data().limits();
+    let block = volume.block_bytes(lower.logical_block_bytes, peer_block, opens);
     let clears = if lower.max_discard_bytes > 0 { MAX_CLEAR_BYTES } else { 0 };
     // The C module expects a digest with a packet of zeroes, which has none. spec: wire-protocol 13 (H1)
     let checked =
@@ -37,12 +46,12 @@ pub(crate) fn compute(volume: &Volume) -> DiskLimits {
     let zeroes = if checked { 0 } else { clears };
     DiskLimits {
         max_request_bytes: most,
-        logical_block_bytes: lower.logical_block_bytes,
-        physical_block_bytes: lower.physical_block_bytes,
-        io_min_bytes: lower.io_min_bytes,
+        logical_block_bytes: block,
+        physical_block_bytes: lower.physical_block_bytes.max(block),
+        io_min_bytes: lower.io_min_bytes.max(block),
         io_opt_bytes: lower.io_opt_bytes,
         max_discard_bytes: clears,
-        discard_granularity_bytes: lower.logical_block_bytes,
+        discard_granularity_bytes: block,
         max_write_zeroes_bytes: zeroes,
         rotational: lower.rotational,
     }

@@ -2,6 +2,7 @@
 //! Receiving from the data socket: header, fixed part, then application data straight into the pages it belongs to.
 
 use super::connection::{failed, is_running, Closing, Sockets};
+use super::disk_io::tell_device_sizes;
 use super::hashes::{self, Check};
 use super::log::log_info;
 use super::resource::{Locked, Processors, Resource};
@@ -52,6 +53,9 @@ impl Receiver<'_> {
         let mut body = core::mem::take(&mut self.body);
         let next = self.body_of(&mut body, head.body_bytes).and_then(|body| {
             self.engine(|locked| {
+                if let Some(id) = locked.engine.wants_device_sizes(&head) {
+                    tell_device_sizes(locked, id);
+                }
                 let next = locked.engine.data_packet(&head, body, clock::monotonic_ms())?;
                 Ok((next, locked.hashes.for_receiving(&next, &locked.engine)))
             })

@@ -43,6 +43,8 @@ pub(crate) struct Volume {
     disk: Mutex<Option<Disk<Volume>>>,
     #[pin]
     opens: Mutex<Opens>,
+    /// Logical block of the disk in bytes.
+    block_bytes: Atomic<u32>,
     /// Backings of this volume that have not let go of their devices yet.
     live_backings: Atomic<u32>,
     /// For those who wait for that.
@@ -84,6 +86,7 @@ impl Volume {
                 work <- new_work!("drbd::Volume::work"),
                 disk <- new_mutex!(None, "drbd::Volume::disk"),
                 opens <- new_mutex!(Opens::default(), "drbd::Volume::opens"),
+                block_bytes: Atomic::new(queue_limits::UNATTACHED.logical_block_bytes),
                 live_backings: Atomic::new(0),
                 released <- new_wait_queue!(c"drbd::Volume::released"),
             }),
@@ -142,6 +145,16 @@ impl Volume {
         self.with_disk(Disk::tell_change);
     }
 
+    /// The logical block of the disk: that of the own and of the peer's disk, whichever is larger, so that neither gets a
+    /// request that it cannot take. It does not grow for the peer's sake while somebody uses the disk.
+    pub(crate) fn block_bytes(&self, own: u32, peer: u32, opens: u32) -> u32 {
+        let now = self.block_bytes.load(Relaxed);
+        let wanted = if opens > 0 { peer.min(now) } else { peer };
+        let block = own.max(wanted);
+        self.block_bytes.store(block, Relaxed);
+        block
+    }
+
     /// Computes the limits of the disk anew. May sleep.
     pub(crate) fn update_limits(self: &Arc<Self>) {
         let limits = &queue_limits::compute(self);
@@ -182,6 +195,16 @@ impl Volume {
         });
         // Large, so they are freed without the lock.
         drop(tables);
+        self.resource.changed.wake_all();
+    }
+
+    /// Waits until the devices of an earlier attach are closed, if they are about to be. True when none is attached. May
+    /// sleep.
+    pub(crate) fn wait_detached(&self) -> bool {
+        let status = || self.resource.locked.with(|locked| locked.engine.volume_status(self.id));
+        let closing = || status().is_some_and(|it| it.has_disk && it.state.disk == DiskState::Diskless);
+        self.resource.changed.wait_until(|| !closing());
+        status().is_none_or(|it| !it.has_disk)
     }
 
     /// Closes the devices, and returns when they are closed. May sleep.

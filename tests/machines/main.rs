@@ -5,10 +5,13 @@
 //! wrong in the test.
 
 mod bad_input;
+mod features;
+mod hanging_disk;
 mod interop;
 mod leaks;
 mod metadata;
 mod powercut;
+mod resize;
 mod tools;
 mod transcript;
 mod tutorial;

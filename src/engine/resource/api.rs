@@ -124,6 +124,9 @@ pub enum LocalIo {
         volume: VolumeId,
         /// Same as that of the bio, except that discard and zeroes may be executed differently.
         op: Op,
+        /// With pages of its own, copied from or to those of the bio: the bio may end while the device still has the
+        /// request. What was read is copied while [`super::RequestView::on_disk`] holds, and not later.
+        copy: bool,
     },
     /// Read into or write from the pages of a peer request; report with `peer_io_done`.
     Peer {

@@ -90,7 +90,7 @@ impl<S: Storage> Engine<S> {
             slot.net_counts = true;
         }
         if local {
-            self.submit_local(id, LocalIo::Request { request, volume: id, op: Op::Flush });
+            self.submit_request(id, request, Op::Flush);
         } else {
             self.settle(request.index);
         }
@@ -107,14 +107,16 @@ impl<S: Storage> Engine<S> {
                 }) else {
                     return;
                 };
-                self.submit_local(id, LocalIo::Request { request, volume: id, op: Op::Read });
+                self.submit_request(id, request, Op::Read);
             }
             ReadPath::Peer => {
                 let epoch = self.link.epoch;
+                let now_ms = self.now_ms;
                 let Some(id) = self.requests.at_mut(request.index).map(|slot| {
                     slot.phase = Phase::Active;
                     slot.net = Net::Queued;
                     slot.net_counts = true;
+                    slot.start_ms = now_ms;
                     slot.epoch = epoch;
                     slot.volume
                 }) else {
@@ -306,7 +308,11 @@ impl<S: Storage> Engine<S> {
         let asks_for_acks = self.link.apv >= 100;
         if let Some(slot) = self.requests.at_mut(index) {
             slot.phase = Phase::Active;
-            slot.local = if local { Local::Pending } else { Local::None };
+            if local {
+                slot.local = Local::Pending;
+            } else {
+                slot.forget_local();
+            }
             slot.local_counts = state.disk == Disk::UpToDate;
             slot.net_counts = state.pdsk == Disk::UpToDate;
             if !slot.local_counts && asks_for_acks {
@@ -334,11 +340,21 @@ impl<S: Storage> Engine<S> {
             self.queue_data(DataOut::OutOfSync(request));
         }
         if local {
-            self.submit_local(id, LocalIo::Request { request, volume: id, op: slot.io.op });
+            self.submit_request(id, request, slot.io.op);
         }
         if !local && !replicate {
             self.settle(index);
         }
+    }
+
+    /// Sends the local part of an application request to the disk. With a disk-timeout it may have to be given up while
+    /// the device still has it.
+    fn submit_request(&mut self, id: VolumeId, request: RequestId, op: Op) {
+        let copy = self.volume(id).is_some_and(|volume| volume.conf.disk_timeout > 0);
+        if let Some(slot) = self.requests.get_mut(request) {
+            slot.copied = copy;
+        }
+        self.submit_local(id, LocalIo::Request { request, volume: id, op, copy });
     }
 
     /// Queues local I/O and counts it.
@@ -355,12 +371,17 @@ impl<S: Storage> Engine<S> {
     /// The local part of an application request has completed. May be called in any context.
     pub fn request_io_done(&mut self, request: RequestId, result: IoResult, now_ms: u64) {
         self.now_ms = now_ms;
+        if self.requests.get(request).is_some_and(|slot| slot.local == Local::Aborted) {
+            self.aborted_io_done(request);
+            return;
+        }
         let Some(slot) = self.requests.get_mut(request).filter(|slot| slot.local == Local::Pending) else { return };
         slot.local = if result.is_ok() { Local::Ok } else { Local::Failed };
         let slot = *slot;
         let sectors = u64::from(slot.io.size_bytes / 512);
         if let Some(volume) = self.volume_mut(slot.volume) {
             volume.lower_pending = volume.lower_pending.saturating_sub(1);
+            volume.foreign_sectors = volume.foreign_sectors.wrapping_add(sectors);
             if result.is_ok() {
                 let counters = &mut volume.counters;
                 let counter =
@@ -415,7 +436,8 @@ impl<S: Storage> Engine<S> {
             self.complete(index, if done { Ok(()) } else { Err(IoError::Io) });
         }
         let Some(slot) = self.requests.at(index).copied() else { return };
-        if slot.phase == Phase::Completed && !slot.in_log && slot.local != Local::Pending {
+        let on_disk = matches!(slot.local, Local::Pending | Local::Aborted);
+        if slot.phase == Phase::Completed && !slot.in_log && !on_disk {
             self.release_request(index);
         }
     }
@@ -430,8 +452,8 @@ impl<S: Storage> Engine<S> {
     /// Protocol A, and the local write failed: that the peer's copy has been handed to TCP is not enough any more. The
     /// acknowledgement of the barrier tells that it arrived.
     fn waits_for_barrier(&mut self, slot: &super::slots::Request) -> bool {
-        let waits =
-            slot.protocol == WireProtocol::A && slot.local == Local::Failed && slot.net == Net::Ok && slot.in_log;
+        let failed = matches!(slot.local, Local::Failed | Local::Aborted);
+        let waits = slot.protocol == WireProtocol::A && failed && slot.net == Net::Ok && slot.in_log;
         if waits && slot.epoch == self.link.epoch {
             self.close_epoch();
         }
@@ -457,7 +479,7 @@ impl<S: Storage> Engine<S> {
             return false;
         }
         slot.remote_read_failed |= slot.net == Net::Failed;
-        slot.local = Local::None;
+        slot.forget_local();
         slot.net = Net::None;
         if self.read_path(request) == ReadPath::Nowhere {
             return false;
@@ -608,7 +630,7 @@ impl<S: Storage> Engine<S> {
         Some(())
     }
 
-    fn yield_to_peer(&mut self, index: u16) {
+    pub(super) fn yield_to_peer(&mut self, index: u16) {
         let Engine { overlaps, peers, ready_peers, requests, .. } = self;
         let capacity = requests.capacity() as u32;
         overlaps.yield_to_peer(u32::from(index), |id| {
@@ -646,7 +668,7 @@ impl<S: Storage> Engine<S> {
         let Some(slot) = self.requests.at_mut(index) else { return };
         let pending = matches!(slot.net, Net::Queued | Net::Waiting);
         slot.postponed = false;
-        slot.local = Local::None;
+        slot.forget_local();
         slot.net = Net::None;
         slot.phase = Phase::Overlap;
         let id = slot.volume;

@@ -292,7 +292,7 @@ impl<S: Storage> Engine<S> {
             Effect::DeferNewCurrentUuid => self.with_volume(id, |volume| volume.generation_due = true),
             Effect::NewCurrentUuid => self.new_current_uuid(id),
             Effect::WriteBitmap | Effect::WriteBitmapCopies => self.queue_job(id, Job::Write(Then::Nothing)),
-            Effect::AbortDiskIo => {}
+            Effect::AbortDiskIo => self.abort_disk_io(id),
             Effect::SendSizes => self.send_sizes(id, 0, false),
             Effect::SendUuids => self.send_uuids(id),
             Effect::SendState => self.send_state(id, new),

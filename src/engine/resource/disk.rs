@@ -9,10 +9,10 @@
 use super::admin::Backing;
 use super::api::VolumeId;
 use super::change::Kind;
-use super::metadata_pipeline::{Job, Pipeline, Then};
+use super::metadata_pipeline::{Job, Pipeline, Rewrite, Then};
 use super::volume::{AttachedDisk, Counters, Release};
 use super::work::Work;
-use super::{Engine, Sabotage};
+use super::{DeviceSizes, Engine, Sabotage};
 use crate::activity_log::ActivityLog;
 use crate::bitmap::Bitmap;
 use crate::metadata::layout::{
@@ -153,6 +153,7 @@ impl<S: Storage> Engine<S> {
         tables: AttachTables<S>,
     ) {
         let AttachTables { plan: AttachPlan { size_sectors, .. }, log, bitmap } = tables;
+        let now_ms = self.now_ms;
         let frozen_primary = self.susp.no_data && self.is_primary(id);
         let Some(volume) = self.volume_mut(id) else { return };
         let flags = superblock.flags;
@@ -163,9 +164,11 @@ impl<S: Storage> Engine<S> {
             && flags.contains(MetaFlags::PRIMARY_IND)
             && !flags.contains(MetaFlags::CONNECTED_IND);
         volume.conf = *conf;
+        volume.devices = DeviceSizes { backing_sectors: backing.backing_sectors, meta_sectors: backing.meta_sectors };
         volume.io_error = None;
         volume.counters = Counters::default();
         volume.force_detach = false;
+        volume.attached_ms = now_ms;
         volume.holds += 1;
         let full = superblock.la_size_sectors == 0
             || flags.contains(MetaFlags::FULL_SYNC)
@@ -185,6 +188,9 @@ impl<S: Storage> Engine<S> {
         };
         disk.superblock.al_nr_extents = disk.log.extents();
         disk.assign_flag(MetaFlags::AL_DISABLED, !conf.al_updates);
+        if grew_from.is_some() {
+            disk.assign_flag(MetaFlags::FULL_SYNC, true);
+        }
         volume.disk = Some(disk);
         volume.adapt_discard_granularity();
         self.set_size(id, size_sectors);
@@ -200,7 +206,10 @@ impl<S: Storage> Engine<S> {
         let Some(disk) = volume.disk.as_mut() else { return };
         if let Some(from) = disk.grew_from_sectors.take() {
             let bits = disk.bitmap.bits();
-            disk.bitmap.set_bits(from.div_ceil(8), bits.saturating_sub(1));
+            disk.bitmap.set_bits(from / 8, bits.saturating_sub(1));
+            // Until they are written the superblock asks for a full sync.
+            let rewrite = Rewrite { moved: false, full_sync: false, then: Then::Nothing };
+            let _fits = disk.pipeline.queue(Job::Rewrite(rewrite));
         }
         let current = disk.current();
         let is_old = volume.exposed_uuid != 0 && (volume.exposed_uuid ^ current) & !1 != 0;
@@ -262,7 +271,9 @@ impl<S: Storage> Engine<S> {
     pub(super) fn bitmap_job_done(&mut self, id: VolumeId, job: Job) {
         let then = match job {
             Job::Write(then) | Job::SetAll(then) | Job::ClearAll(then) => then,
+            Job::Rewrite(rewrite) => rewrite.then,
             Job::Load => Then::Attached,
+            Job::Hold => Then::Nothing,
         };
         match then {
             Then::Nothing => {}
@@ -274,7 +285,11 @@ impl<S: Storage> Engine<S> {
             Then::SyncTarget => self.target_prepared(id),
             Then::Detached => self.let_go(id),
             Then::Admin => self.admin_job_done(id, true),
-            Then::Skipped => self.initial_sync_skipped(id),
+            Then::Skipped => {
+                self.initial_sync_skipped(id);
+                self.admin_job_done(id, true);
+            }
+            Then::Resized => self.resized(id),
         }
         // A bitmap may have waited to be sent until all its bits were set.
         self.wakes.insert(super::Wakes::DATA_SENDER);
@@ -297,6 +312,7 @@ impl<S: Storage> Engine<S> {
             }
             _ => {
                 self.admin_job_done(id, false);
+                self.resize_failed(id);
                 self.check_disk_idle(id);
             }
         }
@@ -336,6 +352,7 @@ impl<S: Storage> Engine<S> {
         volume.generation_version = None;
         // Jobs that were still queued went with the disk.
         self.admin_job_done(id, false);
+        self.resize_failed(id);
         self.forget_activity(id);
         self.settle_all();
         self.admin_step();

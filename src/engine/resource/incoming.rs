@@ -41,6 +41,14 @@ impl PacketHead {
     pub fn name(&self) -> &'static str {
         self.command.name()
     }
+
+    pub(super) fn command(&self) -> Command {
+        self.command
+    }
+
+    pub(super) fn volume_number(&self) -> u16 {
+        self.volume
+    }
 }
 
 /// Why the connection is given up. One line for the log each.

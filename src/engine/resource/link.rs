@@ -139,6 +139,8 @@ pub(super) struct Link {
     pub(super) fence_ticket: Option<u32>,
     /// The peer disconnects in order; this happens when our consent has been sent.
     pub(super) tear_down: Option<Change>,
+    /// When unanswered reads were looked for last.
+    pub(super) reads_checked_ms: u64,
     /// Congestion is over: the resync starts then. spec: wire-protocol 10.3
     pub(super) catch_up_at_ms: Option<u64>,
 }
@@ -180,6 +182,7 @@ impl Link {
             fault: None,
             fence_ticket: None,
             tear_down: None,
+            reads_checked_ms: 0,
             catch_up_at_ms: None,
         }
     }
@@ -429,13 +432,23 @@ impl<S: Storage> Engine<S> {
         if limit_ms == 0 || self.link.conn < Conn::WFReportParams || up_ms < limit_ms {
             return;
         }
-        let Some(oldest) = self.log.front().and_then(|index| self.requests.at(index)).map(|slot| slot.start_ms) else {
-            return;
-        };
+        let write = self.log.front().and_then(|index| self.requests.at(index)).map(|slot| slot.start_ms);
+        let Some(oldest) = write.into_iter().chain(self.oldest_remote_read()).min() else { return };
         if self.now_ms.saturating_sub(oldest) > limit_ms {
             self.log(LogLine::RequestTimeout { limit_ms });
             self.link_fault(Conn::Timeout);
         }
+    }
+
+    /// When the oldest read that the peer has not answered was sent. Looked for once a second.
+    fn oldest_remote_read(&mut self) -> Option<u64> {
+        if self.now_ms < self.link.reads_checked_ms.saturating_add(1000) {
+            return None;
+        }
+        self.link.reads_checked_ms = self.now_ms;
+        let slots = (0..self.requests.capacity() as u16).filter_map(|index| self.requests.at(index));
+        let unanswered = |slot: &&super::slots::Request| slot.awaits_answer();
+        slots.filter(unanswered).map(|slot| slot.start_ms).min()
     }
 
     /// spec: wire-protocol 10.3; state-machine 20

@@ -1,29 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Two nodes meet: features, settings, sizes, data generations, state, and the decision that follows from them.
+//! Two nodes meet: features, settings, data generations, state, and the decision that follows from them.
 //!
 //! The rules are pure functions in `handshake`; here they get their inputs from this node and the packets, and what they
 //! decide is carried out. The same packets also arrive later, when something changes while connected.
 //! spec: wire-protocol 4, 8.1, 9.4; state-machine 14, 15
 
-use super::api::{Helper, VolumeId, Wakes};
+use super::api::{Helper, VolumeId};
 use super::change::Kind;
 use super::incoming::Fault;
 use super::inspect::Direction;
-use super::work::{LogLine, Work};
+use super::work::LogLine;
 use super::{Engine, Volume};
-use crate::bitmap::BitmapTables;
 use crate::handshake::{
-    answers_sizes, compare_protocol, decide, grow_action, negotiate, receive_sizes, receive_state, receive_uuids,
-    CompareContext, DecideInput, Decision, Demotion, Fixup, GrowAction, GrowInput, HandshakeResult, PeerFeatures,
-    PeerSizes, PeerStateAction, PeerStateInput, PeerStateRefusal, ProtocolSettings, SbPolicies, SbPolicy, SizeDecision,
-    SizesInput, SyncDecision, Thing, UuidSet, UuidsAction, UuidsInput,
+    compare_protocol, decide, negotiate, receive_state, receive_uuids, CompareContext, DecideInput, Decision, Demotion,
+    Fixup, HandshakeResult, PeerFeatures, PeerStateAction, PeerStateInput, PeerStateRefusal, ProtocolSettings,
+    SbPolicies, SbPolicy, SyncDecision, Thing, UuidSet, UuidsAction, UuidsInput,
 };
 use crate::netlink::WireProtocol;
 use crate::state::{Change, Conn, Disk, Role, State, Susp};
 use crate::storage::Storage;
 use crate::wire::{
-    Features, Protocol, Sizes, SyncParam, UuidFlags, Uuids, CONN_DISCARD_MY_DATA, CONN_DRY_RUN, DDS_FORCED,
-    DDS_NO_RESYNC, OWN_FEATURES, PRO_VERSION_MAX, PRO_VERSION_MIN,
+    Features, Protocol, SyncParam, UuidFlags, Uuids, CONN_DISCARD_MY_DATA, CONN_DRY_RUN, OWN_FEATURES, PRO_VERSION_MAX,
+    PRO_VERSION_MIN,
 };
 
 fn set_of(uuids: [u64; 4]) -> UuidSet {
@@ -125,113 +123,6 @@ impl<S: Storage> Engine<S> {
             volume.configure_resync();
         });
         Ok(())
-    }
-
-    /// P_SIZES. spec: wire-protocol 4.6
-    pub(super) fn receive_sizes(&mut self, id: VolumeId, packet: &Sizes) -> Result<(), Fault> {
-        let Some(volume) = self.volume_mut(id) else { return Err(Fault::UnknownVolume) };
-        volume.peer.disk_sectors = packet.d_size;
-        volume.peer.max_bio_bytes = packet.max_bio_size;
-        let peer = PeerSizes {
-            disk: packet.d_size,
-            user: packet.u_size,
-            current: packet.c_size,
-            forced: packet.dds_flags & DDS_FORCED != 0,
-        };
-        let disk = volume.disk.as_ref();
-        let input = SizesInput {
-            own: volume.state,
-            own_disk: disk.map_or(0, |disk| disk.layout.usable_sectors),
-            own_user: volume.conf.disk_size,
-            own_current: volume.size_sectors,
-            last_agreed: disk.map_or(0, |disk| disk.superblock.la_size_sectors),
-            peer,
-        };
-        if let Some(disk) = volume.disk.as_mut() {
-            if disk.superblock.la_peer_max_bio_bytes != packet.max_bio_size {
-                disk.superblock.la_peer_max_bio_bytes = packet.max_bio_size;
-                disk.pipeline.touch();
-            }
-        }
-        match receive_sizes(&input) {
-            SizeDecision::Keep => self.sizes_settled(id, peer, packet.dds_flags, false),
-            SizeDecision::Refuse(refusal) => {
-                let (own_sectors, offered_sectors) = (refusal.current, refusal.wanted);
-                self.log(LogLine::SizeRefused { volume: id, own_sectors, offered_sectors });
-                return Err(Fault::SizeRefused);
-            }
-            SizeDecision::Adopt { size, user_size } => {
-                let has_disk = input.own.disk >= Disk::Inconsistent;
-                self.with_volume(id, |volume| volume.conf.disk_size = user_size);
-                if has_disk && size != input.own_current {
-                    self.begin_resize(id, size, peer, packet.dds_flags);
-                } else {
-                    self.set_size(id, size);
-                    self.sizes_settled(id, peer, packet.dds_flags, false);
-                }
-            }
-        }
-        self.work(Work::Limits { volume: id });
-        self.sync_metadata(id);
-        Ok(())
-    }
-
-    /// The bitmap has to change its size: the owner makes the tables, the receiver waits for it.
-    fn begin_resize(&mut self, id: VolumeId, sectors: u64, peer: PeerSizes, dds_flags: u16) {
-        self.with_volume(id, |volume| {
-            volume.holds += 1;
-            volume.resize = Some(PendingResize { sectors, peer, dds_flags });
-        });
-        self.work(Work::Resize { volume: id, sectors });
-    }
-
-    /// The tables of [`Work::Resize`] are there; `None`: there was no memory. Returns the old ones, to be freed when
-    /// the lock is not held.
-    pub fn resize(&mut self, id: VolumeId, tables: Option<BitmapTables<S>>, now_ms: u64) -> Option<BitmapTables<S>> {
-        self.now_ms = now_ms;
-        let Some(volume) = self.volume_mut(id) else { return tables };
-        let Some(pending) = volume.resize.take() else { return tables };
-        volume.holds = volume.holds.saturating_sub(1);
-        let before = volume.size_sectors;
-        let no_resync = pending.dds_flags & DDS_NO_RESYNC != 0;
-        let old = match (volume.disk.as_mut(), tables) {
-            (Some(disk), Some(tables)) => {
-                let old = disk.bitmap.resize(tables, !no_resync);
-                disk.bitmap.mark_all_pages();
-                Some(old)
-            }
-            (_, tables) => {
-                self.fail(Fault::SizeRefused, Conn::ProtocolError);
-                return tables;
-            }
-        };
-        self.set_size(id, pending.sectors);
-        self.queue_job(id, super::metadata_pipeline::Job::Write(super::metadata_pipeline::Then::Nothing));
-        self.sync_metadata(id);
-        self.sizes_settled(id, pending.peer, pending.dds_flags, pending.sectors > before && before > 0);
-        self.wakes.insert(Wakes::RECEIVER);
-        self.reopen_gate();
-        old
-    }
-
-    /// The size is agreed: answer if the peer cannot know, and resync what is new.
-    fn sizes_settled(&mut self, id: VolumeId, peer: PeerSizes, dds_flags: u16, grew: bool) {
-        let Some((state, size)) = self.volume(id).map(|volume| (volume.state, volume.size_sectors)) else { return };
-        if answers_sizes(state.conn, size, false, &peer) {
-            self.send_sizes(id, dds_flags, false);
-        }
-        let action = grow_action(&GrowInput {
-            own: state,
-            grew,
-            resize_pending: false,
-            no_resync: dds_flags & DDS_NO_RESYNC != 0,
-            resolve_conflicts: self.link.resolve_conflicts,
-        });
-        match action {
-            GrowAction::Nothing => {}
-            GrowAction::Resync { .. } => self.start_grow_resync(id),
-            GrowAction::AfterNegotiation => self.with_disk(id, |disk| disk.resync_after_negotiation = true),
-        }
     }
 
     /// P_UUIDS. spec: wire-protocol 4.7; state-machine 14.2
@@ -465,14 +356,6 @@ impl<S: Storage> Engine<S> {
             peer.uuids = words_of(peer_set);
         });
     }
-}
-
-/// A change of size that waits for the owner's tables.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct PendingResize {
-    sectors: u64,
-    peer: PeerSizes,
-    dds_flags: u16,
 }
 
 impl<S: Storage> Volume<S> {

@@ -15,7 +15,9 @@
 //!   resync stay in core until then, and while pages are on their way no bit is cleared by data that is in the cache;
 //!   with external meta data also before extents are evicted and before PRIMARY_IND goes (internal meta data is written
 //!   with PREFLUSH to the same disk);
-//! * FULL_SYNC is durable before all bits are set, and cleared only after the bitmap is written;
+//! * FULL_SYNC is durable before all bits are set, and cleared only after the bitmap is written; the same goes for another
+//!   size of the device or another place of the meta data, with AL_DISABLED, because neither log nor bitmap can be
+//!   trusted meanwhile;
 //! * new UUIDs are durable before they are communicated: packets carry the superblock version they wait for.
 
 use super::api::{IoResult, MetadataIo, VolumeId, Wakes};
@@ -44,6 +46,8 @@ pub(super) enum Then {
     Admin,
     /// The bitmap was cleared because the initial sync is skipped.
     Skipped,
+    /// The device has another size, or the meta data another place.
+    Resized,
 }
 
 /// Work on the whole bitmap.
@@ -57,6 +61,38 @@ pub(super) enum Job {
     ClearAll(Then),
     /// Read all pages.
     Load,
+    /// Write nothing until the tables for another size are there.
+    Hold,
+    /// Write superblock, activity log and bitmap for another size or at another place. spec: metadata 7.2 (5)
+    Rewrite(Rewrite),
+}
+
+/// How everything is written anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rewrite {
+    /// The areas are at another place: every page and the whole log.
+    pub(super) moved: bool,
+    /// FULL_SYNC as it was before.
+    pub(super) full_sync: bool,
+    pub(super) then: Then,
+}
+
+/// How far that has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// The superblock says that neither log nor bitmap can be trusted.
+    Announce {
+        version: u32,
+    },
+    /// So many blocks of the log's ring are left.
+    Log {
+        left: u64,
+    },
+    Pages,
+    /// The superblock says that they can be trusted again.
+    Close {
+        version: u32,
+    },
 }
 
 /// What the pipeline is doing.
@@ -83,6 +119,11 @@ enum Current {
     Load {
         next: u64,
     },
+    /// Nothing is written until the owner has made tables.
+    Held {
+        told: bool,
+    },
+    Rewrite(Stage, Rewrite),
 }
 
 /// What the engine has to do after a step.
@@ -91,6 +132,8 @@ enum Event {
     SuperblockDurable(u32),
     TransactionDone,
     JobDone(Job),
+    /// Nothing is on its way; tables of another size can be put in.
+    Held,
     Failed,
 }
 
@@ -109,6 +152,8 @@ const READ_TICKET: u32 = 0x8000_0000;
 pub(super) struct Pipeline {
     current: Current,
     in_flight: u32,
+    /// When something was given to the device, or came back from it, last.
+    moved_ms: u64,
     failed: bool,
     /// Version of the superblock in core; the version last written; the version on the disk.
     version: u32,
@@ -129,6 +174,7 @@ impl Pipeline {
         Pipeline {
             current: Current::Idle,
             in_flight: 0,
+            moved_ms: 0,
             failed: false,
             version: 0,
             durable: 0,
@@ -159,6 +205,11 @@ impl Pipeline {
     /// The superblock in core differs from the one on the disk.
     pub(super) fn is_dirty(&self) -> bool {
         self.version != self.durable
+    }
+
+    /// The superblock on the disk says that a crash has to be followed by a replay of the activity log.
+    pub(super) fn log_is_meaningful(&self) -> bool {
+        self.primary_on_disk
     }
 
     fn is_on_disk(&mut self, version: u32) {
@@ -197,13 +248,30 @@ impl Pipeline {
 
     /// True while jobs that change many bits are queued or under way.
     pub(super) fn changes_all_bits(&self) -> bool {
-        let bulk = |job: &Job| matches!(job, Job::SetAll(_) | Job::ClearAll(_) | Job::Load);
+        let bulk = |job: &Job| !matches!(job, Job::Write(_));
         self.jobs.iter().flatten().any(bulk)
             || match self.current {
                 Current::Pages(job) => bulk(&job),
-                Current::FullSync { .. } | Current::Load { .. } => true,
+                Current::FullSync { .. } | Current::Load { .. } | Current::Held { .. } | Current::Rewrite(..) => true,
                 _ => false,
             }
+    }
+
+    /// Since when the device has not answered.
+    pub(super) fn waits_since_ms(&self) -> Option<u64> {
+        (self.in_flight > 0).then_some(self.moved_ms)
+    }
+
+    /// True while nothing is written because tables of another size are awaited.
+    pub(super) fn is_held(&self) -> bool {
+        matches!(self.current, Current::Held { .. })
+    }
+
+    /// There will be no other tables: go on as before.
+    pub(super) fn end_hold(&mut self) {
+        if self.is_held() {
+            self.current = Current::Idle;
+        }
     }
 }
 
@@ -221,7 +289,27 @@ impl<S: Storage> AttachedDisk<S> {
                 self.pipeline.in_flight = 1;
                 Step::Flush
             }
-            Current::Superblock(_) | Current::FullSync { .. } => {
+            Current::Held { told } => {
+                self.pipeline.current = Current::Held { told: true };
+                if told {
+                    Step::Wait
+                } else {
+                    Step::Event(Event::Held)
+                }
+            }
+            Current::Rewrite(Stage::Log { left: 0 }, rewrite) => {
+                self.pipeline.current = Current::Rewrite(Stage::Pages, rewrite);
+                self.step(size_sectors, conf, buffer)
+            }
+            Current::Rewrite(Stage::Log { .. }, _) => {
+                if self.pipeline.in_flight > 0 || !self.log.start_transaction() {
+                    return Step::Wait;
+                }
+                self.write_transaction(durable_writes, buffer)
+            }
+            Current::Superblock(_)
+            | Current::FullSync { .. }
+            | Current::Rewrite(Stage::Announce { .. } | Stage::Close { .. }, _) => {
                 if self.pipeline.in_flight > 0 {
                     return Step::Wait;
                 }
@@ -234,23 +322,20 @@ impl<S: Storage> AttachedDisk<S> {
             Current::EvictedPages => match self.next_page(Pages::Hinted, buffer) {
                 Some(io) => Step::Io(io),
                 None if self.pipeline.in_flight > 0 => Step::Wait,
-                None if self.pipeline.failed => self.finish(),
+                None if self.pipeline.failed => self.finish(conf),
                 None => {
                     self.pipeline.current = Current::Transaction;
                     if self.superblock.flags.contains(MetaFlags::AL_DISABLED) {
-                        return self.finish();
+                        return self.finish(conf);
                     }
-                    self.pipeline.in_flight = 1;
-                    self.log.encode_transaction(self.pipeline.transaction_number, buffer);
-                    let sector = self.layout.transaction_sector(self.pipeline.transaction_number);
-                    Step::Io(self.block_io(sector, durable_writes))
+                    self.write_transaction(durable_writes, buffer)
                 }
             },
             Current::Transaction => Step::Wait,
-            Current::Pages(_) => match self.next_page(Pages::Changed, buffer) {
+            Current::Pages(_) | Current::Rewrite(Stage::Pages, _) => match self.next_page(Pages::Changed, buffer) {
                 Some(io) => Step::Io(io),
                 None if self.pipeline.in_flight > 0 => Step::Wait,
-                None => self.finish(),
+                None => self.finish(conf),
             },
             Current::Load { next } => {
                 if let Some((sector, size_bytes)) =
@@ -265,9 +350,55 @@ impl<S: Storage> AttachedDisk<S> {
                     return Step::Wait;
                 }
                 self.bitmap.finish_load();
-                self.finish()
+                self.finish(conf)
             }
         }
+    }
+
+    fn write_transaction(&mut self, durable_writes: bool, buffer: &mut Block) -> Step {
+        self.pipeline.in_flight = 1;
+        self.log.encode_transaction(self.pipeline.transaction_number, buffer);
+        let sector = self.layout.transaction_sector(self.pipeline.transaction_number);
+        Step::Io(self.block_io(sector, durable_writes))
+    }
+
+    /// Size or place have changed in core: everything is written anew. spec: metadata 7.2 (5)
+    pub(super) fn begin_rewrite(&mut self, rewrite: Rewrite) {
+        self.assign_flag(MetaFlags::FULL_SYNC, true);
+        self.assign_flag(MetaFlags::AL_DISABLED, true);
+        if rewrite.moved {
+            self.bitmap.mark_all_pages();
+        }
+        let version = self.pipeline.version;
+        self.pipeline.current = Current::Rewrite(Stage::Announce { version }, rewrite);
+    }
+
+    /// A step of [`AttachedDisk::begin_rewrite`] is on the disk.
+    fn rewrite_step(&mut self, stage: Stage, rewrite: Rewrite, conf: &DiskConf) -> Step {
+        let next = match stage {
+            Stage::Announce { version } => {
+                self.pipeline.is_on_disk(version);
+                let blocks = if rewrite.moved && conf.al_updates { self.layout.striping.blocks() } else { 0 };
+                Stage::Log { left: blocks }
+            }
+            Stage::Log { left } => {
+                self.log.committed();
+                self.pipeline.transaction_number = self.pipeline.transaction_number.wrapping_add(1);
+                Stage::Log { left: left.saturating_sub(1) }
+            }
+            Stage::Pages => {
+                self.assign_flag(MetaFlags::FULL_SYNC, rewrite.full_sync);
+                self.assign_flag(MetaFlags::AL_DISABLED, !conf.al_updates);
+                Stage::Close { version: self.pipeline.version }
+            }
+            Stage::Close { version } => {
+                self.pipeline.is_on_disk(version);
+                self.pipeline.current = Current::Idle;
+                return Step::Event(Event::JobDone(Job::Rewrite(rewrite)));
+            }
+        };
+        self.pipeline.current = Current::Rewrite(next, rewrite);
+        Step::Wait
     }
 
     /// Picks the next operation. The superblock goes first: its PRIMARY_IND gives the activity log its meaning.
@@ -310,10 +441,13 @@ impl<S: Storage> AttachedDisk<S> {
                     self.pipeline.current = Current::FullSync { set: true, version, then };
                 }
                 Some(Job::ClearAll(then)) => {
+                    self.log_suspended = false;
                     self.bitmap.clear_all();
                     self.pipeline.current = Current::Pages(Job::ClearAll(then));
                 }
                 Some(Job::Load) => self.pipeline.current = Current::Load { next: 0 },
+                Some(Job::Hold) => self.pipeline.current = Current::Held { told: false },
+                Some(Job::Rewrite(rewrite)) => self.begin_rewrite(rewrite),
                 Some(job @ Job::Write(_)) => self.pipeline.current = Current::Pages(job),
             }
         }
@@ -339,15 +473,16 @@ impl<S: Storage> AttachedDisk<S> {
     }
 
     /// The operation under way has no transfer left.
-    fn finish(&mut self) -> Step {
+    fn finish(&mut self, conf: &DiskConf) -> Step {
         let current = core::mem::replace(&mut self.pipeline.current, Current::Idle);
         let failed = core::mem::take(&mut self.pipeline.failed);
         if failed {
-            if matches!(current, Current::EvictedPages | Current::Transaction) {
+            let log = matches!(current, Current::EvictedPages | Current::Transaction);
+            if log || matches!(current, Current::Rewrite(Stage::Log { .. }, _)) {
                 // Nobody may go on as if it had been written; the disk fails and the writes go on without it.
                 self.log.committed();
             }
-            if matches!(current, Current::EvictedPages | Current::Pages(_)) {
+            if matches!(current, Current::EvictedPages | Current::Pages(_) | Current::Rewrite(Stage::Pages, _)) {
                 // Which of them are on the disk is not known any more.
                 self.bitmap.mark_all_pages();
             }
@@ -383,7 +518,12 @@ impl<S: Storage> AttachedDisk<S> {
             }
             Current::Pages(job) => Step::Event(Event::JobDone(job)),
             Current::Load { .. } => Step::Event(Event::JobDone(Job::Load)),
-            Current::Idle | Current::EvictedPages | Current::DataFlush { .. } | Current::DataFlushed => Step::Wait,
+            Current::Rewrite(stage, rewrite) => self.rewrite_step(stage, rewrite, conf),
+            Current::Idle
+            | Current::EvictedPages
+            | Current::DataFlush { .. }
+            | Current::DataFlushed
+            | Current::Held { .. } => Step::Wait,
         }
     }
 
@@ -405,7 +545,12 @@ impl<S: Storage> AttachedDisk<S> {
     pub(super) fn written_in_sync(&mut self, sector: u64, size_bytes: u32) {
         let writing = matches!(
             self.pipeline.current,
-            Current::DataFlush { .. } | Current::DataFlushed | Current::EvictedPages | Current::Pages(_)
+            Current::DataFlush { .. }
+                | Current::DataFlushed
+                | Current::EvictedPages
+                | Current::Pages(_)
+                | Current::Held { .. }
+                | Current::Rewrite(..)
         );
         if !writing {
             self.bitmap.clear_range_sectors(sector, size_bytes);
@@ -418,6 +563,7 @@ impl<S: Storage> Engine<S> {
     /// The next transfer on the meta-data device of a volume, with its contents in `buffer` if it is a write.
     /// `None`: nothing now, wait for [`Wakes::METADATA`].
     pub fn next_metadata_io(&mut self, id: VolumeId, buffer: &mut Block) -> Option<MetadataIo> {
+        let now_ms = self.now_ms;
         loop {
             let volume = self.volume_mut(id)?;
             let size_sectors = volume.size_sectors;
@@ -426,6 +572,9 @@ impl<S: Storage> Engine<S> {
             let disk = disk.as_mut().filter(|disk| disk.release != Release::Releasing)?;
             let before = disk.pipeline.current;
             let step = disk.step(size_sectors, conf, buffer);
+            if matches!(step, Step::Io(_) | Step::Flush) {
+                disk.pipeline.moved_ms = now_ms;
+            }
             let begun = matches!(
                 disk.pipeline.current,
                 Current::EvictedPages | Current::Transaction | Current::DataFlush { transaction: true }
@@ -436,7 +585,9 @@ impl<S: Storage> Engine<S> {
             }
             match step {
                 Step::Io(io) => {
-                    if matches!(disk.pipeline.current, Current::Pages(_) | Current::EvictedPages) {
+                    let current = disk.pipeline.current;
+                    let rewritten = matches!(current, Current::Rewrite(Stage::Pages, _));
+                    if rewritten || matches!(current, Current::Pages(_) | Current::EvictedPages) {
                         counters.bitmap_writes = counters.bitmap_writes.wrapping_add(1);
                     }
                     return Some(io);
@@ -445,7 +596,9 @@ impl<S: Storage> Engine<S> {
                 Step::Flush => self.submit_flush(id, FlushFor::Metadata),
                 Step::Wait => {
                     let again = self.volume(id)?.disk.as_ref().is_some_and(|disk| {
-                        matches!(disk.pipeline.current, Current::FullSync { .. }) && disk.pipeline.in_flight == 0
+                        let current = disk.pipeline.current;
+                        let goes_on = matches!(current, Current::FullSync { .. } | Current::Rewrite(..));
+                        goes_on && current != before && disk.pipeline.in_flight == 0
                     });
                     if !again {
                         return None;
@@ -458,17 +611,22 @@ impl<S: Storage> Engine<S> {
     /// A transfer of [`Engine::next_metadata_io`] has completed; `buffer` holds what was read.
     pub fn metadata_io_done(&mut self, id: VolumeId, ticket: u32, result: IoResult, buffer: &Block, now_ms: u64) {
         self.now_ms = now_ms;
-        let Some(disk) = self.volume_mut(id).and_then(|volume| volume.disk.as_mut()) else { return };
+        let Some(volume) = self.volume_mut(id) else { return };
+        let Volume { disk: Some(disk), conf, .. } = volume else { return };
         disk.pipeline.in_flight = disk.pipeline.in_flight.saturating_sub(1);
+        disk.pipeline.moved_ms = now_ms;
         if result.is_err() {
             disk.pipeline.failed = true;
         } else if ticket & READ_TICKET != 0 {
             disk.bitmap.load_page(u64::from(ticket & !READ_TICKET), buffer);
         }
-        let single =
-            matches!(disk.pipeline.current, Current::Superblock(_) | Current::FullSync { .. } | Current::Transaction);
+        let single = match disk.pipeline.current {
+            Current::Superblock(_) | Current::FullSync { .. } | Current::Transaction => true,
+            Current::Rewrite(stage, _) => stage != Stage::Pages,
+            _ => false,
+        };
         if disk.pipeline.in_flight == 0 && (single || disk.pipeline.failed) {
-            if let Step::Event(event) = disk.finish() {
+            if let Step::Event(event) = disk.finish(conf) {
                 self.metadata_event(id, event);
             }
         }
@@ -492,6 +650,7 @@ impl<S: Storage> Engine<S> {
                 self.activity_logged(id);
             }
             Event::JobDone(job) => self.bitmap_job_done(id, job),
+            Event::Held => self.order_tables(id),
             Event::Failed => {
                 // Not whether the failure itself is what has the disk let go.
                 let leaving = self.is_leaving(id);

@@ -43,6 +43,7 @@
 //! wanted_algorithms() -> [AlgorithmName; 3]; algorithms_looked_for(now_ms)   // answers Work::Algorithms
 //! plan_attach(VolumeId, &DiskConf, &Backing) -> Result<AttachPlan, i32>; AttachTables::new(plan)   // the latter without the lock
 //! attach(VolumeId, &DiskConf, &Backing, AttachTables<S>, now_ms)   // a request as well; result -18: plan again
+//! device_sizes(VolumeId, DeviceSizes)                           // before AdminRequest::Resize, and see wants_device_sizes
 //! resize(VolumeId, Option<BitmapTables<S>>, now_ms) -> Option<BitmapTables<S>>   // answers Work::Resize; drop the old ones unlocked
 //! admin_result() -> Option<AdminResult { code: i32, info: AdminInfo }>  // when Wakes::ADMIN
 //! admin_cancel(now_ms)                                          // the waiting user was interrupted
@@ -52,6 +53,7 @@
 //! link_up(resolve_conflicts: bool, now_ms)                      // both sockets stand
 //! data_header_bytes() -> usize                                  // 8 or 16
 //! data_header(&[u8], now_ms) -> Result<PacketHead, Fault>       // PacketHead.body_bytes: read so many bytes (<= 4096) next
+//! wants_device_sizes(&PacketHead) -> Option<VolumeId>           // Some: call device_sizes before data_packet
 //! data_packet(&PacketHead, body: &[u8], now_ms) -> Result<Next, Fault>
 //! own_challenge() -> Digest; authenticate(Option<(Digest, Digest)>, now_ms) -> Result<(), Fault>   // answers Next::Authenticate
 //! received_integrity() -> Option<AlgorithmName>                  // Some: before the next two calls check the data's digest
@@ -85,6 +87,7 @@ mod application;
 mod authenticate;
 mod change;
 mod disk;
+mod disk_timeout;
 mod incoming;
 mod inspect;
 mod link;
@@ -93,11 +96,13 @@ mod metadata_pipeline;
 mod outgoing;
 mod overlaps;
 mod peer;
+mod resize;
 mod ring;
 mod sabotage;
 mod slots;
 mod status;
 mod sync;
+mod throttle;
 mod verify;
 mod volume;
 mod work;
@@ -109,6 +114,7 @@ pub use disk::{AttachPlan, AttachTables, ReleasedTables};
 pub use incoming::{Fault, PacketHead};
 pub use inspect::AlgorithmName;
 pub use link::Reconnect;
+pub use resize::DeviceSizes;
 #[cfg(feature = "sabotage")]
 pub use sabotage::Sabotage;
 #[cfg(not(feature = "sabotage"))]
@@ -209,6 +215,8 @@ pub struct Engine<S: Storage> {
     entropy: [u64; ENTROPY],
     entropy_len: usize,
     next_ticket: u32,
+    /// When requests that disks do not answer were looked for last.
+    disks_checked_ms: u64,
     #[cfg(feature = "sabotage")]
     sabotage: Option<Sabotage>,
 }
@@ -253,6 +261,7 @@ impl<S: Storage> Engine<S> {
             entropy: [0; ENTROPY],
             entropy_len: 0,
             next_ticket: 1,
+            disks_checked_ms: 0,
             #[cfg(feature = "sabotage")]
             sabotage: None,
         })

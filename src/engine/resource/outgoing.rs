@@ -674,6 +674,7 @@ impl<S: Storage> Engine<S> {
             volume.peer_seq = 0;
             volume.discard_my_data = discard_my_data;
             volume.degraded_wait = false;
+            volume.resize_pending = false;
         });
         self.queue_control(Control::SyncParam(id));
         self.send_sizes(id, 0, false);

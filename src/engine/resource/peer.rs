@@ -379,6 +379,9 @@ impl<S: Storage> Engine<S> {
             let counters = &mut volume.counters;
             let counter = if writes { &mut counters.written_sectors } else { &mut counters.read_sectors };
             *counter = counter.wrapping_add(sectors);
+            if matches!(slot.kind, PeerKind::Write | PeerKind::Read) {
+                volume.foreign_sectors = volume.foreign_sectors.wrapping_add(sectors);
+            }
         });
         self.peer_request_done(peer, result);
         self.check_disk_idle(slot.volume);
@@ -605,11 +608,10 @@ impl<S: Storage> Engine<S> {
             slot.inspect = inspect;
         }
         self.with_volume(id, |volume| volume.unacked += 1);
-        let entry = self.overlap_entry(peer.index, false);
-        let ready = kind == PeerKind::Read
-            || self.overlaps.insert(entry, Kind::ResyncRead, id.0, request.sector, request.size_bytes);
-        if ready {
+        if kind == PeerKind::Read {
             self.peer_overlap_ended(peer.index);
+        } else if !self.hold_back(id, peer.index) {
+            self.serve_resync(peer.index);
         }
         Ok(Some(peer))
     }
@@ -828,6 +830,7 @@ impl<S: Storage> Engine<S> {
     /// The connection is lost: what is on the disk, or complete and on its way there, finishes silently; everything else
     /// is forgotten.
     pub(super) fn abandon_peer_requests(&mut self) {
+        self.forget_throttled();
         for index in 0..self.peers.capacity() as u16 {
             let Some(slot) = self.peers.at_mut(index).filter(|slot| slot.phase != PeerPhase::Free) else { continue };
             slot.orphan = true;

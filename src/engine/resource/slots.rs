@@ -40,6 +40,8 @@ pub(super) enum Local {
     Ok,
     /// Failed.
     Failed,
+    /// Given up: counts as failed, but the device still has it, and the slot waits for it.
+    Aborted,
 }
 
 /// The part of a request that concerns the peer.
@@ -79,6 +81,8 @@ pub(super) struct Request {
     pub(super) peer_in_sync: bool,
     pub(super) in_activity_log: bool,
     pub(super) in_overlaps: bool,
+    /// Its local part has pages of its own.
+    pub(super) copied: bool,
     /// Epoch in which it was given to the data socket's queue.
     pub(super) epoch: u32,
     /// Protocol in force when it was created.
@@ -115,6 +119,7 @@ impl Request {
         peer_in_sync: false,
         in_activity_log: false,
         in_overlaps: false,
+        copied: false,
         epoch: 0,
         protocol: WireProtocol::C,
         start_ms: 0,
@@ -125,6 +130,18 @@ impl Request {
         log_next: NIL,
         log_previous: NIL,
     };
+
+    /// The local part so far does not count any more; one that was given up keeps the slot until the device is done.
+    pub(super) fn forget_local(&mut self) {
+        if self.local != Local::Aborted {
+            self.local = Local::None;
+        }
+    }
+
+    /// A read whose answer the peer owes.
+    pub(super) fn awaits_answer(&self) -> bool {
+        self.phase == Phase::Active && self.io.op == Op::Read && matches!(self.net, Net::Queued | Net::Waiting)
+    }
 
     /// First and last activity log extent (4 MiB) it touches.
     pub(super) fn extents(&self) -> (u32, u32) {
@@ -172,6 +189,8 @@ pub(super) enum PeerPhase {
     Receiving,
     /// Waits until everything the peer sent before it on the meta socket has arrived (two Primaries).
     Sequence,
+    /// A request of the peer's resync that is held back.
+    Throttled,
     /// Waits for an overlapping request.
     Overlap,
     /// Write of a peer without a disk: waits for its activity log extents.
@@ -249,9 +268,12 @@ impl PeerRequest {
         match self.phase {
             PeerPhase::Free | PeerPhase::Disk | PeerPhase::Inspect | PeerPhase::ActivityLog => false,
             PeerPhase::Overlap => self.kind != PeerKind::Write,
-            PeerPhase::Receiving | PeerPhase::Sequence | PeerPhase::Planned | PeerPhase::Asked | PeerPhase::Reply => {
-                true
-            }
+            PeerPhase::Receiving
+            | PeerPhase::Sequence
+            | PeerPhase::Throttled
+            | PeerPhase::Planned
+            | PeerPhase::Asked
+            | PeerPhase::Reply => true,
         }
     }
 }

@@ -78,6 +78,8 @@ pub struct VolumeStatus {
     pub backing_sectors: u64,
     /// Largest request to be accepted from above, in bytes.
     pub max_bio_bytes: u32,
+    /// Smallest request that the peer's disk takes, in bytes; 0 unknown.
+    pub peer_block_bytes: u32,
 }
 
 /// The connection at one moment.
@@ -198,6 +200,7 @@ impl<S: Storage> Engine<S> {
             timeout_type: if outdated { 2 } else { u32::from(volume.degraded_wait) },
             backing_sectors: disk.map_or(0, |disk| disk.layout.usable_sectors),
             max_bio_bytes: volume.request_limit_bytes(),
+            peer_block_bytes: volume.peer.logical_block_bytes,
         })
     }
 

@@ -158,6 +158,7 @@ impl<S: Storage> Engine<S> {
             resync.progress = Progress::new(total_bits, now_ms);
             resync.started_ms = now_ms;
             resync.controller = Some(Controller::new(config));
+            resync.meter.reset(volume.foreign_sectors, 0);
         });
     }
 
@@ -438,11 +439,14 @@ impl<S: Storage> Engine<S> {
                     volume.resync.progress.advance(left, now_ms);
                 }
             });
+            self.release_throttled(id);
             self.sync_metadata(id);
         }
         self.check_idle_barrier();
         self.check_request_timeouts();
         self.check_sequence_timeout();
+        self.check_disk_timeouts();
+        self.congestion_ended();
         self.catch_up();
         self.admin_step();
     }
@@ -480,6 +484,9 @@ impl<S: Storage> super::Volume<S> {
             resync.next_turn_ms = now_ms + TURN_MS;
             let arrived = core::mem::take(&mut resync.arrived_sectors);
             resync.allowance_blocks = resync.controller.as_mut().map_or(0, |controller| controller.turn(arrived));
+            if self.is_throttled(now_ms) {
+                self.resync.allowance_blocks = 0;
+            }
         }
     }
 

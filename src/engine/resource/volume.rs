@@ -11,7 +11,7 @@ use crate::bitmap::Bitmap;
 use crate::metadata::layout::Layout;
 use crate::metadata::superblock::{MetaFlags, Superblock, UI_BITMAP, UI_CURRENT, UI_HISTORY_END, UI_HISTORY_START};
 use crate::netlink::DiskConf;
-use crate::resync::rate::Controller;
+use crate::resync::rate::{ActivityMeter, Controller};
 use crate::resync::Progress;
 use crate::state::{Conn, Disk, State};
 use crate::storage::Storage;
@@ -219,6 +219,8 @@ pub(super) struct PeerVolume {
     pub(super) disk_sectors: u64,
     /// Largest request it accepts, in bytes.
     pub(super) max_bio_bytes: u32,
+    /// Logical block of its disk, in bytes; 0 unknown.
+    pub(super) logical_block_bytes: u32,
 }
 
 /// How far the start of a resync has got.
@@ -274,6 +276,8 @@ pub(super) struct Resync {
     pub(super) early_sync_uuid: Option<u64>,
     /// The target sends checksums of its own data with its requests.
     pub(super) uses_checksums: bool,
+    /// Notices what else the disk does.
+    pub(super) meter: ActivityMeter,
     /// Blocks the controller allows in the present turn that have not been asked for.
     pub(super) allowance_blocks: u32,
 }
@@ -304,6 +308,8 @@ pub(super) struct Volume<S: Storage> {
     pub(super) generation_version: Option<u32>,
     pub(super) degraded_wait: bool,
     pub(super) force_detach: bool,
+    /// When the disk was attached.
+    pub(super) attached_ms: u64,
     pub(super) io_error: Option<DiskError>,
     pub(super) readers: u32,
     pub(super) writers: u32,
@@ -329,13 +335,21 @@ pub(super) struct Volume<S: Storage> {
     pub(super) verify: Verify,
     /// Bits set when the UUIDs were last sent.
     pub(super) told_bits: u64,
+    /// Requests of the peer's resync that are held back.
+    pub(super) throttled: List,
+    /// Sectors on the backing device that were not for a resync.
+    pub(super) foreign_sectors: u64,
     /// Limit for resync requests under way, in pages.
     pub(super) max_buffers: u32,
     /// Flushes of the data disk under way, oldest first; at most one of each kind. The one that completes first is taken
     /// for the oldest: it covers all that the oldest would have covered, and when the last is done so is its own.
     pub(super) flushes: [Option<FlushFor>; 2],
-    /// Waits for the owner's tables.
-    pub(super) resize: Option<super::meeting::PendingResize>,
+    /// Another size, or another place of the meta data, that is being carried out.
+    pub(super) resize: Option<super::resize::PendingResize>,
+    /// The administrator has made the device larger; the peer has not answered yet.
+    pub(super) resize_pending: bool,
+    /// Sizes of the lower devices when they were last told.
+    pub(super) devices: super::DeviceSizes,
 }
 
 impl<S: Storage> Volume<S> {
@@ -358,6 +372,7 @@ impl<S: Storage> Volume<S> {
             generation_version: None,
             degraded_wait: false,
             force_detach: false,
+            attached_ms: 0,
             io_error: None,
             readers: 0,
             writers: 0,
@@ -394,12 +409,17 @@ impl<S: Storage> Volume<S> {
                 early_sync_uuid: None,
                 uses_checksums: false,
                 allowance_blocks: 0,
+                meter: ActivityMeter::default(),
             },
             verify: Verify::NEW,
             told_bits: 0,
+            throttled: List::EMPTY,
+            foreign_sectors: 0,
             max_buffers: 2048,
             flushes: [None; 2],
             resize: None,
+            resize_pending: false,
+            devices: super::DeviceSizes::default(),
         }
     }
 
@@ -409,12 +429,15 @@ impl<S: Storage> Volume<S> {
         let Some(disk) = self.disk.as_mut().filter(|disk| usable && !disk.log_suspended) else {
             return Begin::NotNeeded;
         };
-        if first == last && disk.log.hot(first) {
+        // An extent that is active since this node last relied on the log protects nothing before the superblock says
+        // again that it does; a transaction always comes after that.
+        let meaningful = disk.pipeline.log_is_meaningful();
+        if first == last && meaningful && disk.log.hot(first) {
             return Begin::Active;
         }
         match disk.log.begin(first, last) {
-            activity_log::Begin::Active => Begin::Active,
-            activity_log::Begin::Pending => {
+            activity_log::Begin::Active if meaningful => Begin::Active,
+            activity_log::Begin::Active | activity_log::Begin::Pending => {
                 disk.pipeline.want_transaction();
                 Begin::Pending
             }

@@ -108,6 +108,7 @@ pub enum LogLine {
     Refused { volume: VolumeId, from: State, to: State, refusal: Refusal },
     Warning { volume: VolumeId, warning: Warning },
     DiskError { volume: VolumeId, what: &'static str },
+    DiskTimeout { volume: VolumeId, limit_ms: u64 },
     NewGeneration { volume: VolumeId, uuids: [u64; 4] },
     LinkFailed { failure: LinkFailure },
     Fault { fault: Fault },
@@ -134,6 +135,7 @@ impl LogLine {
             LogLine::Refused { volume, .. }
             | LogLine::Warning { volume, .. }
             | LogLine::DiskError { volume, .. }
+            | LogLine::DiskTimeout { volume, .. }
             | LogLine::NewGeneration { volume, .. }
             | LogLine::Uuids { volume, .. }
             | LogLine::Decision { volume, .. }
@@ -156,6 +158,7 @@ impl LogLine {
             self,
             LogLine::InternalError { .. }
                 | LogLine::DiskError { .. }
+                | LogLine::DiskTimeout { .. }
                 | LogLine::Fault { .. }
                 | LogLine::RequestTimeout { .. }
                 | LogLine::HelperRefused { .. }
@@ -175,6 +178,9 @@ impl fmt::Display for LogLine {
             }
             LogLine::Warning { warning, .. } => write!(f, "{warning}"),
             LogLine::DiskError { what, .. } => write!(f, "local disk: {what}"),
+            LogLine::DiskTimeout { limit_ms, .. } => {
+                write!(f, "local disk: no answer for more than {limit_ms} ms (disk-timeout), letting it go")
+            }
             LogLine::NewGeneration { uuids: [current, bitmap, ..], .. } => {
                 write!(f, "new data generation {current:016X}, bitmap against {bitmap:016X}")
             }

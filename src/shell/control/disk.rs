@@ -4,6 +4,7 @@
 use super::sync::on_volume;
 use super::{ask, is_success, unless_refused, wait_for_result, Answer, Task};
 use crate::shell::backing::Opened;
+use crate::shell::disk_io::tell_device_sizes;
 use crate::shell::resource::Resource;
 use crate::shell::volume::Volume;
 use crate::shell::{dependencies, Driver, Minor};
@@ -32,8 +33,7 @@ pub(super) fn attach(task: &mut Task<'_>) -> Answer {
 fn attach_with(task: &mut Task<'_>, minor: &Minor, conf: &mut DiskConf) -> Answer {
     let after = adjust(conf);
     let Some(volume) = volume_of(&minor.resource, minor.id) else { return Ok(RetCode::MinorInvalid.number()) };
-    let attached = minor.resource.look(|locked| locked.engine.volume_status(minor.id).is_some_and(|it| it.has_disk));
-    if attached {
+    if !volume.wait_detached() {
         return Ok(RetCode::DiskConfigured.number());
     }
     let opened = match Opened::open(&volume, conf) {
@@ -122,15 +122,16 @@ pub(super) fn chg_disk_opts(task: &mut Task<'_>) -> Answer {
     }
 }
 
-/// Resizing is not carried out by this version; saying so is better than pretending.
+// spec: netlink 6 RESIZE; metadata 7.4
 #[inline(never)]
 pub(super) fn resize(task: &mut Task<'_>) -> Answer {
+    let mut parms = ResizeParms::default();
+    unless_refused!(task.parse(&mut parms, ParseMode::Create));
     let minor = task.minor()?;
-    unless_refused!(task.parse(&mut ResizeParms::default(), ParseMode::Create));
-    if minor.resource.look(|locked| locked.engine.disk_conf(minor.id).is_none()) {
-        return Ok(RetCode::NoDisk.number());
-    }
-    Ok(task.refuse(RetCode::InvalidRequest, "online resize is not available in this version of the module").0)
+    let _admin = minor.resource.admin.lock();
+    minor.resource.look_mut(|locked| tell_device_sizes(locked, minor.id));
+    let result = ask(&minor.resource, AdminRequest::Resize { volume: minor.id, parms: &parms });
+    task.answer(&result)
 }
 
 #[inline(never)]

@@ -22,10 +22,11 @@ impl<S: Storage> Engine<S> {
 
     /// A bitmap job of a command is done.
     pub(in crate::resource) fn admin_job_done(&mut self, id: VolumeId, ok: bool) {
-        if matches!(self.admin.op, Some(Op::Job { volume }) if volume == id) {
+        let Some(Op::Job { volume, success }) = self.admin.op else { return };
+        if volume == id {
             self.with_volume(id, |volume| volume.holds = volume.holds.saturating_sub(1));
             self.reopen_gate();
-            self.answer(if ok { Outcome::Success.code() } else { RetCode::IoMdDisk.number() });
+            self.answer(if ok { success } else { RetCode::IoMdDisk.number() });
         }
     }
 
@@ -39,9 +40,7 @@ impl<S: Storage> Engine<S> {
             return;
         }
         if force {
-            volume.force_detach = true;
-            self.disk_failed(id, crate::resource::volume::DiskError::ForceDetach);
-            self.check_disk_idle(id);
+            self.force_detach(id);
             self.answer(Outcome::Success.code());
             return;
         }
@@ -81,7 +80,7 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    fn end_detach(&mut self, id: VolumeId, code: i32) {
+    pub(super) fn end_detach(&mut self, id: VolumeId, code: i32) {
         self.with_volume(id, |volume| volume.holds = volume.holds.saturating_sub(1));
         self.answer(code);
         self.reopen_gate();
@@ -115,7 +114,7 @@ impl<S: Storage> Engine<S> {
             self.end_detach(id, error.code());
             return;
         }
-        self.admin.op = Some(Op::Job { volume: id });
+        self.admin.op = Some(Op::Job { volume: id, success: Outcome::Success.code() });
         self.queue_job(id, Job::SetAll(Then::Admin));
     }
 
@@ -164,9 +163,10 @@ impl<S: Storage> Engine<S> {
             self.announce_skip_initial_sync(id);
             self.with_disk(id, |disk| disk.set_bitmap_uuid(0));
         }
-        self.queue_job(id, Job::ClearAll(if skip { Then::Skipped } else { Then::Nothing }));
+        self.with_volume(id, |volume| volume.holds += 1);
+        self.admin.op = Some(Op::Job { volume: id, success: OK });
+        self.queue_job(id, Job::ClearAll(if skip { Then::Skipped } else { Then::Admin }));
         self.sync_metadata(id);
-        self.answer(OK);
     }
 
     pub(super) fn set_disk_options(&mut self, id: VolumeId, conf: &DiskConf) {

@@ -8,6 +8,7 @@
 
 mod connection;
 mod disk;
+mod resize;
 mod role;
 
 use super::api::{BackingLimits, VolumeId, Wakes};
@@ -17,7 +18,7 @@ use super::outgoing::Control;
 use super::Engine;
 use crate::metadata::layout::MetaIndex;
 use crate::metadata::Block;
-use crate::netlink::{DiskConf, NetConf, ResourceOpts, RetCode};
+use crate::netlink::{DiskConf, NetConf, ResizeParms, ResourceOpts, RetCode};
 use crate::state::{cluster_wide, explain_soft, Change, Conn, Disk, Outcome, Role, StateError, Susp};
 use crate::storage::Storage;
 
@@ -94,6 +95,10 @@ pub enum AdminRequest<'a> {
     DiskOptions {
         volume: VolumeId,
         conf: &'a DiskConf,
+    },
+    Resize {
+        volume: VolumeId,
+        parms: &'a ResizeParms,
     },
     NetOptions {
         conf: &'a NetConf,
@@ -202,6 +207,14 @@ enum Op {
     /// A job on the bitmap.
     Job {
         volume: VolumeId,
+        /// Number of success.
+        success: i32,
+    },
+    /// Waits until no application I/O is under way, then (`begun`) until everything is written.
+    Resize {
+        volume: VolumeId,
+        parms: ResizeParms,
+        begun: bool,
     },
 }
 
@@ -263,10 +276,10 @@ impl<S: Storage> Engine<S> {
     /// Whoever waited was interrupted: the request is given up where that is possible.
     pub fn admin_cancel(&mut self, now_ms: u64) {
         self.now_ms = now_ms;
-        if let Some(Op::Detach { volume, .. }) = self.admin.op {
+        if let Some(Op::Detach { volume, .. } | Op::Resize { volume, begun: false, .. }) = self.admin.op {
             self.with_volume(volume, |volume| volume.holds = volume.holds.saturating_sub(1));
         }
-        if !matches!(self.admin.op, Some(Op::Attach { .. } | Op::Job { .. })) {
+        if !matches!(self.admin.op, Some(Op::Attach { .. } | Op::Job { .. } | Op::Resize { begun: true, .. })) {
             self.admin.op = None;
             self.admin.ask = None;
             self.answer(RetCode::Intr.number());
@@ -300,6 +313,7 @@ impl<S: Storage> Engine<S> {
             R::NewCurrentUuid { volume, clear_bitmap } => self.start_new_current_uuid(volume, clear_bitmap),
             R::Part { volume } => self.ask(Target::Volume(volume), Change::conn(Conn::WFReportParams), None),
             R::DiskOptions { volume, conf } => self.set_disk_options(volume, conf),
+            R::Resize { volume, parms } => self.start_resize(volume, parms),
             R::NetOptions { conf } => self.set_net_options(conf),
             R::ResourceOptions { conf } => {
                 self.options = *conf;
@@ -330,7 +344,8 @@ impl<S: Storage> Engine<S> {
             return false;
         }
         match self.admin.op {
-            None | Some(Op::Attach { .. } | Op::Job { .. }) => {}
+            None | Some(Op::Attach { .. } | Op::Job { .. } | Op::Resize { begun: true, .. }) => {}
+            Some(Op::Resize { volume, parms, begun: false }) => self.run_resize(volume, parms),
             Some(Op::Change { success }) => {
                 if let Some(result) = self.run_ask() {
                     let code = result.map_or_else(|error| error.code(), |outcome| success.unwrap_or(outcome.code()));
@@ -474,7 +489,7 @@ impl<S: Storage> Engine<S> {
 
     /// An application request ended: somebody may wait for the device to be quiet.
     pub(super) fn upper_request_ended(&mut self, _id: VolumeId) {
-        if matches!(self.admin.op, Some(Op::Detach { .. } | Op::Role(_))) {
+        if matches!(self.admin.op, Some(Op::Detach { .. } | Op::Role(_) | Op::Resize { .. })) {
             self.admin.poked = true;
         }
     }

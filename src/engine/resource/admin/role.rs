@@ -104,7 +104,8 @@ impl<S: Storage> Engine<S> {
                 }
             }
             RoleStage::Durable => {
-                let durable = self.volume(change.volume).and_then(|volume| volume.disk.as_ref());
+                let usable = self.volume(change.volume).filter(|volume| volume.state.disk > Disk::Failed);
+                let durable = usable.and_then(|volume| volume.disk.as_ref());
                 if durable.is_none_or(|disk| !disk.pipeline.is_dirty()) {
                     self.answer(change.result);
                 }

@@ -1,0 +1,84 @@
+//! Skipping the initial sync, and a writer that does not wait for a slow link: whoever made the modules.
+
+use anyhow::ensure;
+use machine_tests::config::Config;
+use machine_tests::guest::Workload;
+use machine_tests::pair::{Pair, Pairing, RESYNC, SOON};
+use machine_tests::Result;
+use std::time::Duration;
+
+/// Sectors the writers use.
+const SECTORS: u64 = 32 << 11;
+
+#[test]
+fn initial_sync_skipped_ours_with_ours() -> Result<()> {
+    skipped(Pairing::OURS)
+}
+
+#[test]
+fn initial_sync_skipped_by_ours() -> Result<()> {
+    skipped(Pairing::OURS_PRIMARY)
+}
+
+#[test]
+fn initial_sync_skipped_by_the_c_module() -> Result<()> {
+    skipped(Pairing::C_PRIMARY)
+}
+
+#[test]
+fn congestion_ours_with_ours() -> Result<()> {
+    congested(Pairing::OURS)
+}
+
+#[test]
+fn congestion_of_ours() -> Result<()> {
+    congested(Pairing::OURS_PRIMARY)
+}
+
+#[test]
+fn congestion_of_the_c_module() -> Result<()> {
+    congested(Pairing::C_PRIMARY)
+}
+
+fn skipped(pairing: Pairing) -> Result<()> {
+    let pair = Pair::new(pairing, &Config::default())?;
+    pair.both("drbdadm create-md --force r0 && drbdadm up r0")?;
+    pair.wait_connected()?;
+    pair.first().run_ok("drbdadm new-current-uuid --clear-bitmap r0/0")?;
+    pair.wait_in_sync(SOON)?;
+    for machine in pair.machines() {
+        let device = pair.device(machine)?;
+        let counter = |name: &str| device.counters.get(name).copied();
+        ensure!(counter("oos") == Some(0), "{device:?}");
+        ensure!(counter("ns") == Some(0) && counter("nr") == Some(0), "something was copied: {device:?}");
+    }
+    ensure!(
+        !pair.first().run("drbdadm new-current-uuid --clear-bitmap r0/0")?.success(),
+        "only a new pair may do that"
+    );
+    pair.first().run_ok("drbdadm primary r0")?;
+    let acks = Workload { sectors: SECTORS, count: Some(40), ..Workload::default() }.run(pair.first(), SOON)?;
+    pair.hand_over(pair.first(), pair.second())?;
+    acks.check(&pair.scan(pair.second(), SECTORS)?)?;
+    pair.compare_disks()?;
+    pair.both("drbdadm down r0")?;
+    pair.finish()
+}
+
+/// The link is too slow for the writer: the nodes part, and catch up when it has finished.
+fn congested(pairing: Pairing) -> Result<()> {
+    let net = "on-congestion pull-ahead; congestion-fill 64K; sndbuf-size 128K;";
+    let pair = Pair::mirrored(pairing, &Config { protocol: 'A', net: net.into(), ..Config::default() })?;
+    pair.cluster().wire().delay(Duration::from_millis(150));
+    let writer = Workload { sectors: SECTORS, ..Workload::default() }.spawn(pair.first())?;
+    pair.wait(pair.first(), SOON, "Ahead", |device| device.connection == "Ahead")?;
+    pair.wait(pair.second(), SOON, "Behind", |device| device.connection == "Behind")?;
+    writer.wait_more(50, SOON)?;
+    let acks = writer.stop()?;
+    pair.cluster().wire().restore();
+    pair.wait_in_sync(RESYNC)?;
+    pair.compare_disks()?;
+    acks.check(&pair.scan(pair.first(), SECTORS)?)?;
+    pair.both("drbdadm down r0")?;
+    pair.finish()
+}
