@@ -15,7 +15,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 CARGO_RUN := build/cargo
 
-.PHONY: all help setup module tools images shell demo test check unit-test module-check machine-test bench simulate \
+.PHONY: all help setup module tools images shell demo test check unit-test module-check machine-test bench simulate torture \
 	debug-kernel clean
 
 all: module tools images ## everything: set-up, module, tools, machine images (the default)
@@ -70,6 +70,10 @@ bench: all ## the benchmark against the C module, into docs/PERFORMANCE.md
 
 simulate: setup ## random runs of two simulated nodes; SEEDS=100000 for more, ARGS="--help" tells the rest
 	@$(CARGO_RUN) run --quiet --release -p simulator --bin simulate -- $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
+
+torture: all ## 100 power cuts and link cuts in the two machines; CUTS=500, SEED=1, PAIRING=ours, ours-c, c-ours or c
+	@$(CARGO_RUN) run --quiet --release -p machine-tests --bin torture -- $(if $(CUTS),--cuts $(CUTS)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(PAIRING),--pairing $(PAIRING))
 
 debug-kernel: setup ## a kernel with KASAN, lockdep and kmemleak (10 to 20 minutes, once); use it with DEBUG_KERNEL=1
 	@build/debug-kernel

@@ -6,6 +6,7 @@
 
 mod bad_input;
 mod features;
+mod generations;
 mod hanging_disk;
 mod interop;
 mod leaks;
@@ -13,5 +14,6 @@ mod metadata;
 mod powercut;
 mod resize;
 mod tools;
+mod torture;
 mod transcript;
 mod tutorial;

@@ -3,14 +3,18 @@
 //! * [`pair`]: resource `r0` on two machines, each with a module and tools of its own choice.
 //! * [`pattern`]: sectors that say where they belong and when they were written; [`acks`]: what a writer was promised.
 //! * [`proc_drbd`]: `/proc/drbd` taken apart; [`config`]: drbd.conf put together.
+//! * [`torture`]: power cuts and link cuts at random.
+//! * [`helpers`]: the program that a module runs for events.
 //! * [`guest`]: the program that runs inside the machines (`src/bin/guest.rs`), seen from the host.
 
 pub mod acks;
 pub mod config;
 pub mod guest;
+pub mod helpers;
 pub mod pair;
 pub mod pattern;
 pub mod proc_drbd;
+pub mod torture;
 pub mod tutorial;
 
 pub use anyhow::Result;
