@@ -88,6 +88,14 @@ impl Thread {
     }
 }
 
+impl Thread {
+    /// Its function has ended: dropping it does not wait.
+    pub(crate) fn is_finished(&self) -> bool {
+        // SAFETY: by the type's invariant it is an initialised completion.
+        unsafe { raw::completion_done(self.done.completion.get()) }
+    }
+}
+
 impl Drop for Thread {
     fn drop(&mut self) {
         // SAFETY: by the type's invariant the thread completes it.

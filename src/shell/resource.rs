@@ -58,6 +58,9 @@ pub(crate) struct Resource {
     /// The worker, while the resource is in the directory.
     #[pin]
     pub(crate) worker_thread: Mutex<Option<Thread>>,
+    /// Programs that fence the peer, while the worker goes on.
+    #[pin]
+    pub(crate) fencing_threads: Mutex<KVec<Thread>>,
     /// Something may be sent on the data socket.
     #[pin]
     pub(crate) sender: Event,
@@ -155,6 +158,7 @@ impl Resource {
                 config <- new_mutex!(config, "drbd::Resource::config"),
                 link <- new_mutex!(Link::default(), "drbd::Resource::link"),
                 worker_thread <- new_mutex!(None, "drbd::Resource::worker_thread"),
+                fencing_threads <- new_mutex!(KVec::new(), "drbd::Resource::fencing_threads"),
                 sender <- new_event!(c"drbd::Resource::sender"),
                 acks <- new_event!(c"drbd::Resource::acks"),
                 receiver <- new_event!(c"drbd::Resource::receiver"),

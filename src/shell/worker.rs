@@ -38,6 +38,8 @@ pub(crate) fn stop(resource: &Arc<Resource>) {
     let thread = resource.worker_thread.lock().take();
     // Joins without the lock.
     drop(thread);
+    let fencing = core::mem::take(&mut *resource.fencing_threads.lock());
+    drop(fencing);
 }
 
 fn run(resource: &Arc<Resource>) {
@@ -73,6 +75,12 @@ fn carry_out(resource: &Arc<Resource>, work: Work) {
             // Without a disk it holds up nobody.
             resource.shared.review_dependencies();
         }
+        Work::Helper { helper: helper @ Helper::FencePeer, volume, ticket } => {
+            // It may take minutes, and the peer may come back meanwhile.
+            if fence_aside(resource, volume, ticket).is_err() {
+                help(resource, helper, volume, ticket);
+            }
+        }
         Work::Helper { helper, volume, ticket } => help(resource, helper, volume, ticket),
         Work::Algorithms => {
             let wanted = resource.look(|locked| locked.engine.wanted_algorithms());
@@ -96,6 +104,24 @@ fn tell(resource: &Arc<Resource>, notice: &Notice) {
 fn help(resource: &Arc<Resource>, helper: Helper, volume: Option<VolumeId>, ticket: u32) {
     let exit_code = helpers::run(resource, helper, volume);
     resource.engine(|locked| locked.engine.helper_done(ticket, exit_code, clock::monotonic_ms()));
+}
+
+/// Runs fence-peer in a thread of its own.
+///
+/// # Errors
+/// `ENOMEM`.
+#[inline(never)]
+fn fence_aside(resource: &Arc<Resource>, volume: Option<VolumeId>, ticket: u32) -> Result {
+    let mut threads = resource.fencing_threads.lock();
+    threads.retain(|thread| !thread.is_finished());
+    threads.reserve(1, GFP_KERNEL)?;
+    let fenced = resource.clone();
+    let thread = Thread::spawn(fmt!("drbd_fence_{}", resource.name.as_str()), move || {
+        let _no_io = NoIoScope::enter();
+        help(&fenced, Helper::FencePeer, volume, ticket);
+    })?;
+    threads.push(thread, GFP_KERNEL)?;
+    Ok(())
 }
 
 /// Makes a bitmap of the new size without the engine's lock, and drops the old one without it.

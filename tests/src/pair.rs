@@ -3,6 +3,7 @@
 use crate::acks::Scan;
 use crate::config::{self, Config};
 use crate::guest;
+use crate::helpers;
 use crate::proc_drbd::Device;
 use anyhow::{bail, Context, Result};
 use lab::{shared, Disk, Machine, Module, Options, Shared, Tools};
@@ -85,7 +86,19 @@ pub struct Pair {
 impl Pair {
     /// Machines with this configuration; nothing is up yet.
     pub fn new(pairing: Pairing, config: &Config) -> Result<Pair> {
-        let pair = Pair { cluster: shared(pairing.options())? };
+        Pair::with_options(pairing.options(), config)
+    }
+
+    /// The same with modules that run [`helpers`] for events.
+    pub fn with_helper(pairing: Pairing, config: &Config) -> Result<Pair> {
+        let options = pairing.options().parameters(&format!("usermode_helper={}", helpers::PATH));
+        let pair = Pair::with_options(options, config)?;
+        pair.machines().iter().try_for_each(helpers::install)?;
+        Ok(pair)
+    }
+
+    fn with_options(options: Options, config: &Config) -> Result<Pair> {
+        let pair = Pair { cluster: shared(options)? };
         for machine in pair.machines() {
             guest::install(machine)?;
         }

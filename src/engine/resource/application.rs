@@ -787,6 +787,32 @@ impl<S: Storage> Engine<S> {
         }
     }
 
+    /// Good data is in reach again while I/O was frozen for want of it: what would have failed is done anew.
+    /// spec: state-machine 18.6 (RESTART_FROZEN_DISK_IO)
+    pub(super) fn restart_failed(&mut self) {
+        for index in 0..self.requests.capacity() as u16 {
+            let Some(slot) = self.requests.at(index).copied() else { continue };
+            let under_way =
+                slot.local == Local::Pending || matches!(slot.net, Net::Queued | Net::Waiting) || slot.in_log;
+            let done = self.local_copy_counts(&slot) || (slot.net == Net::Ok && slot.net_counts);
+            if slot.phase != Phase::Active || under_way || done {
+                continue;
+            }
+            if let Some(slot) = self.requests.at_mut(index) {
+                slot.local = Local::None;
+                slot.net = Net::None;
+                slot.local_read_failed = false;
+                slot.remote_read_failed = false;
+            }
+            let request = self.requests.id(index);
+            match slot.io.op {
+                Op::Read => self.start_read(request),
+                Op::Flush => self.start_flush(request),
+                Op::Write | Op::Discard | Op::WriteZeroes { .. } => self.log_activity(index),
+            }
+        }
+    }
+
     /// Completions that were withheld may go now.
     pub(super) fn settle_all(&mut self) {
         for index in 0..self.requests.capacity() as u16 {

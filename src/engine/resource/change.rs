@@ -140,6 +140,7 @@ impl<S: Storage> Engine<S> {
         if before != self.link.conn {
             self.connection_changed(before);
         }
+        self.thaw_if_fenced();
         Ok(Outcome::Success)
     }
 
@@ -168,7 +169,8 @@ impl<S: Storage> Engine<S> {
         self.notify(Notice::Connection { from: before, to: now });
         self.wakes.insert(Wakes::LINK);
         if now == Conn::StandAlone {
-            self.link = Link { epoch: self.link.epoch, ..Link::new() };
+            let Link { epoch, connects, fence, .. } = self.link;
+            self.link = Link { epoch, connects, fence, ..Link::new() };
         }
         self.admin_step();
     }
@@ -248,6 +250,7 @@ impl<S: Storage> Engine<S> {
                     self.notify(Notice::State { volume: id, from: old, to: new, susp_before, susp: self.susp });
                 }
             }
+            Effect::CountConnect => self.link.connects = self.link.connects.wrapping_add(1),
             Effect::NewEpoch => self.close_epoch(),
             Effect::ClearStateSent => self.link.state_sent = false,
             Effect::UpdateMetaFlags => self.update_meta_flags(id),
@@ -275,9 +278,13 @@ impl<S: Storage> Engine<S> {
             Effect::HelperLocalIoError => _ = self.call_helper(Helper::LocalIoError, Some(id)),
             Effect::ThawNoDataResend => {
                 self.resend();
+                self.restart_failed();
                 self.thaw(Susp { no_data: false, ..self.susp });
             }
-            Effect::ThawNoDataRestartDisk => self.thaw(Susp { no_data: false, ..self.susp }),
+            Effect::ThawNoDataRestartDisk => {
+                self.restart_failed();
+                self.thaw(Susp { no_data: false, ..self.susp });
+            }
             Effect::ThawFencing => {
                 for other in self.volume_ids() {
                     self.with_volume(other, |volume| volume.generation_due = false);
@@ -315,7 +322,6 @@ impl<S: Storage> Engine<S> {
             | Effect::WakeWaiters
             | Effect::AccountPauseTime
             | Effect::RememberPauseTime
-            | Effect::CountConnect
             | Effect::RecordAttachTime
             | Effect::QueueAfterWork
             | Effect::LegacyEvent => {}

@@ -10,6 +10,7 @@
 use super::api::{LinkFailure, LinkTask, Wakes};
 use super::authenticate::Authentication;
 use super::change::Kind;
+use super::fencing::FenceRun;
 use super::incoming::Fault;
 use super::metadata_pipeline::{Job, Then};
 use super::outgoing::{Control, MetaOut, Sending};
@@ -17,7 +18,7 @@ use super::peer::ReceivedEpoch;
 use super::work::LogLine;
 use super::{Engine, VolumeId};
 use crate::netlink::{NetConf, OnCongestion};
-use crate::state::{Change, Conn, Disk, Role};
+use crate::state::{Change, Conn, Disk};
 use crate::storage::Storage;
 use crate::wire::UuidFlags;
 
@@ -136,7 +137,9 @@ pub(super) struct Link {
     /// The state and, since it has one of its own, the reason why the connection is being given up.
     pub(super) fault: Option<Fault>,
     /// The fence-peer helper that runs because the peer was lost.
-    pub(super) fence_ticket: Option<u32>,
+    pub(super) fence: Option<FenceRun>,
+    /// Counts how often volumes got connected.
+    pub(super) connects: u32,
     /// The peer disconnects in order; this happens when our consent has been sent.
     pub(super) tear_down: Option<Change>,
     /// When unanswered reads were looked for last.
@@ -180,7 +183,8 @@ impl Link {
             bitmap_for: None,
             up_since_ms: 0,
             fault: None,
-            fence_ticket: None,
+            fence: None,
+            connects: 0,
             tear_down: None,
             reads_checked_ms: 0,
             catch_up_at_ms: None,
@@ -348,7 +352,7 @@ impl<S: Storage> Engine<S> {
             self.queue_job(id, Job::Write(Then::Nothing));
             self.sync_metadata(id);
         }
-        self.fence_if_needed();
+        self.fence_lost_peer();
         let next = if self.link.conn == Conn::Disconnecting { Conn::StandAlone } else { Conn::Unconnected };
         let _outcome = self.change_connection(Change::conn(next), Kind::Hard, false);
         self.admin_step();
@@ -505,21 +509,6 @@ impl<S: Storage> Engine<S> {
             at = self.log.next(&self.requests, index);
         }
         sectors
-    }
-
-    /// A Primary that lost its peer may have to fence it. spec: state-machine 12
-    fn fence_if_needed(&mut self) {
-        let fence = self.volume_ids().find(|&id| {
-            self.volume(id).is_some_and(|volume| {
-                volume.state.role == Role::Primary
-                    && volume.state.pdsk >= Disk::Unknown
-                    && volume.state.disk >= Disk::Consistent
-                    && volume.conf.fencing != crate::netlink::Fencing::DontCare
-            })
-        });
-        if let Some(id) = fence {
-            self.link.fence_ticket = Some(self.call_helper(super::Helper::FencePeer, Some(id)));
-        }
     }
 
     /// Tells the peer about a generation that was made while connected.

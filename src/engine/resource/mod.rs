@@ -88,6 +88,7 @@ mod authenticate;
 mod change;
 mod disk;
 mod disk_timeout;
+mod fencing;
 mod incoming;
 mod inspect;
 mod link;

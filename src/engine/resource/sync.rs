@@ -378,18 +378,7 @@ impl<S: Storage> Engine<S> {
         } else if target {
             self.call_helper(Helper::AfterResyncTarget, Some(id));
         } else if source {
-            self.unfence_if_done(id);
-        }
-    }
-
-    /// The peer was fenced once, and now everything is good on both sides: undo it. spec: state-machine 11
-    fn unfence_if_done(&mut self, id: VolumeId) {
-        let fenced = self.volume(id).is_some_and(|volume| volume.conf.fencing != crate::netlink::Fencing::DontCare);
-        let good =
-            |volume: &super::Volume<S>| volume.state.disk == Disk::UpToDate && volume.state.pdsk == Disk::UpToDate;
-        let all_good = self.volumes_with(|volume| !good(volume)).next().is_none();
-        if fenced && all_good {
-            self.call_helper(Helper::UnfencePeer, None);
+            self.unfence_if_done();
         }
     }
 

@@ -119,6 +119,8 @@ pub enum LogLine {
     ResyncStarted { volume: VolumeId, source: bool, bits: u64 },
     ResyncDone { volume: VolumeId, source: bool, bits: u64, failed_bits: u64, seconds: u64 },
     HelperRefused { volume: VolumeId, helper: Helper, exit_code: i32 },
+    FencingFailed { exit_code: i32 },
+    NotFencing,
     VerifyStarted { volume: VolumeId, sector: u64 },
     VerifyFound { volume: VolumeId, sector: u64, sectors: u64 },
     VerifyDone { volume: VolumeId, bits: u64, differing_bits: u64, seconds: u64 },
@@ -162,6 +164,7 @@ impl LogLine {
                 | LogLine::Fault { .. }
                 | LogLine::RequestTimeout { .. }
                 | LogLine::HelperRefused { .. }
+                | LogLine::FencingFailed { .. }
                 | LogLine::VerifyFound { .. }
                 | LogLine::SizeRefused { .. }
                 | LogLine::PeerExposedDataDiffers { .. }
@@ -219,6 +222,10 @@ impl fmt::Display for LogLine {
             LogLine::HelperRefused { helper, exit_code, .. } => {
                 write!(f, "helper {helper} returned {exit_code}: disconnecting")
             }
+            LogLine::FencingFailed { exit_code } => {
+                write!(f, "helper fence-peer returned {exit_code}, which means nothing: the peer counts as not fenced")
+            }
+            LogLine::NotFencing => f.write_str("not fencing the peer: the own data is not even Consistent"),
             LogLine::VerifyStarted { sector, .. } => write!(f, "online verify starts at sector {sector}"),
             LogLine::VerifyFound { sector, sectors, .. } => {
                 write!(f, "out of sync: start={sector}, size={sectors} (sectors)")

@@ -14,6 +14,7 @@ mod role;
 use super::api::{BackingLimits, VolumeId, Wakes};
 use super::change::Kind;
 use super::disk::AttachTables;
+use super::fencing::FenceRun;
 use super::outgoing::Control;
 use super::Engine;
 use crate::metadata::layout::MetaIndex;
@@ -157,9 +158,7 @@ enum RoleStage {
         until_ms: u64,
     },
     /// The fence-peer helper runs.
-    Fence {
-        ticket: u32,
-    },
+    Fence(FenceRun),
     /// Answers of the peer are awaited.
     Settle,
     /// The UUIDs are being written.
@@ -172,10 +171,15 @@ struct RoleChange {
     role: Role,
     force: bool,
     stage: RoleStage,
-    /// Own disk is declared good; the peer's is declared outdated.
+    /// Own disk is declared good, by force or because the peer is fenced; the peer's is declared outdated.
+    good_disk: bool,
     forced_disk: bool,
     outdate_peer: bool,
     paused_once: bool,
+    /// Why it was refused last.
+    refusal: StateError,
+    /// How often it was asked for.
+    tries: u8,
     result: i32,
 }
 

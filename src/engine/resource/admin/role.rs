@@ -3,12 +3,15 @@
 //! spec: state-machine 3.2, 12, 13.6
 
 use super::{Op, RoleChange, RoleStage, Target};
-use crate::netlink::{Fencing, RetCode};
+use crate::netlink::RetCode;
 use crate::resource::api::VolumeId;
-use crate::resource::change::Kind;
+use crate::resource::fencing::FenceStart;
 use crate::resource::Engine;
-use crate::state::{And, Change, Conn, Disk, Outcome, Role, StateError, Susp};
+use crate::state::{And, Change, Conn, Disk, Outcome, Role, StateError};
 use crate::storage::Storage;
+
+/// How often a role is asked for before the answer is final. spec: state-machine 13.6
+const MOST_ROLE_TRIES: u8 = 4;
 
 impl<S: Storage> Engine<S> {
     pub(super) fn start_role(&mut self, volume: VolumeId, role: Role, force: bool) {
@@ -31,9 +34,12 @@ impl<S: Storage> Engine<S> {
             role,
             force,
             stage,
+            good_disk: false,
             forced_disk: false,
             outdate_peer: false,
             paused_once: false,
+            refusal: StateError::PrimaryNop,
+            tries: 1,
             result: Outcome::Success.code(),
         }));
         match stage {
@@ -63,7 +69,7 @@ impl<S: Storage> Engine<S> {
     fn ask_role(&mut self) {
         let Some(Op::Role(change)) = self.admin.op else { return };
         let mut wanted = Change::role(change.role);
-        if change.forced_disk {
+        if change.good_disk {
             wanted = wanted.disk(Disk::UpToDate);
         }
         if change.outdate_peer {
@@ -97,7 +103,7 @@ impl<S: Storage> Engine<S> {
                     self.ask_role();
                 }
             }
-            RoleStage::Fence { .. } => {}
+            RoleStage::Fence(_) => {}
             RoleStage::Settle => {
                 if self.volume(change.volume).is_none_or(|volume| volume.peer_pending == 0) {
                     self.finish_role(change);
@@ -119,29 +125,24 @@ impl<S: Storage> Engine<S> {
             return;
         };
         let disk = volume.state.disk;
-        let fencing = volume.conf.fencing;
         match result {
             Ok(Outcome::NothingToDo) => self.answer(Outcome::NothingToDo.code()),
             Ok(outcome) => {
                 let change = RoleChange { result: outcome.code(), ..change };
                 self.role_stage(change, RoleStage::Settle);
             }
-            Err(StateError::CwFailedByPeer) if change.outdate_peer => {
-                self.retry_role(RoleChange { outdate_peer: false, ..change });
+            Err(refusal @ StateError::CwFailedByPeer) if change.outdate_peer => {
+                self.retry_role(RoleChange { outdate_peer: false, refusal, ..change });
             }
-            Err(StateError::NoUpToDateDisk)
-                if change.force && !change.forced_disk && (Disk::Inconsistent..Disk::UpToDate).contains(&disk) =>
+            Err(refusal @ StateError::NoUpToDateDisk)
+                if change.force && !change.good_disk && (Disk::Inconsistent..Disk::UpToDate).contains(&disk) =>
             {
-                self.retry_role(RoleChange { forced_disk: true, ..change });
+                self.retry_role(RoleChange { good_disk: true, forced_disk: true, refusal, ..change });
             }
-            Err(StateError::NoUpToDateDisk) if disk == Disk::Consistent && !change.forced_disk => {
-                if fencing == Fencing::DontCare {
-                    self.retry_role(RoleChange { forced_disk: true, ..change });
-                } else {
-                    self.fence_for(change);
-                }
+            Err(error @ StateError::NoUpToDateDisk) if disk == Disk::Consistent && !change.good_disk => {
+                self.fence_for(change, error);
             }
-            Err(StateError::PrimaryNop) if !change.outdate_peer => self.fence_for(change),
+            Err(error @ StateError::PrimaryNop) if !change.outdate_peer => self.fence_for(change, error),
             Err(StateError::TwoPrimaries) if !change.paused_once => {
                 let pause_ms = u64::from(self.link.net.ping_timeo).saturating_add(1) * 100;
                 let until_ms = self.now_ms + pause_ms;
@@ -152,54 +153,44 @@ impl<S: Storage> Engine<S> {
     }
 
     fn retry_role(&mut self, change: RoleChange) {
+        if change.tries >= MOST_ROLE_TRIES {
+            self.answer(change.refusal.code());
+            return;
+        }
+        let change = RoleChange { tries: change.tries + 1, ..change };
         self.role_stage(change, RoleStage::Ask);
         self.ask_role();
     }
 
-    fn fence_for(&mut self, change: RoleChange) {
-        let ticket = self.call_helper(crate::resource::Helper::FencePeer, None);
-        self.role_stage(change, RoleStage::Fence { ticket });
+    /// Only a fenced peer would allow it.
+    fn fence_for(&mut self, change: RoleChange, refusal: StateError) {
+        match self.start_fencing() {
+            FenceStart::Runs(run) => self.role_stage(RoleChange { refusal, ..change }, RoleStage::Fence(run)),
+            FenceStart::Over(fenced) => self.role_fenced(RoleChange { refusal, ..change }, fenced),
+        }
     }
 
     /// A helper ended that no resync waited for. spec: state-machine 12
     pub(in crate::resource) fn admin_helper_done(&mut self, ticket: u32, exit_code: i32) {
-        let fenced = match exit_code {
-            3 => Some(Disk::Inconsistent),
-            4 | 7 => Some(Disk::Outdated),
-            5 if self.volumes_with(|volume| volume.state.disk == Disk::UpToDate).next().is_some() => {
-                Some(Disk::Outdated)
-            }
-            _ => None,
-        };
-        let waiting = match self.admin.op {
-            Some(Op::Role(change)) if change.stage == RoleStage::Fence { ticket } => Some(change),
-            _ => None,
-        };
-        if self.link.conn < Conn::WFReportParams {
-            if let (Some(pdsk), true) = (fenced, waiting.is_some() || self.link.fence_ticket == Some(ticket)) {
-                let _outcome = self.change_connection(Change::pdsk(pdsk), Kind::Soft, false);
-                if self.susp.fencing {
-                    self.fenced();
-                }
-            }
+        if let Some(run) = self.link.fence.take_if(|run| run.ticket == ticket) {
+            let _fenced = self.end_fencing(run, exit_code);
         }
-        let Some(change) = waiting else { return };
-        match fenced {
-            Some(_) => self.retry_role(RoleChange { forced_disk: true, outdate_peer: false, ..change }),
-            None if change.force => self.retry_role(RoleChange { outdate_peer: true, ..change }),
-            None => self.answer(StateError::PrimaryNop.code()),
+        let Some(Op::Role(change)) = self.admin.op else { return };
+        if let RoleStage::Fence(run) = change.stage {
+            if run.ticket == ticket {
+                let fenced = self.end_fencing(run, exit_code);
+                self.role_fenced(change, fenced);
+            }
         }
     }
 
-    /// The peer is fenced: frozen I/O goes on as a new generation. spec: state-machine 10 (4)
-    fn fenced(&mut self) {
-        for id in self.volume_ids() {
-            if self.volume(id).is_some_and(|volume| volume.generation_due) {
-                self.new_current_uuid(id);
-            }
-        }
-        self.fail_network_parts();
-        self.thaw(Susp { fencing: false, ..self.susp });
+    /// spec: state-machine 13.6
+    fn role_fenced(&mut self, change: RoleChange, fenced: bool) {
+        let change = match change.refusal {
+            StateError::NoUpToDateDisk => RoleChange { good_disk: change.good_disk || fenced, ..change },
+            _ => RoleChange { outdate_peer: !fenced && change.force, ..change },
+        };
+        self.retry_role(change);
     }
 
     fn finish_role(&mut self, change: RoleChange) {

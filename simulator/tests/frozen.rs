@@ -1,0 +1,248 @@
+//! I/O that is frozen goes on as it should: while the peer is being fenced, while no data is in reach, while the
+//! administrator wants it.
+
+use engine::metadata::superblock::{UI_BITMAP, UI_CURRENT};
+use engine::netlink::{Fencing, OnNoData, ResourceOpts};
+use engine::resource::{AdminRequest, Helper};
+use engine::state::{Conn, Disk, Role};
+use simulator::node::VOLUME;
+use simulator::world::Action;
+use simulator::{Config, World};
+
+const WRITE: Action = Action::Write { fua: false };
+const SEEDS: u64 = 5;
+
+fn with_fencing(fencing: Fencing, scenario: impl Fn(World)) {
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.disk.fencing = fencing;
+        scenario(World::new(config));
+    }
+}
+
+/// Node 0 Primary, both UpToDate.
+fn synced(world: &mut World) {
+    for node in 0..2 {
+        assert_eq!(world.attach(node), 101, "attach");
+    }
+    for node in 0..2 {
+        assert_eq!(world.connect(node), 1, "connect");
+    }
+    world.run_until("connected", 10_000, |world| (0..2).all(|node| world.status(node).state.conn == Conn::Connected));
+    assert_eq!(world.admin(0, AdminRequest::Primary { volume: VOLUME, force: true }), 1);
+    up_to_date(world);
+    world.helpers.clear();
+}
+
+#[track_caller]
+fn up_to_date(world: &mut World) {
+    world.run_until("resync", 300_000, |world| {
+        (0..2).all(|node| {
+            let state = world.status(node).state;
+            (state.conn, state.disk, state.pdsk) == (Conn::Connected, Disk::UpToDate, Disk::UpToDate)
+        })
+    });
+}
+
+fn suspend_without_data(world: &mut World) {
+    for node in 0..2 {
+        let conf = ResourceOpts { on_no_data: OnNoData::SuspendIo, ..ResourceOpts::default() };
+        assert_eq!(world.admin(node, AdminRequest::ResourceOptions { conf: &conf }), 101);
+    }
+}
+
+/// How often node 0 had its peer fenced.
+fn fenced(world: &World) -> usize {
+    world.helpers.iter().filter(|&&call| call == (0, Helper::FencePeer)).count()
+}
+
+/// Nothing is under way, the halves are the same.
+#[track_caller]
+fn quiet(world: &mut World) {
+    world.run_for_ms(3_000);
+    for node in 0..2 {
+        assert_eq!(world.engine_of(node).usage(), Default::default(), "left over: {}", world.describe());
+    }
+    let sectors = world.config.sectors;
+    assert_eq!(world.nodes[0].data.first_difference(&world.nodes[1].data, sectors), None, "the halves differ");
+}
+
+fn lose_the_peer(world: &mut World) {
+    world.set_network(false);
+    world.run_until("loss noticed", 60_000, |world| world.status(0).state.conn == Conn::WFConnection);
+}
+
+#[track_caller]
+fn ends(world: &mut World, operation: usize) {
+    world.run_until("the write", 5_000, |world| world.operations[operation].result.is_some());
+    assert_eq!(world.operations[operation].result, Some(Ok(())));
+}
+
+#[test]
+fn frozen_until_the_peer_is_fenced() {
+    for (exit_code, pdsk) in [(3, Disk::Inconsistent), (4, Disk::Outdated), (5, Disk::Outdated), (7, Disk::Outdated)] {
+        with_fencing(Fencing::ResourceAndStonith, |mut world| {
+            synced(&mut world);
+            let before = world.status(0).uuids[UI_CURRENT] & !1;
+            world.helper_exit_code = exit_code;
+            world.set_network(false);
+            let write = world.start(0, WRITE, 8, 8);
+            ends_later(&mut world, write);
+            world.run_until("fenced", 60_000, |world| world.status(0).state.pdsk == pdsk);
+            assert_eq!(fenced(&world), 1);
+            assert_eq!(world.status(0).uuids[UI_BITMAP] & !1, before, "a new generation");
+            let more = world.start(0, WRITE, 800, 8);
+            ends(&mut world, more);
+            world.helper_exit_code = 0;
+            world.set_network(true);
+            up_to_date(&mut world);
+            world.run_for_ms(1_000);
+            assert!(world.helpers.contains(&(0, Helper::UnfencePeer)), "{:?}", world.helpers);
+            quiet(&mut world);
+        });
+    }
+}
+
+/// It is acknowledged when the peer is known to be fenced, not before.
+#[track_caller]
+fn ends_later(world: &mut World, write: usize) {
+    world.run_until("the write", 60_000, |world| {
+        let done = world.operations[write].result.is_some();
+        assert!(!done || world.status(0).state.pdsk <= Disk::Outdated, "acknowledged before the peer was fenced");
+        done
+    });
+    assert_eq!(world.operations[write].result, Some(Ok(())));
+}
+
+#[test]
+fn frozen_until_the_peer_is_back_where_nobody_could_fence_it() {
+    with_fencing(Fencing::ResourceAndStonith, |mut world| {
+        synced(&mut world);
+        let before = world.status(0).uuids[UI_CURRENT];
+        world.helper_exit_code = 1;
+        world.set_network(false);
+        let write = world.start(0, WRITE, 8, 8);
+        world.run_for_ms(60_000);
+        assert_eq!((world.operations[write].result, fenced(&world)), (None, 1));
+        world.set_network(true);
+        ends(&mut world, write);
+        up_to_date(&mut world);
+        assert_eq!(world.status(0).uuids[UI_CURRENT], before, "nothing was written that the peer does not have");
+        quiet(&mut world);
+    });
+}
+
+#[test]
+fn resource_only_does_not_freeze() {
+    with_fencing(Fencing::ResourceOnly, |mut world| {
+        synced(&mut world);
+        world.helper_exit_code = 4;
+        lose_the_peer(&mut world);
+        let write = world.start(0, WRITE, 8, 8);
+        ends(&mut world, write);
+        world.run_until("fenced", 10_000, |world| world.status(0).state.pdsk == Disk::Outdated);
+    });
+}
+
+#[test]
+fn the_peer_serves_so_the_own_data_gets_old() {
+    with_fencing(Fencing::ResourceOnly, |mut world| {
+        synced(&mut world);
+        assert_eq!(world.admin(0, AdminRequest::Secondary { volume: VOLUME }), 1);
+        world.helper_exit_code = 6;
+        lose_the_peer(&mut world);
+        assert_ne!(world.admin(0, AdminRequest::Primary { volume: VOLUME, force: false }), 1);
+        let state = world.status(0).state;
+        assert_eq!((state.role, state.disk), (Role::Secondary, Disk::Outdated));
+    });
+}
+
+#[test]
+fn a_promotion_needs_a_fenced_peer() {
+    with_fencing(Fencing::ResourceOnly, |mut world| {
+        synced(&mut world);
+        assert_eq!(world.admin(0, AdminRequest::Secondary { volume: VOLUME }), 1);
+        world.helper_exit_code = 1;
+        lose_the_peer(&mut world);
+        // Asked for four times, each time in vain.
+        assert_eq!(world.admin(0, AdminRequest::Primary { volume: VOLUME, force: false }), -7);
+        assert_eq!(fenced(&world), 4);
+        world.helper_exit_code = 7;
+        assert_eq!(world.admin(0, AdminRequest::Primary { volume: VOLUME, force: false }), 1);
+        assert_eq!(world.status(0).state.pdsk, Disk::Outdated);
+    });
+}
+
+#[test]
+fn force_promotes_though_the_peer_is_not_fenced() {
+    with_fencing(Fencing::ResourceOnly, |mut world| {
+        synced(&mut world);
+        assert_eq!(world.admin(0, AdminRequest::Secondary { volume: VOLUME }), 1);
+        world.helper_exit_code = 1;
+        lose_the_peer(&mut world);
+        assert_eq!(world.admin(0, AdminRequest::Primary { volume: VOLUME, force: true }), 1);
+        assert_eq!((world.status(0).state.pdsk, fenced(&world)), (Disk::Outdated, 1));
+    });
+}
+
+#[test]
+fn without_data_writes_wait_for_the_peer() {
+    with_fencing(Fencing::DontCare, |mut world| {
+        synced(&mut world);
+        suspend_without_data(&mut world);
+        assert_eq!(world.admin(0, AdminRequest::Detach { volume: VOLUME, force: false }), 1);
+        let write = world.start(0, WRITE, 8, 8);
+        ends(&mut world, write);
+        world.set_network(false);
+        let write = world.start(0, WRITE, 16, 8);
+        world.run_for_ms(60_000);
+        let read = world.start(0, Action::Read, 8, 8);
+        world.run_for_ms(1_000);
+        assert_eq!((world.operations[write].result, world.operations[read].result), (None, None));
+        world.set_network(true);
+        ends(&mut world, write);
+        ends(&mut world, read);
+        assert_eq!(world.attach(0), 101);
+        up_to_date(&mut world);
+        quiet(&mut world);
+    });
+}
+
+#[test]
+fn without_data_writes_wait_for_the_disk() {
+    with_fencing(Fencing::DontCare, |mut world| {
+        synced(&mut world);
+        suspend_without_data(&mut world);
+        lose_the_peer(&mut world);
+        world.nodes[0].faults.write_percent = 100;
+        world.nodes[0].faults.read_percent = 100;
+        let write = world.start(0, WRITE, 8, 8);
+        world.run_until("the disk is let go", 60_000, |world| !world.status(0).has_disk);
+        world.run_for_ms(1_000);
+        assert_eq!(world.operations[write].result, None);
+        world.nodes[0].faults.write_percent = 0;
+        world.nodes[0].faults.read_percent = 0;
+        assert_eq!(world.attach(0), 101);
+        ends(&mut world, write);
+        world.set_network(true);
+        up_to_date(&mut world);
+        quiet(&mut world);
+    });
+}
+
+#[test]
+fn suspended_by_the_administrator() {
+    with_fencing(Fencing::DontCare, |mut world| {
+        synced(&mut world);
+        assert_eq!(world.admin(0, AdminRequest::SuspendIo { volume: VOLUME }), 1);
+        let write = world.start(0, WRITE, 8, 8);
+        lose_the_peer(&mut world);
+        world.run_for_ms(5_000);
+        assert_eq!(world.operations[write].result, None);
+        assert_eq!(world.admin(0, AdminRequest::ResumeIo { volume: VOLUME }), 1);
+        ends(&mut world, write);
+        world.set_network(true);
+        up_to_date(&mut world);
+        quiet(&mut world);
+    });
+}
