@@ -18,6 +18,10 @@ pub struct Config {
     pub net: String,
     /// More options of the `disk` section.
     pub disk: String,
+    /// What happens when the lower disk fails.
+    pub on_io_error: String,
+    /// Options of the `options` section.
+    pub options: String,
     /// The lower device.
     pub lower: String,
     /// `internal` or the meta device.
@@ -32,6 +36,8 @@ impl Default for Config {
             protocol: 'C',
             net: String::new(),
             disk: String::new(),
+            on_io_error: "detach".into(),
+            options: String::new(),
             lower: "/dev/sdb1".into(),
             meta: "internal".into(),
             port: 7788,
@@ -41,11 +47,14 @@ impl Default for Config {
 
 impl Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Config { protocol, net, disk, lower, meta, port } = self;
+        let Config { protocol, net, disk, on_io_error, options, lower, meta, port } = self;
         writeln!(f, "global {{ usage-count no; }}")?;
         writeln!(f, "resource r0 {{")?;
         writeln!(f, "  net {{ protocol {protocol}; connect-int 3; ping-int 3; timeout 20; ping-timeout 30; {net} }}")?;
-        writeln!(f, "  disk {{ on-io-error detach; c-plan-ahead 0; resync-rate 100M; c-min-rate 0; {disk} }}")?;
+        writeln!(f, "  disk {{ on-io-error {on_io_error}; c-plan-ahead 0; resync-rate 100M; c-min-rate 0; {disk} }}")?;
+        if !options.is_empty() {
+            writeln!(f, "  options {{ {options} }}")?;
+        }
         for (name, address) in NAMES.iter().zip(ADDRESSES) {
             writeln!(
                 f,

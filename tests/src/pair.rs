@@ -109,12 +109,17 @@ impl Pair {
     /// The same, with meta data written, up, and the whole disk copied from the first machine, which is primary then.
     pub fn mirrored(pairing: Pairing, config: &Config) -> Result<Pair> {
         let pair = Pair::new(pairing, config)?;
-        pair.both("drbdadm create-md --force r0")?;
-        pair.both("drbdadm up r0")?;
-        pair.wait_connected()?;
-        pair.first().run_ok("drbdadm primary --force r0")?;
-        pair.wait_in_sync(RESYNC)?;
+        pair.mirror()?;
         Ok(pair)
+    }
+
+    /// Writes the meta data, brings both up, and copies the whole disk from the first machine, which is primary then.
+    pub fn mirror(&self) -> Result<()> {
+        self.both("drbdadm create-md --force r0")?;
+        self.both("drbdadm up r0")?;
+        self.wait_connected()?;
+        self.first().run_ok("drbdadm primary --force r0")?;
+        self.wait_in_sync(RESYNC)
     }
 
     /// The machines.

@@ -15,8 +15,6 @@ pub struct ProtocolSettings<'a> {
     pub after_sb_1p: u32,
     /// after-sb-2pri, by number.
     pub after_sb_2p: u32,
-    /// discard-my-data
-    pub discard_my_data: bool,
     /// allow-two-primaries
     pub two_primaries: bool,
     /// data-integrity-alg up to its NUL; empty for none and below protocol 87.
@@ -34,8 +32,6 @@ pub enum ProtocolField {
     AfterSb1p,
     /// after-sb-2pri
     AfterSb2p,
-    /// discard-my-data
-    DiscardMyData,
     /// allow-two-primaries
     TwoPrimaries,
     /// data-integrity-alg
@@ -50,7 +46,6 @@ impl ProtocolField {
             Self::AfterSb0p => "after-sb-0pri",
             Self::AfterSb1p => "after-sb-1pri",
             Self::AfterSb2p => "after-sb-2pri",
-            Self::DiscardMyData => "discard-my-data",
             Self::TwoPrimaries => "allow-two-primaries",
             Self::IntegrityAlg => "data-integrity-alg",
         }
@@ -144,7 +139,6 @@ pub fn compare_protocol(own: &ProtocolSettings<'_>, peer: &ProtocolSettings<'_>)
         let expected = SbPolicy::from_u32(own).map_or(own, |policy| policy.mirrored().number());
         (expected == peer, field, Setting::Policy(own), Setting::Policy(peer))
     };
-    let both_discard = own.discard_my_data && peer.discard_my_data;
     let rows = [
         (
             own.protocol == peer.protocol,
@@ -155,7 +149,6 @@ pub fn compare_protocol(own: &ProtocolSettings<'_>, peer: &ProtocolSettings<'_>)
         policy(Field::AfterSb0p, own.after_sb_0p, peer.after_sb_0p),
         policy(Field::AfterSb1p, own.after_sb_1p, peer.after_sb_1p),
         policy(Field::AfterSb2p, own.after_sb_2p, peer.after_sb_2p),
-        (!both_discard, Field::DiscardMyData, Setting::Flag(own.discard_my_data), Setting::Flag(peer.discard_my_data)),
         (
             own.two_primaries == peer.two_primaries,
             Field::TwoPrimaries,
@@ -185,7 +178,6 @@ mod tests {
             after_sb_0p: 4,
             after_sb_1p: 8,
             after_sb_2p: 0,
-            discard_my_data: false,
             two_primaries: false,
             integrity_alg: b"",
         }
@@ -199,9 +191,6 @@ mod tests {
     #[test]
     fn equal_settings_fit() {
         assert_eq!(compare_protocol(&settings(), &settings()), Ok(()));
-        let one_discards = ProtocolSettings { discard_my_data: true, ..settings() };
-        assert_eq!(compare_protocol(&settings(), &one_discards), Ok(()));
-        assert_eq!(compare_protocol(&one_discards, &settings()), Ok(()));
     }
 
     #[test]
@@ -228,9 +217,6 @@ mod tests {
             ProtocolSettings { integrity_alg: b"crc\x1b", ..base },
             "data-integrity-alg does not fit: none here, crc\\x1b at the peer",
         );
-        let discards = ProtocolSettings { discard_my_data: true, ..base };
-        let mismatch = compare_protocol(&discards, &discards).unwrap_err();
-        assert_eq!(mismatch.field, ProtocolField::DiscardMyData);
     }
 
     #[test]

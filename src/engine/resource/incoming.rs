@@ -389,6 +389,7 @@ impl<S: Storage> Engine<S> {
         self.link.is_closing()
             || (room
                 && !self.link.received_epoch.is_closing()
+                && !self.link.introducing
                 && !self.volume_must_follow()
                 && self.link.sequence_wait.is_none()
                 && !self.link.algorithms_pending)

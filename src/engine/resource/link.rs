@@ -99,6 +99,9 @@ pub(super) struct Link {
     pub(super) features: u32,
     /// This node accepted the meta socket: it decides ties.
     pub(super) resolve_conflicts: bool,
+    /// Own parameters are on their way. Until they are sent nothing is read: the peer has to learn them even if what it
+    /// says itself ends the connection.
+    pub(super) introducing: bool,
     /// Own parameters were sent, some volume waits for the peer's.
     pub(super) state_sent: bool,
     /// The peer sent P_PROTOCOL and it fits.
@@ -160,6 +163,7 @@ impl Link {
             wire_version: VERSION_BEFORE_FEATURES,
             features: 0,
             resolve_conflicts: false,
+            introducing: false,
             state_sent: false,
             protocol_checked: false,
             was_up: false,
@@ -233,6 +237,7 @@ impl<S: Storage> Engine<S> {
         link.handshake = Handshake::Features;
         link.wire_version = VERSION_BEFORE_FEATURES;
         link.resolve_conflicts = resolve_conflicts;
+        link.introducing = false;
         link.protocol_checked = false;
         link.was_up = false;
         link.peer_dry_run = false;
@@ -277,6 +282,7 @@ impl<S: Storage> Engine<S> {
                 self.send_volume_parameters(id);
             }
         }
+        self.link.introducing = true;
         let _outcome = self.change_connection(Change::conn(Conn::WFReportParams), Kind::Hard, false);
         self.link.was_up = true;
         self.link.up_since_ms = self.now_ms;

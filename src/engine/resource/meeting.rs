@@ -20,7 +20,7 @@ use crate::netlink::WireProtocol;
 use crate::state::{Change, Conn, Disk, Role, State, Susp};
 use crate::storage::Storage;
 use crate::wire::{
-    Features, Protocol, SyncParam, UuidFlags, Uuids, CONN_DISCARD_MY_DATA, CONN_DRY_RUN, OWN_FEATURES, PRO_VERSION_MAX,
+    Features, Protocol, SyncParam, UuidFlags, Uuids, CONN_DRY_RUN, OWN_FEATURES, PRO_VERSION_MAX,
     PRO_VERSION_MIN,
 };
 
@@ -56,7 +56,6 @@ impl<S: Storage> Engine<S> {
             after_sb_0p: net.after_sb_0p.as_u32(),
             after_sb_1p: net.after_sb_1p.as_u32(),
             after_sb_2p: net.after_sb_2p.as_u32(),
-            discard_my_data: self.link.discarding,
             two_primaries: net.two_primaries,
             integrity_alg: net.integrity_alg.as_bytes(),
         };
@@ -65,7 +64,6 @@ impl<S: Storage> Engine<S> {
             after_sb_0p: packet.after_sb_0p,
             after_sb_1p: packet.after_sb_1p,
             after_sb_2p: packet.after_sb_2p,
-            discard_my_data: packet.conn_flags & CONN_DISCARD_MY_DATA != 0,
             two_primaries: packet.two_primaries != 0,
             integrity_alg: packet.integrity_alg.as_bytes(),
         };
@@ -270,6 +268,8 @@ impl<S: Storage> Engine<S> {
         });
         let mut decision = decide(&input);
         if decision.decision == SyncDecision::Demote {
+            // What has to be told before is told once.
+            self.carry_out_decision(id, &decision);
             let demoted = self.change(id, Change::role(Role::Secondary), Kind::Soft).is_ok();
             input.demotion = if demoted { Demotion::Done } else { Demotion::Failed };
             decision = decide(&input);

@@ -154,6 +154,22 @@ impl<S: Storage> Engine<S> {
     /// The next packet for the data socket, with its bytes in `buffer` (at least [`super::PACKET_BUFFER_BYTES`]).
     pub fn next_data(&mut self, buffer: &mut [u8], now_ms: u64) -> Option<Outgoing> {
         self.now_ms = now_ms;
+        let packet = self.take_data(buffer);
+        if packet.is_none() {
+            self.introduced();
+        }
+        packet
+    }
+
+    /// The own parameters have been sent: now the peer's are read.
+    fn introduced(&mut self) {
+        if self.link.introducing && self.control.is_empty() && self.link.sending == Sending::Nothing {
+            self.link.introducing = false;
+            self.wakes.insert(Wakes::RECEIVER);
+        }
+    }
+
+    fn take_data(&mut self, buffer: &mut [u8]) -> Option<Outgoing> {
         if self.link.is_closing() || self.link.sending != Sending::Nothing {
             return None;
         }
@@ -173,7 +189,7 @@ impl<S: Storage> Engine<S> {
         let _taken = self.data_out.pop();
         if head_bytes == 0 {
             // The request is gone (its connection was lost meanwhile): look at the next one.
-            return self.next_data(buffer, now_ms);
+            return self.take_data(buffer);
         }
         self.link.sending = sending;
         let copy = matches!(sending, Sending::Request(id) if self.completes_when_sent(id));
@@ -403,7 +419,7 @@ impl<S: Storage> Engine<S> {
         }
         let Some(head_bytes) = head else {
             // The volume is gone.
-            return self.next_data(buffer, self.now_ms);
+            return self.take_data(buffer);
         };
         self.link.sending = Sending::Control;
         Some(Outgoing {
@@ -516,6 +532,7 @@ impl<S: Storage> Engine<S> {
             Sending::Reply(id) => self.reply_sent(id),
             Sending::ResyncRequest(_) => {}
         }
+        self.introduced();
         if self.link.is_closing() {
             self.wakes.insert(Wakes::LINK);
         } else if !self.data_out.is_empty() {
