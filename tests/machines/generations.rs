@@ -144,7 +144,7 @@ fn mirrored(text: &str) -> String {
     let text = text.split(' ').map(swap).collect::<Vec<_>>().join(" ");
     let lines: Vec<&str> = text.lines().collect();
     match lines.as_slice() {
-        [name, first, second, _] => format!("{name}\n{second}\n{first}\n  data a a"),
+        [name, first, second, data] => format!("{name}\n{second}\n{first}\n{}", data.replace("b b", "a a")),
         _ => text,
     }
 }
@@ -193,7 +193,8 @@ fn all_rules(pairing: Pairing) -> Result<()> {
     let [first, second] = data;
     for ((case, line), (first, second)) in CASES.iter().zip(&mut lines).zip(first?.chars().zip(second?.chars())) {
         write!(line, "\n  data {first} {second}")?;
-        if EITHER.contains(&case.name) && (first, second) == ('b', 'b') {
+        let second_wins = line.lines().nth(2).is_some_and(|line| line.contains("before-resync-source"));
+        if EITHER.contains(&case.name) && second_wins {
             *line = mirrored(line);
         }
     }
