@@ -416,7 +416,7 @@ impl Run<'_> {
     /// A slow link under protocol A: `block` waits, `disconnect` does not.
     fn congested(&mut self, first_is_c: bool) -> Result<()> {
         let first = self.pair.first();
-        let burst = "dd if=/dev/urandom of=/dev/drbd0 bs=64k count=64 oflag=direct status=none";
+        let burst = "dd if=/dev/urandom of=/dev/drbd0 bs=64k count=64 seek=512 oflag=direct status=none";
         self.pair.second().run_ok("drbdadm disconnect r0")?;
         first.run_ok("drbdadm disconnect r0")?;
         self.config.protocol = 'A';

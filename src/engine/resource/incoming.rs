@@ -390,6 +390,7 @@ impl<S: Storage> Engine<S> {
             || (room
                 && !self.link.received_epoch.is_closing()
                 && !self.link.introducing
+                && self.link.refusal.is_none()
                 && !self.volume_must_follow()
                 && self.link.sequence_wait.is_none()
                 && !self.link.algorithms_pending)

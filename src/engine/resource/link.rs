@@ -99,6 +99,11 @@ pub(super) struct Link {
     pub(super) features: u32,
     /// This node accepted the meta socket: it decides ties.
     pub(super) resolve_conflicts: bool,
+    /// The last program that the decision under way asked for; if that decision is to part, its end is awaited.
+    pub(super) told: Option<u32>,
+    pub(super) refusal: Option<u32>,
+    /// The peer closed the meta connection during the handshake, at this time.
+    pub(super) meta_lost_ms: Option<u64>,
     /// Own parameters are on their way. Until they are sent nothing is read: the peer has to learn them even if what it
     /// says itself ends the connection.
     pub(super) introducing: bool,
@@ -163,6 +168,9 @@ impl Link {
             wire_version: VERSION_BEFORE_FEATURES,
             features: 0,
             resolve_conflicts: false,
+            told: None,
+            refusal: None,
+            meta_lost_ms: None,
             introducing: false,
             state_sent: false,
             protocol_checked: false,
@@ -238,6 +246,7 @@ impl<S: Storage> Engine<S> {
         link.wire_version = VERSION_BEFORE_FEATURES;
         link.resolve_conflicts = resolve_conflicts;
         link.introducing = false;
+        link.meta_lost_ms = None;
         link.protocol_checked = false;
         link.was_up = false;
         link.peer_dry_run = false;
@@ -302,7 +311,23 @@ impl<S: Storage> Engine<S> {
         if !self.link.is_closing() {
             self.log(LogLine::LinkFailed { failure });
         }
+        if failure == LinkFailure::MetaReceive && self.link.state_sent && !self.link.is_closing() {
+            // A peer that refuses us closes both sockets. What it has said on the other one makes us come to a verdict
+            // of our own.
+            self.link.meta_lost_ms = Some(now_ms);
+            return;
+        }
         self.link_fault(conn);
+    }
+
+    /// The peer closed the meta connection during the handshake, and the data connection goes on, or not for ever.
+    pub(super) fn check_meta_lost(&mut self) {
+        let Some(since_ms) = self.link.meta_lost_ms else { return };
+        let limit_ms = u64::from(self.link.net.ping_timeo) * 100;
+        if !self.link.state_sent || self.now_ms.saturating_sub(since_ms) > limit_ms {
+            self.link.meta_lost_ms = None;
+            self.link_fault(Conn::NetworkFailure);
+        }
     }
 
     /// Gives the connection up. The first reason sticks. spec: wire-protocol 11.1

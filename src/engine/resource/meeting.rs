@@ -230,7 +230,13 @@ impl<S: Storage> Engine<S> {
                 return Err(Fault::PeerRebooted);
             }
             PeerStateAction::Refuse(PeerStateRefusal::PeerDryRun) => return Err(Fault::DryRun),
-            PeerStateAction::Refuse(PeerStateRefusal::Disconnect) => return Err(Fault::HandshakeRefused),
+            PeerStateAction::Refuse(PeerStateRefusal::Disconnect) => {
+                // While the programs run the connection stands, so that the peer comes to a verdict of its own.
+                self.link.refusal = self.link.told;
+                if self.link.refusal.is_none() {
+                    return Err(Fault::HandshakeRefused);
+                }
+            }
             PeerStateAction::Apply { new, soft, send_uuids_and_state } => {
                 self.with_volume(id, |volume| volume.consider_resync = false);
                 let kind = if soft { Kind::Soft } else { Kind::Hard };
@@ -256,6 +262,7 @@ impl<S: Storage> Engine<S> {
     /// Who has the better data, and what follows. spec: wire-protocol 8.1
     fn decide_sync(&mut self, id: VolumeId, received: State, peer_disk: Disk) -> HandshakeResult {
         let peer_dry_run = self.link.peer_dry_run;
+        self.link.told = None;
         let Some(mut input) = self.decide_input(id, received, peer_disk) else {
             return HandshakeResult::Failed { peer_dry_run };
         };
@@ -334,7 +341,7 @@ impl<S: Storage> Engine<S> {
                         crate::handshake::Helper::PriLost => Helper::PriLost,
                         crate::handshake::Helper::PriLostAfterSb => Helper::PriLostAfterSb,
                     };
-                    self.call_helper(helper, Some(id));
+                    self.link.told = Some(self.call_helper(helper, Some(id)));
                 }
                 // The bitmap is sent when all its bits are set and written; see `may_go`.
                 Thing::SetAllBits => {

@@ -94,6 +94,11 @@ impl<S: Storage> Engine<S> {
         let awaited = self
             .volume_ids()
             .find_map(|id| self.volume(id).and_then(|volume| volume.awaits_helper(ticket)).map(|found| (id, found)));
+        if self.link.refusal == Some(ticket) {
+            self.link.refusal = None;
+            self.fail(super::Fault::HandshakeRefused, Conn::Disconnecting);
+            return;
+        }
         let Some((id, (side, helper))) = awaited else {
             self.admin_helper_done(ticket, exit_code);
             return;
@@ -436,6 +441,7 @@ impl<S: Storage> Engine<S> {
         self.check_sequence_timeout();
         self.check_disk_timeouts();
         self.congestion_ended();
+        self.check_meta_lost();
         self.catch_up();
         self.admin_step();
     }
