@@ -246,3 +246,21 @@ fn suspended_by_the_administrator() {
         quiet(&mut world);
     });
 }
+
+#[test]
+fn a_demotion_puts_the_bitmap_on_the_disk() {
+    with_fencing(Fencing::DontCare, |mut world| {
+        synced(&mut world);
+        assert_eq!(world.admin(1, AdminRequest::Detach { volume: VOLUME, force: false }), 1);
+        world.reset_connection();
+        world.run_for_ms(3_000);
+        let write = world.start(0, WRITE, 8, 8);
+        ends(&mut world, write);
+        world.run_for_ms(1_000);
+        assert_eq!(world.admin(0, AdminRequest::Secondary { volume: VOLUME }), 1);
+        world.power_cut(0);
+        world.boot(0);
+        assert_eq!(world.attach(0), 101);
+        assert_eq!(world.status(0).bits_out_of_sync, 1);
+    });
+}

@@ -304,7 +304,7 @@ fn uuid(name: &str) -> u64 {
     let mut characters = name.chars();
     match characters.next() {
         Some(letter @ 'A'..='H') => {
-            let base = (u64::from(letter) - u64::from('A') + 0xA) << 60 | 0x0011_2233_4455_6670;
+            let base = ((u64::from(letter) - u64::from('A') + 0xA) << 60) | 0x0011_2233_4455_6670;
             name[1..].chars().fold(base, |uuid, mark| match mark {
                 '+' => uuid.wrapping_add(1 << 48),
                 _ => uuid | 1,
