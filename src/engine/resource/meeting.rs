@@ -20,8 +20,7 @@ use crate::netlink::WireProtocol;
 use crate::state::{Change, Conn, Disk, Role, State, Susp};
 use crate::storage::Storage;
 use crate::wire::{
-    Features, Protocol, SyncParam, UuidFlags, Uuids, CONN_DRY_RUN, OWN_FEATURES, PRO_VERSION_MAX,
-    PRO_VERSION_MIN,
+    Features, Protocol, SyncParam, UuidFlags, Uuids, CONN_DRY_RUN, OWN_FEATURES, PRO_VERSION_MAX, PRO_VERSION_MIN,
 };
 
 fn set_of(uuids: [u64; 4]) -> UuidSet {
