@@ -19,5 +19,5 @@ pub mod world;
 pub use disk::Stamp;
 pub use oracle::Oracle;
 pub use random::Random;
-pub use run::{run, Report};
+pub use run::{run, run_with, Report, Wishes};
 pub use world::{Config, World};

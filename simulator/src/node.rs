@@ -1,6 +1,7 @@
 //! One machine: its disks, which outlive a crash, and the engine with what its owner keeps for it, which do not.
 
 use crate::disk::{DataDisk, MetaDisk, Stamp};
+use crate::Random;
 use engine::resource::{Engine, LocalIo, MetadataIo, Op, PeerId, RequestId, TableLimits, VolumeId};
 use engine::storage::HeapStorage;
 use std::collections::{BTreeMap, VecDeque};
@@ -118,4 +119,29 @@ pub struct Node {
     pub known_sectors: u64,
     /// Faults to come.
     pub faults: DiskFaults,
+}
+
+impl Node {
+    /// The power fails while these transfers are on the disks: each sector of a write is written or not.
+    pub fn tear(&mut self, running: Running, random: &mut Random) {
+        for transfer in running.transfers.into_values().filter(|_| running.backing_open) {
+            let stamps = match transfer.op {
+                Op::Write => transfer.data,
+                Op::Discard | Op::WriteZeroes { .. } => vec![0; transfer.count as usize],
+                Op::Read | Op::Flush => continue,
+            };
+            for (sector, stamp) in (transfer.sector..).zip(stamps) {
+                if random.percent(50) {
+                    self.data.write(sector, &[stamp], false);
+                }
+            }
+        }
+        for (io, block, _) in running.meta_transfers.into_values().filter(|(io, ..)| io.write && running.backing_open) {
+            let mut torn = self.meta.read(io.sector);
+            for sector in (0..io.size_bytes as usize).step_by(512).filter(|_| random.percent(50)) {
+                torn[sector..sector + 512].copy_from_slice(&block[sector..sector + 512]);
+            }
+            self.meta.write(io.sector, &torn, io.size_bytes as usize, false);
+        }
+    }
 }

@@ -11,7 +11,7 @@ use crate::world::{Action, Config, World};
 use crate::Random;
 use engine::metadata::superblock::{UI_BITMAP, UI_CURRENT};
 use engine::netlink::{NetConf, ReadBalancing, WireProtocol};
-use engine::resource::{AdminRequest, TableLimits};
+use engine::resource::{AdminRequest, AlgorithmName, TableLimits};
 use engine::state::{Conn, Disk, Role};
 use std::collections::BTreeSet;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -50,11 +50,25 @@ const STEPS: u64 = 60;
 
 /// Carries out the run of a seed; a failed one is repeated with a trace.
 pub fn run(seed: u64) -> Report {
-    let report = attempt(seed, false);
+    run_with(seed, Wishes::default())
+}
+
+/// What is asked of a run besides its seed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wishes {
+    /// The trace of a failed run notes every change of this sector.
+    pub watch: Option<u64>,
+    /// Percentage of runs in which both nodes may be Primary.
+    pub two_primaries: u64,
+}
+
+/// As [`run`], with wishes.
+pub fn run_with(seed: u64, wishes: Wishes) -> Report {
+    let report = finish(seed, Driver::new(seed, false, wishes, |_| {}));
     if report.failure.is_none() {
         return report;
     }
-    let traced = attempt(seed, true);
+    let traced = finish(seed, Driver::new(seed, true, wishes, |config| config.watch = wishes.watch));
     assert_eq!(traced.failure, report.failure, "the same seed gave another run");
     traced
 }
@@ -62,11 +76,7 @@ pub fn run(seed: u64) -> Report {
 /// Carries out the run of a seed with broken engines.
 #[cfg(feature = "sabotage")]
 pub fn run_sabotaged(seed: u64, how: engine::resource::Sabotage) -> Report {
-    finish(seed, Driver::new(seed, false, |config| config.sabotage = Some(how)))
-}
-
-fn attempt(seed: u64, trace: bool) -> Report {
-    finish(seed, Driver::new(seed, trace, |_| {}))
+    finish(seed, Driver::new(seed, false, Wishes::default(), |config| config.sabotage = Some(how)))
 }
 
 fn finish(seed: u64, mut driver: Driver) -> Report {
@@ -105,25 +115,43 @@ struct Driver {
     world: World,
     random: Random,
     careful: bool,
+    /// Both nodes may be Primary.
+    dual: bool,
+    /// Every write so far was made under protocol C.
+    strict: bool,
+    /// When the network was last touched.
+    touched_us: u64,
     /// The node whose disk may fail.
     weak: usize,
     asked: [Asked; 2],
     detached_primary: bool,
+    /// This node's data is being given up, or may be before long.
+    invalidating: Option<usize>,
     crashes: u64,
     cuts: u64,
 }
 
 impl Driver {
     /// The run of a seed, with the world changed by `change`.
-    fn new(seed: u64, trace: bool, change: impl FnOnce(&mut Config)) -> Self {
+    fn new(seed: u64, trace: bool, wishes: Wishes, change: impl FnOnce(&mut Config)) -> Self {
         let mut random = Random::new(seed ^ 0x5eed_5eed_5eed_5eed);
         let careful = !random.percent(15);
-        let wire_protocol = random.pick(&[WireProtocol::C, WireProtocol::C, WireProtocol::B, WireProtocol::A]);
+        let dual = random.percent(wishes.two_primaries);
+        let letters = [WireProtocol::C, WireProtocol::C, WireProtocol::B, WireProtocol::A];
+        let wire_protocol = if dual { WireProtocol::C } else { random.pick(&letters) };
+        let some = |random: &mut Random, percent: u64, name: &str| {
+            let algorithm = AlgorithmName::from_bytes(name.as_bytes()).ok().filter(|_| random.percent(percent));
+            algorithm.unwrap_or(AlgorithmName::EMPTY)
+        };
         let net = NetConf {
             wire_protocol,
+            two_primaries: dual,
+            verify_alg: some(&mut random, 30, "crc32c"),
+            csums_alg: some(&mut random, 20, "crc32c"),
+            integrity_alg: some(&mut random, 15, "crc32c"),
             max_epoch_size: random.pick(&[2048, 2048, 20, 3]),
-            ko_count: random.pick(&[7, 2, 1]),
-            timeout: random.pick(&[60, 20]),
+            ko_count: if dual { 7 } else { random.pick(&[7, 2, 1]) },
+            timeout: if dual { 60 } else { random.pick(&[60, 20]) },
             use_rle: random.percent(80),
             ..NetConf::default()
         };
@@ -133,7 +161,10 @@ impl Driver {
         config.trace = trace;
         config.check_reads = careful;
         config.sectors = random.pick(&[32_768, 32_768, 20_001, 1 << 20]);
-        config.limits = TableLimits { volumes: 1, requests: slots, peer_requests: random.pick(&[16, 64, 200]) };
+        // Two Primaries need room for all that the other one may have under way, or both stop reading.
+        let peer_slots = random.pick(&[16, 64, 200]);
+        let peer_requests = if dual { 2 * slots.max(peer_slots) } else { peer_slots };
+        config.limits = TableLimits { volumes: 1, requests: slots, peer_requests };
         config.disk.read_balancing = random.pick(&[
             ReadBalancing::PreferLocal,
             ReadBalancing::PreferLocal,
@@ -142,15 +173,21 @@ impl Driver {
             ReadBalancing::LeastPending,
             ReadBalancing::Striping32K,
         ]);
+        config.internal = random.percent(70);
+        config.disk.rs_discard_granularity = random.pick(&[0, 0, 65_536]);
         let weak = random.below(2) as usize;
         change(&mut config);
         Driver {
             world: World::new(config),
             random,
             careful,
+            dual,
+            strict: wire_protocol == WireProtocol::C,
+            touched_us: 0,
             weak,
             asked: [Asked::Nothing; 2],
             detached_primary: false,
+            invalidating: None,
             crashes: 0,
             cuts: 0,
         }
@@ -189,6 +226,16 @@ impl Driver {
             });
         }
         assert_eq!(world.admin(0, primary), 1);
+        if self.dual {
+            self.world.run_until("both good", 600_000, |world| {
+                (0..2).all(|node| {
+                    let state = world.status(node).state;
+                    (state.conn, state.disk, state.pdsk) == (Conn::Connected, Disk::UpToDate, Disk::UpToDate)
+                })
+            });
+            let primary = AdminRequest::Primary { volume: VOLUME, force: false };
+            assert_eq!(self.world.admin(1, primary), 1);
+        }
     }
 
     // One thing that happens.
@@ -204,7 +251,8 @@ impl Driver {
             76..=83 => self.roles(),
             84..=89 => self.connections(),
             90..=94 => self.disks(),
-            95..=96 => self.invalidate(),
+            95 => self.invalidate(),
+            96..=97 => self.special(),
             _ => self.disk_faults(),
         }
         let pause = self.random.pick(&[0, 0, 1, 2, 10]);
@@ -264,9 +312,19 @@ impl Driver {
         }
     }
 
+    /// Both nodes are Primary, or may be so before long. Without each other they would part ways.
+    fn both_write(&self) -> bool {
+        let primaries = (0..2).filter(|&node| self.is_primary(node)).count();
+        primaries == 2 || (primaries == 1 && self.dual && self.asked.contains(&Asked::Promotion))
+    }
+
     fn network(&mut self) {
+        self.touched_us = self.world.now_us();
         if self.world.network_up != [true, true] {
             self.world.set_network(true);
+            return;
+        }
+        if self.careful && self.both_write() {
             return;
         }
         self.cuts += 1;
@@ -288,14 +346,19 @@ impl Driver {
         }
         let own = self.world.status(node).state;
         let other = 1 - node;
-        let mirrored = self.both_good() && self.world.config.net.wire_protocol == WireProtocol::C;
+        if self.careful && self.dual && !self.world.is_on(other) && own.conn >= Conn::Connected {
+            // The survivor does not know yet that it is one: if both crash as Primaries neither is the newer one.
+            return;
+        }
+        let mirrored = self.both_good() && self.strict;
         if self.careful && own.disk == Disk::UpToDate && (own.role == Role::Primary || mirrored) {
             if let Err(reason) = self.world.check_acknowledged(node) {
                 panic!("node {node} is UpToDate but lacks an acknowledged write: {reason}");
             }
         }
         self.world.power_cut(node);
-        if !self.world.is_on(other) || self.world.status(other).state.disk != Disk::UpToDate {
+        let given_up = self.invalidating == Some(other);
+        if given_up || !self.world.is_on(other) || self.world.status(other).state.disk != Disk::UpToDate {
             // No other copy could take over: what was in the disk's cache is gone, as with any disk.
             let sectors: Vec<u64> = self.world.oracle.sectors().collect();
             for sector in sectors {
@@ -319,7 +382,7 @@ impl Driver {
         }
         if self.is_primary(node) {
             // The device must have been closed, as the module demands.
-            if self.world.open_operations() == 0 {
+            if self.world.open_operations_of(node) == 0 {
                 self.ask(node, Asked::Demotion, AdminRequest::Secondary { volume: VOLUME });
             }
         } else if !self.careful || self.may_promote(node) {
@@ -331,6 +394,11 @@ impl Driver {
     fn may_promote(&self, node: usize) -> bool {
         let world = &self.world;
         let other = 1 - node;
+        if self.dual && self.is_primary(other) {
+            // Only while the network is reliable.
+            let quiet = world.now_us() > self.touched_us + 5_000_000 && world.network_up == [true, true];
+            return quiet && self.both_good() && self.asked == [Asked::Nothing; 2];
+        }
         if self.is_primary(other) || self.asked[other] == Asked::Promotion {
             return false;
         }
@@ -361,11 +429,56 @@ impl Driver {
         }
         if self.world.status(node).state.conn == Conn::StandAlone {
             let conf = self.world.config.net;
-            self.ask(node, Asked::Other, AdminRequest::Connect { conf: &conf });
-        } else if self.random.percent(40) {
+            self.connect(node, &conf);
+        } else if self.random.percent(40) && !(self.careful && self.both_write()) {
             let force = self.random.percent(20);
             self.ask(node, Asked::Other, AdminRequest::Disconnect { force });
         }
+    }
+
+    fn connect(&mut self, node: usize, conf: &NetConf) {
+        self.know_algorithms(node);
+        self.ask(node, Asked::Other, AdminRequest::Connect { conf });
+    }
+
+    fn know_algorithms(&mut self, node: usize) {
+        let net = &self.world.config.net;
+        let names = [net.verify_alg, net.csums_alg, net.integrity_alg];
+        self.world.tell_algorithms(node, &names);
+    }
+
+    /// What an administrator does more seldom.
+    fn special(&mut self) {
+        let node = self.random.below(2) as usize;
+        if !self.world.is_on(node) {
+            return;
+        }
+        let state = self.world.status(node).state;
+        match self.random.below(4) {
+            0 if self.both_good() => {
+                let request = AdminRequest::Verify { volume: VOLUME, start_sector: Some(0), stop_sector: None };
+                self.ask(node, Asked::Other, request);
+            }
+            1 if state.user_isp => self.ask(node, Asked::Other, AdminRequest::ResumeSync { volume: VOLUME }),
+            1 => self.ask(node, Asked::Other, AdminRequest::PauseSync { volume: VOLUME }),
+            2 if self.world.is_suspended(node) => {
+                self.ask(node, Asked::Other, AdminRequest::ResumeIo { volume: VOLUME });
+            }
+            2 if !self.dual => self.ask(node, Asked::Other, AdminRequest::SuspendIo { volume: VOLUME }),
+            _ if !self.dual && self.both_good() && self.asked == [Asked::Nothing; 2] => {
+                let letter = self.random.pick(&[WireProtocol::A, WireProtocol::B, WireProtocol::C]);
+                self.strict &= letter == WireProtocol::C;
+                self.world.config.net.wire_protocol = letter;
+                self.set_net_options(node);
+            }
+            _ => {}
+        }
+    }
+
+    fn set_net_options(&mut self, node: usize) {
+        let conf = self.world.config.net;
+        self.know_algorithms(node);
+        self.ask(node, Asked::Other, AdminRequest::NetOptions { conf: &conf });
     }
 
     fn disks(&mut self) {
@@ -376,7 +489,7 @@ impl Driver {
         if !self.world.status(node).has_disk {
             let _begun = self.attach(node);
         } else if self.random.percent(50) {
-            let force = self.random.percent(20);
+            let force = self.random.percent(20) && self.invalidating.is_none();
             self.detached_primary |= self.is_primary(node);
             self.ask(node, Asked::Other, AdminRequest::Detach { volume: VOLUME, force });
         }
@@ -403,24 +516,35 @@ impl Driver {
 
     fn invalidate(&mut self) {
         let node = self.random.below(2) as usize;
-        if self.both_good() && self.world.config.sectors < 100_000 {
-            let request = if self.random.percent(50) {
-                AdminRequest::Invalidate { volume: VOLUME }
-            } else {
-                AdminRequest::InvalidateRemote { volume: VOLUME }
-            };
+        let (request, victim) = if self.random.percent(50) {
+            (AdminRequest::Invalidate { volume: VOLUME }, node)
+        } else {
+            (AdminRequest::InvalidateRemote { volume: VOLUME }, 1 - node)
+        };
+        // What a Primary has acknowledged under protocol A or B may be nowhere else.
+        let sure = self.strict || !self.is_primary(victim);
+        // Nor does he do it when the other disk is about to fail.
+        let survivor = &self.world.nodes[1 - victim].faults;
+        let sound = survivor.read_percent + survivor.write_percent + survivor.meta_percent == 0;
+        if self.both_good() && self.world.config.sectors < 100_000 && sound && (sure || !self.careful) {
+            self.invalidating = Some(victim);
             self.ask(node, Asked::Other, request);
         }
     }
 
     fn disk_faults(&mut self) {
         let weak = self.weak;
+        if self.invalidating.is_some_and(|victim| victim != weak) {
+            return;
+        }
         let percent = self.random.pick(&[0, 1, 10]);
         let faults = &mut self.world.nodes[weak].faults;
         match self.random.below(4) {
             0 => faults.read_percent = percent,
             1 => faults.write_percent = percent,
             2 => faults.meta_percent = percent,
+            // Two Primaries must not lose each other.
+            _ if self.dual && self.careful => {}
             _ => {
                 let node = self.random.below(2) as usize;
                 self.world.nodes[node].faults.slowness = self.random.pick(&[0, 0, 10, 200]);
@@ -431,11 +555,14 @@ impl Driver {
     // What must hold.
 
     fn check(&mut self) {
+        if self.asked == [Asked::Nothing; 2] && self.both_good() {
+            self.invalidating = None;
+        }
         let world = &self.world;
         if !self.both_good() {
             return;
         }
-        if self.careful && world.config.net.wire_protocol == WireProtocol::C {
+        if self.careful && self.strict {
             for node in 0..2 {
                 if let Err(reason) = world.check_acknowledged(node) {
                     panic!("both nodes are UpToDate, but node {node} lacks an acknowledged write: {reason}");
@@ -472,7 +599,7 @@ impl Driver {
             }
         }
         let mut bad_turns = 0;
-        for _ in 0..600 {
+        for turn in 0..600 {
             if self.in_sync() {
                 return;
             }
@@ -482,7 +609,7 @@ impl Driver {
                 return;
             }
             bad_turns = if self.is_stuck() { bad_turns + 1 } else { 0 };
-            self.mend(bad_turns);
+            self.mend(turn, bad_turns);
         }
         panic!("the pair does not come together; {}; refusals {:?}", self.world.describe(), self.world.refusals);
     }
@@ -497,13 +624,21 @@ impl Driver {
         (0..2).any(|node| self.world.status(node).state.conn == Conn::Connected)
     }
 
-    fn mend(&mut self, bad_turns: u32) {
+    fn mend(&mut self, turn: u32, bad_turns: u32) {
         for node in 0..2 {
             if self.asked[node] != Asked::Nothing {
                 continue;
             }
             let status = self.world.status(node);
-            if !status.has_disk {
+            if self.world.is_suspended(node) {
+                self.ask(node, Asked::Other, AdminRequest::ResumeIo { volume: VOLUME });
+            } else if status.state.user_isp {
+                self.ask(node, Asked::Other, AdminRequest::ResumeSync { volume: VOLUME });
+            } else if turn % 8 == 7 && status.state.conn < Conn::WFReportParams && status.state.conn > Conn::StandAlone
+            {
+                // Its options may be those from before the last change.
+                self.set_net_options(node);
+            } else if !status.has_disk {
                 if !self.attach(node) {
                     // A Primary without good data has shown what this disk does not have: it has to give up first.
                     for primary in (0..2).filter(|&node| self.is_primary(node)).collect::<Vec<_>>() {
@@ -521,7 +656,7 @@ impl Driver {
                         continue;
                     }
                 }
-                self.ask(node, Asked::Other, AdminRequest::Connect { conf: &conf });
+                self.connect(node, &conf);
             } else if !self.world.refusals.is_empty() && status.state.conn == Conn::WFConnection {
                 // The other one refused: begin again, as told above.
                 if self.world.status(1 - node).state.conn == Conn::StandAlone && node == self.victim() {

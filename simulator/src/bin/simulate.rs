@@ -1,9 +1,10 @@
 //! Runs many seeds on all cores, shows how far it is, and keeps what is needed to repeat a failure.
 //!
-//! `simulate [--seeds N] [--first N] [--threads N] [--failures DIRECTORY]`
+//! `simulate [--seeds N] [--first N] [--threads N] [--failures DIRECTORY] [--watch SECTOR] [--two-primaries PERCENT]`
 
+use engine::wire::command::PACKETS;
 use indicatif::{ProgressBar, ProgressStyle};
-use simulator::{run, Report};
+use simulator::{run_with, Report, Wishes};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,19 +12,26 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Mutex;
 use std::time::Instant;
 
-const USAGE: &str = "usage: simulate [--seeds N] [--first N] [--threads N] [--failures DIRECTORY]";
+const USAGE: &str = "usage: simulate [--seeds N] [--first N] [--threads N] [--failures DIRECTORY] [--watch SECTOR] [--two-primaries PERCENT]";
 
 struct Options {
     seeds: u64,
     first: u64,
     threads: usize,
     failures: PathBuf,
+    wishes: Wishes,
 }
 
 impl Options {
     fn parse(arguments: impl Iterator<Item = String>) -> Result<Self, String> {
         let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
-        let mut options = Options { seeds: 2000, first: 1, threads, failures: "target/failing-seeds".into() };
+        let mut options = Options {
+            seeds: 2000,
+            first: 1,
+            threads,
+            failures: "target/failing-seeds".into(),
+            wishes: Wishes::default(),
+        };
         let mut arguments = arguments;
         while let Some(name) = arguments.next() {
             let value = arguments.next().ok_or_else(|| format!("{name}: a value is expected\n{USAGE}"))?;
@@ -32,6 +40,8 @@ impl Options {
                 "--seeds" => options.seeds = number()?,
                 "--first" => options.first = number()?,
                 "--threads" => options.threads = number()?.clamp(1, 1024) as usize,
+                "--watch" => options.wishes.watch = Some(number()?),
+                "--two-primaries" => options.wishes.two_primaries = number()?.min(100),
                 "--failures" => options.failures = value.into(),
                 _ => return Err(format!("{name}: unknown option\n{USAGE}")),
             }
@@ -39,6 +49,9 @@ impl Options {
         Ok(options)
     }
 }
+
+/// Rules of the comparison of generations.
+const RULES: usize = 25;
 
 /// Sums over all runs.
 #[derive(Default)]
@@ -82,8 +95,10 @@ impl Figures {
         ] {
             println!("{count:>12} {what}");
         }
-        println!("{:>12} rules about the generations reached: {}", self.rules.len(), list(&self.rules));
-        println!("{:>12} kinds of packets exchanged: {}", self.packets.len(), list(&self.packets));
+        println!("{:>12} of {RULES} rules about the generations reached: {}", self.rules.len(), list(&self.rules));
+        // Old and never sent ones aside.
+        let known = PACKETS.iter().filter(|packet| packet.handled).count();
+        println!("{:>12} of {known} kinds of packets exchanged: {}", self.packets.len(), list(&self.packets));
     }
 }
 
@@ -127,7 +142,7 @@ fn main() -> ExitCode {
                 if number >= options.seeds {
                     return;
                 }
-                let report = run(options.first + number);
+                let report = run_with(options.first + number, options.wishes);
                 if report.failure.is_some() {
                     if let Err(error) = keep(&options, &report) {
                         bar.println(format!("cannot keep the trace of seed {}: {error}", report.seed));

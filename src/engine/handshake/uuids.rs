@@ -482,7 +482,9 @@ pub fn receive_uuids(input: &UuidsInput) -> UuidsAction {
     if own.conn == Conn::Connected && input.apv >= 90 && fresh && input.skip_initial_sync {
         return UuidsAction::SkipInitialSync;
     }
-    if own.disk < Disk::Inconsistent && (primary || own.conn >= Conn::Connected) {
+    // A Primary sees the peer's data only while that is good. (The C module goes by any data from then on.)
+    let sees_it = own.pdsk == Disk::UpToDate || !primary;
+    if own.disk < Disk::Inconsistent && own.conn >= Conn::Connected && sees_it {
         return UuidsAction::Expose;
     }
     UuidsAction::Keep
@@ -524,6 +526,25 @@ mod tests {
         assert_eq!((here.rule, here.result), (rule, result));
         let there = compare(&peer, &own, &mirrored(ctx));
         assert_eq!((there.rule, there.result), (peers_rule, result.opposite()));
+    }
+
+    #[test]
+    fn a_primary_without_disk_does_not_take_over_the_generation_of_a_worse_disk() {
+        let own = State {
+            role: Role::Primary,
+            peer: Role::Secondary,
+            conn: Conn::Connected,
+            disk: Disk::Failed,
+            pdsk: Disk::Outdated,
+            aftr_isp: false,
+            peer_isp: false,
+            user_isp: false,
+        };
+        let input =
+            UuidsInput { own, apv: 101, own_current: Some(A), exposed: A, peer_current: B, skip_initial_sync: false };
+        assert_eq!(receive_uuids(&input), UuidsAction::Keep);
+        let good = State { pdsk: Disk::UpToDate, ..own };
+        assert_eq!(receive_uuids(&UuidsInput { own: good, ..input }), UuidsAction::Expose);
     }
 
     #[test]
@@ -717,7 +738,7 @@ mod tests {
             peer_current: A | 1,
             skip_initial_sync: false,
         };
-        assert_eq!(receive_uuids(&input), UuidsAction::Expose);
+        assert_eq!(receive_uuids(&input), UuidsAction::Keep);
         assert_eq!(receive_uuids(&UuidsInput { peer_current: B, ..input }), UuidsAction::Refuse);
         let reattached = State { conn: Conn::Connected, pdsk: Disk::Diskless, ..alone };
         assert_eq!(receive_uuids(&UuidsInput { own: reattached, peer_current: B, ..input }), UuidsAction::Refuse);

@@ -428,8 +428,11 @@ impl<S: Storage> Engine<S> {
         let waiting = slot.local == Local::Pending
             || (matches!(slot.net, Net::Queued | Net::Waiting) && !self.sabotaged(Sabotage::AcknowledgeWithoutPeer))
             || self.waits_for_barrier(&slot);
+        if slot.phase == Phase::Active && !waiting && self.only_peer_has(&slot) {
+            self.record_loss(slot.volume);
+        }
         if slot.phase == Phase::Active && !waiting && !self.completion_held(&slot) {
-            let done = self.local_copy_counts(&slot) || (slot.net == Net::Ok && slot.net_counts);
+            let done = self.local_copy_counts(&slot) || self.peers_copy_counts(&slot);
             if !done && slot.io.op == Op::Read && self.retry_read(index) {
                 return;
             }
@@ -449,11 +452,29 @@ impl<S: Storage> Engine<S> {
         slot.local == Local::Ok && slot.local_counts && (!slot.io.op.is_write() || still_good())
     }
 
-    /// Protocol A, and the local write failed: that the peer's copy has been handed to TCP is not enough any more. The
-    /// acknowledgement of the barrier tells that it arrived.
+    /// The same for the peer's part: its disk may have been invalidated meanwhile.
+    fn peers_copy_counts(&self, slot: &super::slots::Request) -> bool {
+        let still_good = || self.volume(slot.volume).is_some_and(|volume| volume.state.pdsk == Disk::UpToDate);
+        slot.net == Net::Ok && slot.net_counts && (!slot.io.op.is_write() || still_good())
+    }
+
+    /// The write went to a disk that was good and is not any more; the peer has it.
+    fn only_peer_has(&self, slot: &super::slots::Request) -> bool {
+        slot.io.op.is_write()
+            && slot.local_counts
+            && matches!(slot.local, Local::Ok | Local::Failed | Local::Aborted)
+            && !self.local_copy_counts(slot)
+            && self.peers_copy_counts(slot)
+    }
+
+    /// Protocol A or B, and the local copy is worth nothing any more: that the peer's has been handed to TCP, or is in its
+    /// memory, is not enough. The acknowledgement of the barrier tells that it is safe.
     fn waits_for_barrier(&mut self, slot: &super::slots::Request) -> bool {
-        let failed = matches!(slot.local, Local::Failed | Local::Aborted);
-        let waits = slot.protocol == WireProtocol::A && failed && slot.net == Net::Ok && slot.in_log;
+        let waits = slot.protocol != WireProtocol::C
+            && matches!(slot.local, Local::Ok | Local::Failed | Local::Aborted)
+            && !self.local_copy_counts(slot)
+            && slot.net == Net::Ok
+            && slot.in_log;
         if waits && slot.epoch == self.link.epoch {
             self.close_epoch();
         }
@@ -466,9 +487,12 @@ impl<S: Storage> Engine<S> {
         if self.susp.any() {
             return true;
         }
-        slot.io.op.is_write()
-            && slot.net != Net::Ok
-            && self.volume(slot.volume).is_some_and(|volume| volume.generation_pending())
+        let Some(volume) = self.volume(slot.volume).filter(|_| slot.io.op.is_write()) else { return false };
+        if slot.net == Net::Ok {
+            volume.loss_version.is_some() && self.only_peer_has(slot)
+        } else {
+            volume.generation_pending()
+        }
     }
 
     /// A read that failed on one path takes the other. False: there is none.
@@ -494,6 +518,9 @@ impl<S: Storage> Engine<S> {
         slot.phase = Phase::Completed;
         let slot = *slot;
         self.record(index);
+        if slot.io.op.is_write() && result.is_ok() && slot.local != Local::Ok {
+            self.with_volume(slot.volume, |volume| volume.wrote_elsewhere = true);
+        }
         if slot.in_log && slot.epoch == self.link.epoch {
             // A later write may depend on this one: it must not be in the same epoch.
             self.close_epoch();
@@ -602,12 +629,16 @@ impl<S: Storage> Engine<S> {
             return None;
         }
         let id = slot.volume;
+        let in_overlaps = slot.in_overlaps;
         let pending = slot.net == Net::Waiting || slot.net == Net::Queued;
         if result == Net::Failed || slot.net != Net::Failed {
             slot.net = result;
         }
         if slot.phase == Phase::Completed || result == Net::Failed {
             self.record(request.index);
+        }
+        if in_overlaps && result == Net::Ok {
+            self.overlaps.acknowledge(u32::from(request.index));
         }
         if pending {
             if let Some(volume) = self.volume_mut(id) {

@@ -51,7 +51,10 @@ impl<S: Storage> Engine<S> {
             on_no_data_suspend: self.options.on_no_data == OnNoData::SuspendIo,
             state_sent: self.link.state_sent,
             negotiated: volume.negotiated,
-            ed_uuid_matches: volume.disk.as_ref().is_some_and(|disk| disk.current() == volume.exposed_uuid),
+            ed_uuid_matches: volume
+                .disk
+                .as_ref()
+                .is_some_and(|disk| disk.current() == volume.exposed_uuid && !volume.wrote_elsewhere),
         }
     }
 
@@ -188,13 +191,22 @@ impl<S: Storage> Engine<S> {
                 volume.resync.target_prepares = false;
             });
         }
-        if old.disk >= Disk::Inconsistent && new.disk < Disk::Inconsistent && new.pdsk == Disk::UpToDate {
+        let relies_on_peer = |state: State| state.disk < Disk::Inconsistent && state.pdsk == Disk::UpToDate;
+        if !relies_on_peer(old) && relies_on_peer(new) {
             // From now on the application sees the peer's data. Its generation may have arrived already, because the
-            // peer began it when it agreed to this change. spec: state-machine 14.2
+            // peer began it when it agreed to this change, or during the handshake. spec: state-machine 14.2
             self.with_volume(id, |volume| {
                 let peer = volume.peer.uuids.and_then(|uuids| uuids.uuids.first().copied());
                 volume.exposed_uuid = peer.unwrap_or(volume.exposed_uuid);
             });
+        }
+        self.note_missed_end(id, old, new);
+        if new.conn >= Conn::Connected && new.disk == Disk::UpToDate {
+            self.with_volume(id, |volume| volume.wrote_elsewhere = false);
+        }
+        if old.conn >= Conn::Connected && new.conn < Conn::Connected {
+            // What has no answer by now has failed.
+            self.with_volume(id, |volume| volume.loss_version = None);
         }
         if old.conn != Conn::WFBitMapS && new.conn == Conn::WFBitMapS {
             self.mark_writes_under_way(id);
@@ -217,6 +229,20 @@ impl<S: Storage> Engine<S> {
         self.admin_step();
     }
 
+    /// The source of a resync whose last block is done loses its target, which may have finished without our hearing of
+    /// it: then both have the same generation, and what is written on one side only must be of another. (The C module
+    /// goes on with the same, and the other node would be told that it is the one with changes.)
+    fn note_missed_end(&mut self, id: VolumeId, old: State, new: State) {
+        let was_source = matches!(old.conn, Conn::SyncSource | Conn::PausedSyncS);
+        self.with_volume(id, |volume| {
+            if was_source && new.conn <= Conn::Connected && new.pdsk != Disk::UpToDate {
+                volume.missed_end = volume.weight() == 0;
+            } else if old.conn < Conn::Connected && new.conn >= Conn::Connected {
+                volume.missed_end = false;
+            }
+        });
+    }
+
     fn effect_context(&self, id: VolumeId, new: State) -> EffectContext {
         let all = Aggregates::of(self.volumes.iter().flatten().map(|volume| volume.state));
         let volume = self.volume(id);
@@ -236,7 +262,7 @@ impl<S: Storage> Engine<S> {
             current_conn: new.conn,
             all_volumes_connected: all.all_at_least(Conn::Connected),
             all_disks_up_to_date: all.lowest_disk == Some(Disk::UpToDate),
-            bitmap_uuid_zero: disk.is_some_and(|disk| disk.bitmap_uuid() == 0),
+            bitmap_uuid_zero: volume.is_some_and(|volume| !volume.records_changes()) && disk.is_some(),
             resync_after_negotiation: disk.is_some_and(|disk| disk.resync_after_negotiation),
             ..EffectContext::of(new, self.link.apv)
         }
@@ -364,6 +390,10 @@ impl<S: Storage> Engine<S> {
             return;
         };
         let old = disk.current();
+        if core::mem::take(&mut volume.missed_end) && disk.bitmap_uuid() != 0 {
+            // As if the end had been heard of.
+            disk.rotate_bitmap_uuid(0);
+        }
         disk.set_bitmap_uuid(old);
         disk.set_current(random, primary);
         volume.exposed_uuid = disk.current();
@@ -378,6 +408,10 @@ impl<S: Storage> Engine<S> {
     /// spec: wire-protocol 8.5; metadata 6.2 (12)
     fn start_sync_generation(&mut self, id: VolumeId) {
         let random = self.random();
+        let late_fixup = self.volume_mut(id).and_then(|volume| volume.late_fixup.take());
+        if let Some(fixup) = late_fixup {
+            self.correct_generations(id, fixup);
+        }
         let Some(disk) = self.volume_mut(id).and_then(|volume| volume.disk.as_mut()) else { return };
         let uuid = match disk.bitmap_uuid() {
             0 | crate::metadata::superblock::UUID_JUST_CREATED => random,
@@ -438,8 +472,37 @@ impl<S: Storage> Engine<S> {
             }
             return;
         }
-        self.with_volume(id, |volume| volume.io_error = Some(error));
+        self.with_volume(id, |volume| {
+            volume.io_error = Some(error);
+            volume.loss_known = false;
+        });
         let _outcome = self.change(id, Change::disk(Disk::Failed), Kind::Hard);
+    }
+
+    /// A write that was under way when the disk failed is about to be acknowledged because the peer has it. The peer may
+    /// never learn that it is the only one, and then this disk might come back as the good one: so it is marked as no
+    /// good, as long as it can be written. (The C module leaves it marked as good.)
+    pub(super) fn record_loss(&mut self, id: VolumeId) {
+        let Some(volume) = self.volume_mut(id) else { return };
+        if volume.state.disk != Disk::Failed || volume.loss_known || volume.loss_version.is_some() {
+            return;
+        }
+        if let Some(disk) = volume.disk.as_mut().filter(|disk| disk.release != super::volume::Release::Releasing) {
+            disk.assign_flag(MetaFlags::CONSISTENT, false);
+            if disk.pipeline.is_dirty() {
+                volume.loss_version = Some(disk.pipeline.version());
+                self.sync_metadata(id);
+            }
+        }
+    }
+
+    /// The loss of the own disk is known where it matters: writes that only the peer has may be acknowledged.
+    pub(super) fn loss_recorded(&mut self, id: VolumeId) {
+        let Some(volume) = self.volume_mut(id).filter(|volume| volume.state.disk == Disk::Failed) else { return };
+        volume.loss_known = true;
+        if volume.loss_version.take().is_some() {
+            self.settle_all();
+        }
     }
 }
 

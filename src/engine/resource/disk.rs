@@ -135,7 +135,7 @@ impl<S: Storage> Engine<S> {
         .map_err(|error| error.error_code())?;
         let someone_primary = volume.state.role == Role::Primary || volume.state.peer == Role::Primary;
         let current = superblock.uuids.first().copied().unwrap_or(0);
-        let other_data = volume.exposed_uuid != 0 && (volume.exposed_uuid ^ current) & !1 != 0;
+        let other_data = volume.has_seen_other_data(current);
         if volume.state.pdsk != Disk::UpToDate && someone_primary && other_data {
             return Err(RetCode::DataNotCurrent.number());
         }
@@ -203,6 +203,7 @@ impl<S: Storage> Engine<S> {
         let Some(volume) = self.volume_mut(id) else { return };
         volume.holds = if keep { volume.holds } else { volume.holds.saturating_sub(1) };
         let (conn, role, fencing) = (volume.state.conn, volume.state.role, volume.conf.fencing);
+        let is_old = volume.disk.as_ref().is_some_and(|disk| volume.has_seen_other_data(disk.current()));
         let Some(disk) = volume.disk.as_mut() else { return };
         if let Some(from) = disk.grew_from_sectors.take() {
             let bits = disk.bitmap.bits();
@@ -211,8 +212,6 @@ impl<S: Storage> Engine<S> {
             let rewrite = Rewrite { moved: false, full_sync: false, then: Then::Nothing };
             let _fits = disk.pipeline.queue(Job::Rewrite(rewrite));
         }
-        let current = disk.current();
-        let is_old = volume.exposed_uuid != 0 && (volume.exposed_uuid ^ current) & !1 != 0;
         if role == Role::Primary && conn < Conn::Connected && is_old {
             // Begun with the peer's good data in reach; now this disk would be the only one, and it is older than what
             // the application has seen.
@@ -247,7 +246,7 @@ impl<S: Storage> Engine<S> {
         self.update_meta_flags(id);
         let writes_alone = self.volume(id).is_some_and(|volume| {
             let state = volume.state;
-            let unrecorded = volume.disk.as_ref().is_some_and(|disk| disk.bitmap_uuid() == 0);
+            let unrecorded = volume.disk.is_some() && !volume.records_changes();
             role == Role::Primary && state.conn < Conn::Connected && state.disk == Disk::UpToDate && unrecorded
         });
         if writes_alone {
@@ -350,6 +349,7 @@ impl<S: Storage> Engine<S> {
         volume.next_transaction = disk.pipeline.transaction_number();
         volume.negotiated = None;
         volume.generation_version = None;
+        volume.loss_version = None;
         // Jobs that were still queued went with the disk.
         self.admin_job_done(id, false);
         self.resize_failed(id);

@@ -539,8 +539,10 @@ impl<S: Storage> Engine<S> {
         }
         let ack = BlockAck::decode(body).map_err(bad)?;
         self.with_volume(id, |volume| volume.peer_seq = newer(volume.peer_seq, ack.seq));
+        // What it acknowledges is over before the write is looked at that the peer made after it.
+        let result = self.receive_block_ack(id, command, &ack);
         self.check_sequence();
-        self.receive_block_ack(id, command, &ack)
+        result
     }
 
     fn receive_block_ack(&mut self, id: VolumeId, command: Command, ack: &BlockAck) -> Result<(), Fault> {
@@ -612,6 +614,10 @@ impl<S: Storage> Engine<S> {
         if self.sabotaged(Sabotage::ForgetBeforeBarrier) {
             return Ok(());
         }
+        if epoch != Some(ack.number) && self.link.departed.of(ack.number) > 0 {
+            // Nothing of this epoch is left: the peer's own writes overrode all of it.
+            return Ok(());
+        }
         let Some(epoch) = epoch else { return Err(Fault::BarrierMismatch { expected: None, found }) };
         let mut size = 0u32;
         let mut at = self.log.front();
@@ -622,9 +628,6 @@ impl<S: Storage> Engine<S> {
         // Writes that the peer's own overrode are off our list; the peer may have counted them.
         let departed = self.link.departed.of(epoch);
         if ack.number != epoch || ack.set_size < size || ack.set_size > size.saturating_add(departed) {
-            if ack.number != epoch && self.link.departed.of(ack.number) > 0 {
-                return Ok(());
-            }
             return Err(Fault::BarrierMismatch { expected: Some((epoch, size)), found });
         }
         for _ in 0..size {

@@ -241,6 +241,7 @@ impl<S: Storage> Engine<S> {
             return;
         }
         self.forget_packets();
+        self.forget_abandoned();
         let link = &mut self.link;
         link.handshake = Handshake::Features;
         link.wire_version = VERSION_BEFORE_FEATURES;
@@ -370,6 +371,7 @@ impl<S: Storage> Engine<S> {
             self.cancel_resync(id);
             self.with_volume(id, |volume| {
                 volume.peer.uuids = None;
+                volume.late_fixup = None;
                 volume.resync.sender = None;
                 volume.resync.receiver = None;
                 volume.consider_resync = false;

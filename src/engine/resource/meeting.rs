@@ -128,6 +128,8 @@ impl<S: Storage> Engine<S> {
         let Some(volume) = self.volume_mut(id) else { return Err(Fault::UnknownVolume) };
         volume.peer.uuids = Some(*packet);
         let peer_current = packet.uuids.first().copied().unwrap_or(0);
+        let own_current = volume.disk.as_ref().map_or(0, |disk| disk.current());
+        let peer_knows = volume.state.conn >= Conn::Connected && (own_current ^ peer_current) & !1 != 0;
         let action = receive_uuids(&UuidsInput {
             own: volume.state,
             apv,
@@ -154,12 +156,16 @@ impl<S: Storage> Engine<S> {
                 self.queue_job(id, super::metadata_pipeline::Job::ClearAll(super::metadata_pipeline::Then::Skipped));
             }
         }
+        if peer_knows {
+            self.loss_recorded(id);
+        }
         Ok(())
     }
 
     /// P_STATE. spec: wire-protocol 9.4; state-machine 14.3
     pub(super) fn receive_state(&mut self, id: VolumeId, word: u32) -> Result<(), Fault> {
         let (received, _) = State::from_word(word).map_err(Fault::State)?;
+        self.check_exposed_data(id)?;
         // The own disk may fail during the decision: then it starts over, once.
         for _ in 0..2 {
             if self.attaches_old_data(id, received) {
@@ -196,6 +202,23 @@ impl<S: Storage> Engine<S> {
         Ok(())
     }
 
+    /// This Primary lost its disk during the handshake: the peer's data must be what the application has seen, as it must
+    /// when the generations arrive without a disk here. spec: state-machine 14.2
+    fn check_exposed_data(&mut self, id: VolumeId) -> Result<(), Fault> {
+        let Some(volume) = self.volume(id) else { return Err(Fault::UnknownVolume) };
+        let state = volume.state;
+        let meets = state.role == Role::Primary && state.conn < Conn::Connected && state.disk < Disk::Inconsistent;
+        let peer = volume.peer.uuids.and_then(|uuids| uuids.uuids.first().copied());
+        let exposed = volume.exposed_uuid;
+        match peer.filter(|peer| meets && (peer ^ exposed) & !1 != 0) {
+            Some(peer) => {
+                self.log(LogLine::PeerExposedDataDiffers { volume: id, peer, exposed });
+                Err(Fault::DataRefused)
+            }
+            None => Ok(()),
+        }
+    }
+
     /// A disk is being negotiated, the peer's disk is lost meanwhile, and ours is not what the application has seen: it
     /// must not become UpToDate. As at attach. spec: state-machine 13.1 (9)
     fn attaches_old_data(&self, id: VolumeId, received: State) -> bool {
@@ -205,8 +228,7 @@ impl<S: Storage> Engine<S> {
             volume.state.disk == Disk::Negotiating
                 && received.disk < Disk::Negotiating
                 && someone_primary
-                && volume.exposed_uuid != 0
-                && (volume.exposed_uuid ^ current) & !1 != 0
+                && volume.has_seen_other_data(current)
         })
     }
 
@@ -275,7 +297,7 @@ impl<S: Storage> Engine<S> {
         let mut decision = decide(&input);
         if decision.decision == SyncDecision::Demote {
             // What has to be told before is told once.
-            self.carry_out_decision(id, &decision);
+            self.carry_out_decision(id, &decision, received);
             let demoted = self.change(id, Change::role(Role::Secondary), Kind::Soft).is_ok();
             input.demotion = if demoted { Demotion::Done } else { Demotion::Failed };
             decision = decide(&input);
@@ -286,7 +308,7 @@ impl<S: Storage> Engine<S> {
             decision: decision.decision,
             by: decision.by,
         });
-        self.carry_out_decision(id, &decision);
+        self.carry_out_decision(id, &decision, received);
         HandshakeResult::of(decision.decision, peer_dry_run).unwrap_or(HandshakeResult::Failed { peer_dry_run })
     }
 
@@ -327,9 +349,15 @@ impl<S: Storage> Engine<S> {
         })
     }
 
-    fn carry_out_decision(&mut self, id: VolumeId, decision: &Decision) {
-        if let Some(fixup) = decision.comparison.fixup {
-            self.correct_generations(id, fixup);
+    fn carry_out_decision(&mut self, id: VolumeId, decision: &Decision, received: State) {
+        match decision.comparison.fixup {
+            // A peer that has just attached its disk gets our generations only now, and has to come to the same
+            // conclusion by them: they are corrected when the resync starts.
+            Some(fixup @ (Fixup::OwnFinish | Fixup::OwnUndoStart)) if received.disk == Disk::Negotiating => {
+                self.with_volume(id, |volume| volume.late_fixup = Some(fixup));
+            }
+            Some(fixup) => self.correct_generations(id, fixup),
+            None => {}
         }
         for thing in decision.things.iter() {
             match thing {
@@ -351,7 +379,7 @@ impl<S: Storage> Engine<S> {
     }
 
     /// spec: metadata 6.2 (20..22)
-    fn correct_generations(&mut self, id: VolumeId, fixup: Fixup) {
+    pub(super) fn correct_generations(&mut self, id: VolumeId, fixup: Fixup) {
         self.with_volume(id, |volume| {
             let (Some(disk), Some(peer)) = (volume.disk.as_mut(), volume.peer.uuids.as_mut()) else { return };
             let (mut own_set, mut peer_set) = (set_of(disk.uuids()), set_of(peer.uuids));

@@ -257,6 +257,11 @@ impl Pipeline {
             }
     }
 
+    /// What is on its way are pages of the bitmap.
+    fn writes_pages(&self) -> bool {
+        matches!(self.current, Current::Pages(_) | Current::EvictedPages | Current::Rewrite(Stage::Pages, _))
+    }
+
     /// Since when the device has not answered.
     pub(super) fn waits_since_ms(&self) -> Option<u64> {
         (self.in_flight > 0).then_some(self.moved_ms)
@@ -464,7 +469,10 @@ impl<S: Storage> AttachedDisk<S> {
         }
         let page = self.bitmap.next_page_to_write(which)?;
         self.bitmap.copy_page(page, buffer);
+        // Changed again meanwhile, it waits: two writes of one page would end in any order.
+        self.bitmap.lock_page_io(page);
         let Some((sector, size_bytes)) = self.layout.bitmap_page(page) else {
+            self.bitmap.unlock_page_io(page);
             self.pipeline.failed = true;
             return None;
         };
@@ -615,6 +623,9 @@ impl<S: Storage> Engine<S> {
         let Volume { disk: Some(disk), conf, .. } = volume else { return };
         disk.pipeline.in_flight = disk.pipeline.in_flight.saturating_sub(1);
         disk.pipeline.moved_ms = now_ms;
+        if disk.pipeline.writes_pages() {
+            disk.bitmap.unlock_page_io(u64::from(ticket));
+        }
         if result.is_err() {
             disk.pipeline.failed = true;
         } else if ticket & READ_TICKET != 0 {
@@ -667,8 +678,15 @@ impl<S: Storage> Engine<S> {
             .disk
             .as_ref()
             .is_none_or(|disk| volume.generation_version.is_none_or(|version| disk.pipeline.is_durable(version)));
+        let lost = volume
+            .disk
+            .as_ref()
+            .is_none_or(|disk| volume.loss_version.is_some_and(|version| disk.pipeline.is_durable(version)));
         if durable && volume.generation_version.take().is_some() {
             self.settle_all();
+        }
+        if lost {
+            self.loss_recorded(id);
         }
         // Packets may have waited for it, and the first requests of a resync.
         self.wakes.insert(Wakes::DATA_SENDER);

@@ -205,7 +205,8 @@ pub struct Engine<S: Storage> {
     completions: Ring<Completion, S>,
     data_out: Ring<DataOut, S>,
     control: Ring<Control, S>,
-    meta_out: Ring<MetaOut, S>,
+    /// With the sequence number of what has one.
+    meta_out: Ring<(MetaOut, u32), S>,
     work: Ring<Work, S>,
     wakes: Wakes,
     /// Volumes whose activity log may have room again, one bit each ([`MAX_VOLUMES_PER_RESOURCE`] is 64).

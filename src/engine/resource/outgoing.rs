@@ -145,7 +145,13 @@ impl<S: Storage> Engine<S> {
         if !self.link.has_sockets() {
             return;
         }
-        if !self.meta_out.push(packet) {
+        // Drawn here, not by the sender: a write that had to wait for what this acknowledges is sent with a later number,
+        // and the peer does not look at it before it has seen this. spec: wire-protocol 3.5, 6
+        let seq = match packet {
+            MetaOut::Ack { volume, .. } => self.sequence(volume),
+            _ => 0,
+        };
+        if !self.meta_out.push((packet, seq)) {
             self.internal_error("the queue to the meta socket is full");
         }
         self.wakes.insert(Wakes::META_SENDER);
@@ -546,10 +552,9 @@ impl<S: Storage> Engine<S> {
         if self.link.is_closing() {
             return None;
         }
-        let packet = self.meta_out.pop()?;
+        let (packet, seq) = self.meta_out.pop()?;
         let head_bytes = match packet {
             MetaOut::Ack { command, volume, sector, block_id, size_bytes } => {
-                let seq = self.sequence(volume);
                 let ack = BlockAck { sector, block_id, size_bytes, seq };
                 let number = self.number(volume);
                 self.packet(buffer, command, number, 0, |body| ack.encode(body))

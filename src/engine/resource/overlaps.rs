@@ -49,6 +49,8 @@ struct Entry {
     ready: bool,
     /// A local write that the peer wants to be done again: the peer's write goes first.
     yielding: bool,
+    /// A local write that the peer has done: what it sends now comes after it.
+    acknowledged: bool,
     first: u64,
     end: u64,
     order: u64,
@@ -65,6 +67,7 @@ const ABSENT: Entry = Entry {
     active: false,
     ready: false,
     yielding: false,
+    acknowledged: false,
     first: 0,
     end: 0,
     order: 0,
@@ -107,7 +110,7 @@ impl<S: Storage> Overlaps<S> {
         match (entry.kind, other.kind) {
             (Application, Peer) => older || other.active,
             (Application, _) => older,
-            (Peer, Application) => !self.resolves && other.active && !other.yielding,
+            (Peer, Application) => other.active && if self.resolves { other.acknowledged } else { !other.yielding },
             (Peer, Peer | ResyncWrite | ResyncRead) => older,
             (Peer, ResyncRequest) => false,
             (ResyncRequest, Application) | (ResyncWrite, Peer | ResyncWrite) | (ResyncRead, Application | Peer) => {
@@ -158,6 +161,14 @@ impl<S: Storage> Overlaps<S> {
         !blocked
     }
 
+    /// The peer has done this local write. A write of the peer that overlaps it is newer: it waits until ours is on the
+    /// disk, and then goes there. (The C module lets it be overridden, and the halves differ.)
+    pub(super) fn acknowledge(&mut self, id: u32) {
+        if let Some(entry) = self.entries.get_mut(id as usize) {
+            entry.acknowledged = entry.present;
+        }
+    }
+
     /// A local write lets the writes of the peer pass that overlap it; calls `ready` for those that can start.
     pub(super) fn yield_to_peer(&mut self, id: u32, ready: impl FnMut(u32)) {
         let Some(place) = self.entries.get_mut(id as usize).filter(|entry| entry.present) else { return };
@@ -182,7 +193,7 @@ impl<S: Storage> Overlaps<S> {
         let entry = self.entries.get(id as usize).copied().filter(|entry| entry.present)?;
         let mut covered = None;
         self.for_each_overlapping(&entry, |other, found| {
-            if other != id && found.kind == Kind::Application && found.active {
+            if other != id && found.kind == Kind::Application && found.active && !found.acknowledged {
                 let covers = found.first <= entry.first && found.end >= entry.end;
                 covered = Some(covered.unwrap_or(false) || covers);
             }
@@ -441,6 +452,17 @@ mod tests {
         assert_eq!(overlaps.conflict(2), Some(false));
         assert!(overlaps.insert(3, Kind::Peer, 0, 100, 4096));
         assert_eq!(overlaps.conflict(3), None);
+    }
+
+    #[test]
+    fn a_write_that_was_made_after_ours_is_not_overridden_by_it() {
+        let mut overlaps: Overlaps<HeapStorage> = Overlaps::new(8).unwrap();
+        overlaps.set_resolves(true);
+        assert!(insert(&mut overlaps, 0, Kind::Application, 0, 0, 8192));
+        overlaps.acknowledge(0);
+        assert!(!overlaps.insert(1, Kind::Peer, 0, 8, 4096), "our disk is late; the peer's write waits");
+        assert_eq!(overlaps.conflict(1), None);
+        assert_eq!(remove(&mut overlaps, 0), [1]);
     }
 
     /// The index against a list searched from end to end, without and with writes of the peer (how those pass writes of

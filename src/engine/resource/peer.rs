@@ -830,12 +830,13 @@ impl<S: Storage> Engine<S> {
     /// The connection is lost: what is on the disk, or complete and on its way there, finishes silently; everything else
     /// is forgotten.
     pub(super) fn abandon_peer_requests(&mut self) {
+        let two_primaries = self.link.net.two_primaries;
         self.forget_throttled();
         for index in 0..self.peers.capacity() as u16 {
             let Some(slot) = self.peers.at_mut(index).filter(|slot| slot.phase != PeerPhase::Free) else { continue };
             slot.orphan = true;
             slot.in_epoch = false;
-            if slot.is_forgotten_with_the_connection() {
+            if slot.is_forgotten_with_the_connection(two_primaries) {
                 // Both entries: a block of a resync has two.
                 self.leave_overlaps(self.overlap_entry(index, true));
                 self.leave_overlaps(self.overlap_entry(index, false));
@@ -844,7 +845,7 @@ impl<S: Storage> Engine<S> {
         // Some became ready by that; a slot must not be given back while it is in a list.
         let mut ready = core::mem::replace(&mut self.ready_peers, List::EMPTY);
         while let Some(index) = self.peers.pop(&mut ready) {
-            if self.peers.at(index).is_some_and(|slot| !slot.is_forgotten_with_the_connection()) {
+            if self.peers.at(index).is_some_and(|slot| !slot.is_forgotten_with_the_connection(two_primaries)) {
                 let Engine { peers, ready_peers, .. } = self;
                 peers.push(ready_peers, index);
             }
@@ -854,7 +855,7 @@ impl<S: Storage> Engine<S> {
                 continue;
             };
             let peer = PeerId { index, generation: slot.generation };
-            match (slot.is_forgotten_with_the_connection(), slot.kind) {
+            match (slot.is_forgotten_with_the_connection(two_primaries), slot.kind) {
                 (false, _) => {}
                 (true, kind) if kind.is_own() => self.end_resync_request(peer),
                 (true, _) => self.end_peer(peer, slot.volume),

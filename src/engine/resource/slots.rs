@@ -263,11 +263,12 @@ impl PeerRequest {
 
 impl PeerRequest {
     /// What a lost connection leaves without a purpose. Not so a write that was received completely: the writer may
-    /// count on it (protocol B).
-    pub(super) fn is_forgotten_with_the_connection(&self) -> bool {
+    /// count on it (protocol B). With two Primaries it does not, and it may have to wait for a local write that in turn
+    /// waits for the connection.
+    pub(super) fn is_forgotten_with_the_connection(&self, two_primaries: bool) -> bool {
         match self.phase {
             PeerPhase::Free | PeerPhase::Disk | PeerPhase::Inspect | PeerPhase::ActivityLog => false,
-            PeerPhase::Overlap => self.kind != PeerKind::Write,
+            PeerPhase::Overlap => self.kind != PeerKind::Write || two_primaries,
             PeerPhase::Receiving
             | PeerPhase::Sequence
             | PeerPhase::Throttled

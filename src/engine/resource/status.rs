@@ -223,6 +223,12 @@ impl<S: Storage> Engine<S> {
         disk.is_some_and(|disk| disk.bitmap.any_set(sector, 512) || disk.log.is_in_use(extent))
     }
 
+    /// The bit of this sector; `None` without a disk.
+    pub fn is_out_of_sync(&self, id: VolumeId, sector: u64) -> Option<bool> {
+        let disk = self.volume(id).and_then(|volume| volume.disk.as_ref());
+        disk.map(|disk| disk.bitmap.any_set(sector, 512))
+    }
+
     /// What is in use.
     pub fn usage(&self) -> Usage {
         let volumes = || self.volumes.iter().flatten();

@@ -135,7 +135,12 @@ impl<S: Storage> Engine<S> {
             return;
         }
         self.with_volume(id, |volume| {
-            volume.resync.start_version = volume.disk.as_ref().map(|disk| disk.pipeline.version());
+            if let Some(disk) = volume.disk.as_mut() {
+                // Written with a flush: the bitmap pages that went before it are durable as well. Without them a crash
+                // would forget what was to be resynced, while the source has cleared the bits of what was written here.
+                disk.pipeline.touch();
+                volume.resync.start_version = Some(disk.pipeline.version());
+            }
         });
         self.log(LogLine::ResyncStarted { volume: id, source: side == Conn::SyncSource, bits: volume_bits });
         self.sync_metadata(id);

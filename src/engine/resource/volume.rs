@@ -8,6 +8,7 @@ use super::verify::Verify;
 use super::Op;
 use crate::activity_log::{self, ActivityLog};
 use crate::bitmap::Bitmap;
+use crate::handshake::Fixup;
 use crate::metadata::layout::Layout;
 use crate::metadata::superblock::{MetaFlags, Superblock, UI_BITMAP, UI_CURRENT, UI_HISTORY_END, UI_HISTORY_START};
 use crate::netlink::DiskConf;
@@ -295,6 +296,13 @@ pub(super) struct Volume<S: Storage> {
     pub(super) size_sectors: u64,
     /// Generation of the data last exposed to the application.
     pub(super) exposed_uuid: u64,
+    /// A write is done that is not on the own disk: alone, that must not become what the application sees, even if its
+    /// generation is the same.
+    pub(super) wrote_elsewhere: bool,
+    /// This node was the source of a resync that the peer may have finished without our hearing of it.
+    pub(super) missed_end: bool,
+    /// A correction of the own generations that is carried out when the resync starts.
+    pub(super) late_fixup: Option<Fixup>,
     pub(super) peer: PeerVolume,
     /// Disk and peer disk states found at attach, while Negotiating.
     pub(super) negotiated: Option<(Disk, Disk)>,
@@ -306,6 +314,10 @@ pub(super) struct Volume<S: Storage> {
     pub(super) generation_due: bool,
     /// Superblock version that must be durable before writes of this node alone are acknowledged.
     pub(super) generation_version: Option<u32>,
+    /// The disk of this Primary has failed: superblock version that says so. What only the peer has is acknowledged when
+    /// that is durable, or the peer has begun a generation of its own (`loss_known`).
+    pub(super) loss_version: Option<u32>,
+    pub(super) loss_known: bool,
     pub(super) degraded_wait: bool,
     pub(super) force_detach: bool,
     /// When the disk was attached.
@@ -364,12 +376,17 @@ impl<S: Storage> Volume<S> {
             next_transaction: 0,
             size_sectors: 0,
             exposed_uuid: 0,
+            wrote_elsewhere: false,
+            missed_end: false,
+            late_fixup: None,
             peer: PeerVolume::default(),
             negotiated: None,
             consider_resync: false,
             discard_my_data: false,
             generation_due: false,
             generation_version: None,
+            loss_version: None,
+            loss_known: false,
             degraded_wait: false,
             force_detach: false,
             attached_ms: 0,
@@ -450,6 +467,16 @@ impl<S: Storage> Volume<S> {
         if let Some(disk) = self.disk.as_mut() {
             disk.log.put(first, last);
         }
+    }
+
+    /// The application has seen data that a disk of this generation does not have.
+    pub(super) fn has_seen_other_data(&self, current: u64) -> bool {
+        self.exposed_uuid != 0 && ((self.exposed_uuid ^ current) & !1 != 0 || self.wrote_elsewhere)
+    }
+
+    /// What only this node writes is already told apart from what the peer has, by its generation.
+    pub(super) fn records_changes(&self) -> bool {
+        self.disk.as_ref().is_some_and(|disk| disk.bitmap_uuid() != 0) && !self.missed_end
     }
 
     /// True while the cache of the disk can be flushed, also when the disk has just failed.

@@ -141,16 +141,15 @@ fn end_negotiation(old: State, new: &mut State, rules: &Rules) -> Option<Warning
 
 /// Rule 5: connected and not behind, a complete disk is the newest.
 ///
-/// Not so a disk that was waiting for a resync while connected: when rule 3 ends that resync because the source lost its
-/// disk, the target still has the old data. (The C module calls it UpToDate and goes on with old data.)
+/// Not so a disk that was known to be worse while connected: when rule 3 ends a resync because the source lost its disk,
+/// the target still has the old data, and says so. (The C module calls it UpToDate and goes on with old data.)
 fn settle_while_connected(old: State, new: &mut State) {
     if new.conn < Conn::Connected || new.conn >= Conn::Ahead {
         return;
     }
     for (before, disk) in [(old.disk, &mut new.disk), (old.pdsk, &mut new.pdsk)] {
-        let waiting = old.conn > Conn::Connected && (Disk::Inconsistent..Disk::UpToDate).contains(&before);
-        let stays = old.conn == Conn::Connected && before == *disk;
-        if matches!(*disk, Disk::Consistent | Disk::Outdated) && !waiting && !stays {
+        let worse = old.conn >= Conn::Connected && (Disk::Inconsistent..Disk::UpToDate).contains(&before);
+        if matches!(*disk, Disk::Consistent | Disk::Outdated) && !worse {
             *disk = Disk::UpToDate;
         }
     }
@@ -209,6 +208,20 @@ mod tests {
 
     fn sanitized(old: State, wanted: State) -> Sanitized {
         sanitize(old, wanted, &Rules::default())
+    }
+
+    #[test]
+    fn a_disk_that_was_known_to_be_worse_does_not_become_good_by_being_reported() {
+        for (before, reported) in [
+            (Disk::Inconsistent, Disk::Outdated),
+            (Disk::Inconsistent, Disk::Consistent),
+            (Disk::Outdated, Disk::Consistent),
+        ] {
+            let old = State { disk: Disk::Failed, pdsk: before, ..CONNECTED };
+            assert_eq!(sanitized(old, State { pdsk: reported, ..old }).state.pdsk, reported);
+        }
+        let old = State { pdsk: Disk::Diskless, ..CONNECTED };
+        assert_eq!(sanitized(old, State { pdsk: Disk::Consistent, ..old }).state.pdsk, Disk::UpToDate, "attached");
     }
 
     #[test]

@@ -196,7 +196,14 @@ pub fn explain_soft(old: State, new: State, rules: &Rules) -> Result<Outcome, Re
     }
     let invalid = validity::refusal(new, rules)
         .filter(|refusal| validity::refusal(old, rules).map(|before| before.error) != Some(refusal.error));
-    match refusal(old, new).or(invalid).or_else(|| soft_refusal(old, new, rules)) {
+    // An Outdated disk stays that while connected (see `sanitize`), which must not excuse this as well.
+    let blind = || {
+        let promoted = old.role != Role::Primary && new.role == Role::Primary;
+        let without_data = new.disk < Disk::UpToDate && new.pdsk < Disk::UpToDate;
+        let rule = "promotion without UpToDate disk in reach";
+        (promoted && without_data).then_some(Refusal { error: StateError::NoUpToDateDisk, rule })
+    };
+    match refusal(old, new).or(invalid).or_else(blind).or_else(|| soft_refusal(old, new, rules)) {
         Some(refusal) => Err(refusal),
         None => Ok(Outcome::Success),
     }
@@ -240,6 +247,22 @@ mod tests {
     }
 
     // For each soft rule a change that breaks it, and a change beside it that does not.
+    #[test]
+    fn a_node_that_is_outdated_while_connected_is_not_promoted() {
+        let old = State {
+            role: Role::Secondary,
+            peer: Role::Secondary,
+            conn: Conn::Connected,
+            disk: Disk::Outdated,
+            pdsk: Disk::Diskless,
+            aftr_isp: false,
+            peer_isp: false,
+            user_isp: false,
+        };
+        let refused = explain_soft(old, State { role: Role::Primary, ..old }, &Rules::default());
+        assert_eq!(refused.map_err(|refusal| refusal.error), Err(StateError::NoUpToDateDisk));
+    }
+
     #[test]
     fn every_soft_row() {
         let rules = Rules::default();

@@ -227,10 +227,15 @@ enum Op {
 pub(super) struct Admin {
     op: Option<Op>,
     ask: Option<Ask>,
+    /// Sent to the peer, and not waited for any more; their answers still come, in this order.
+    abandoned: [Option<Ask>; MAX_ABANDONED],
     result: Option<AdminResult>,
     /// Something changed: look at `op` again.
     poked: bool,
 }
+
+/// Bound: requests to the peer that were given up before their answer came. One more ends the connection.
+const MAX_ABANDONED: usize = 4;
 
 const OK: i32 = RetCode::NoError as i32;
 
@@ -284,8 +289,6 @@ impl<S: Storage> Engine<S> {
             self.with_volume(volume, |volume| volume.holds = volume.holds.saturating_sub(1));
         }
         if !matches!(self.admin.op, Some(Op::Attach { .. } | Op::Job { .. } | Op::Resize { begun: true, .. })) {
-            self.admin.op = None;
-            self.admin.ask = None;
             self.answer(RetCode::Intr.number());
         }
         self.reopen_gate();
@@ -332,7 +335,7 @@ impl<S: Storage> Engine<S> {
 
     fn answer_with(&mut self, code: i32, info: AdminInfo) {
         self.admin.op = None;
-        self.admin.ask = None;
+        self.abandon_ask();
         self.admin.result = Some(AdminResult { code, info });
         self.wakes.insert(Wakes::ADMIN);
     }
@@ -397,13 +400,45 @@ impl<S: Storage> Engine<S> {
             // The peer agreed, or need not (any more) be asked.
             _ => self.change_target(&ask),
         };
+        if result.is_err() && ask.reply.is_some_and(|code| code >= Outcome::Success.code()) {
+            self.peer_went_ahead(&ask);
+        }
         if result == Err(StateError::InTransientState) {
             // Tried again at the next change of any state.
+            self.abandon_ask();
             self.admin.ask = Some(Ask { sent: false, reply: None, ..ask });
             return None;
         }
-        self.admin.ask = None;
+        self.abandon_ask();
         Some(result)
+    }
+
+    /// Nobody waits for the peer's consent any more; what it answers still matters.
+    fn abandon_ask(&mut self) {
+        let Some(ask) = self.admin.ask.take().filter(|ask| ask.sent && ask.reply.is_none()) else { return };
+        if !self.link.is_running() {
+            return;
+        }
+        match self.admin.abandoned.iter_mut().find(|place| place.is_none()) {
+            Some(place) => *place = Some(ask),
+            None => self.link_fault(Conn::ProtocolError),
+        }
+    }
+
+    /// The connection is new: no answer comes to what was asked before.
+    pub(super) fn forget_abandoned(&mut self) {
+        self.admin.abandoned = [None; MAX_ABANDONED];
+    }
+
+    /// The peer agreed to be overwritten and has given up its data; meanwhile this node's disk has failed. Nobody has
+    /// good data now, and no write that only the peer has counts as written.
+    fn peer_went_ahead(&mut self, ask: &Ask) {
+        if let (Target::Volume(id), Some(Conn::StartingSyncS)) = (ask.target, ask.change.wanted_conn()) {
+            let connected = self.volume(id).is_some_and(|volume| volume.state.conn >= Conn::Connected);
+            if connected {
+                let _outcome = self.change(id, Change::pdsk(Disk::Inconsistent), Kind::Hard);
+            }
+        }
     }
 
     fn needs_consent(&self, ask: &Ask) -> bool {
@@ -453,6 +488,14 @@ impl<S: Storage> Engine<S> {
 
     /// The peer's answer to a request for one of our volumes, or the connection.
     pub(super) fn state_reply(&mut self, volume: Option<VolumeId>, code: i32) {
+        let [oldest, ..] = &mut self.admin.abandoned;
+        if let Some(ask) = oldest.take() {
+            self.admin.abandoned.rotate_left(1);
+            if code >= Outcome::Success.code() {
+                self.peer_went_ahead(&ask);
+            }
+            return;
+        }
         if let Some(ask) = self.admin.ask.as_mut().filter(|ask| ask.sent) {
             let fits = match ask.target {
                 Target::Volume(id) => volume == Some(id),

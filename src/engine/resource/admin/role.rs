@@ -203,7 +203,7 @@ impl<S: Storage> Engine<S> {
         if change.role == Role::Primary {
             volume.discard_my_data = false;
             let alone = state.conn < Conn::Connected || state.pdsk <= Disk::Failed;
-            let recorded = volume.disk.as_ref().is_none_or(|disk| disk.bitmap_uuid() != 0);
+            let recorded = volume.disk.is_none() || volume.records_changes();
             if change.forced_disk || (alone && !recorded) {
                 self.new_current_uuid(id);
             }

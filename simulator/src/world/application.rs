@@ -1,0 +1,139 @@
+//! The application: what it asks for, what it gets, and whether it may get that.
+
+use super::*;
+
+impl World {
+    /// Starts an operation; returns its number.
+    pub fn start(&mut self, node: usize, action: Action, sector: u64, count: u64) -> usize {
+        let zeroes = matches!(action, Action::Discard | Action::WriteZeroes);
+        let writes = zeroes || matches!(action, Action::Write { .. });
+        let stamp = if writes { self.oracle.begin(node, sector, count, zeroes, self.now_us) } else { 0 };
+        let start_us = self.now_us;
+        let number = self.operations.len();
+        self.operations.push(Operation { node, action, sector, count, stamp, start_us, result: None, lost: false });
+        self.note(|| format!("node {node} app {action:?} sector {sector} count {count} stamp {stamp} (#{number})"));
+        let running = self.nodes[node].running.as_mut().expect("on");
+        if running.parked.is_empty() {
+            self.offer(node, number);
+        } else {
+            running.parked.push_back(number);
+        }
+        number
+    }
+
+    /// Submits an operation; false when it has to wait (it is parked then).
+    pub(super) fn offer(&mut self, node: usize, number: usize) -> bool {
+        let operation = self.operations[number].clone();
+        let (op, fua) = match operation.action {
+            Action::Read => (Op::Read, false),
+            Action::Write { fua } => (Op::Write, fua),
+            Action::Discard => (Op::Discard, false),
+            Action::WriteZeroes => (Op::WriteZeroes { unmap: false }, false),
+            Action::Flush => (Op::Flush, false),
+        };
+        let io = IoRequest {
+            op,
+            sector: operation.sector,
+            size_bytes: (operation.count * 512) as u32,
+            flags: IoFlags { fua, ..IoFlags::default() },
+        };
+        let now_ms = self.now_ms();
+        let running = self.nodes[node].running.as_mut().expect("on");
+        let submit = running.engine.submit(VOLUME, io, now_ms);
+        match submit {
+            Submit::Accepted(request) => {
+                let place = &mut running.uppers[usize::from(request.index)];
+                assert!(place.is_none(), "a slot was reused while its bio is under way");
+                let data = if op == Op::Write { vec![operation.stamp; operation.count as usize] } else { Vec::new() };
+                *place = Some(Upper { request, operation: number, data });
+            }
+            Submit::Later => running.parked.push_back(number),
+            Submit::Failed(error) => self.finish(number, Err(error), &[]),
+        }
+        let running = self.nodes[node].running.as_mut().expect("on");
+        let wakes = running.engine.take_wakes();
+        self.look_after(node, wakes);
+        submit != Submit::Later
+    }
+
+    pub(super) fn gate(&mut self, node: usize) {
+        let running = self.nodes[node].running.as_mut().expect("on");
+        let mut waiting = std::mem::take(&mut running.parked);
+        while let Some(number) = waiting.pop_front() {
+            if !self.offer(node, number) {
+                // It was parked again: everybody behind it stays behind it.
+                break;
+            }
+        }
+        self.nodes[node].running.as_mut().expect("on").parked.extend(waiting);
+    }
+
+    pub(super) fn complete(&mut self, node: usize) {
+        loop {
+            let running = self.nodes[node].running.as_mut().expect("on");
+            let Some(completion) = running.engine.poll_completion() else { return };
+            let index = usize::from(completion.request.index);
+            let upper = running.uppers[index].take().expect("a request was completed twice");
+            assert_eq!(upper.request, completion.request, "completion of another request");
+            let busy = running.transfers.values().any(
+                |transfer| matches!(transfer.io, LocalIo::Request { request, copy: false, .. } if request == completion.request),
+            );
+            assert!(!busy, "a bio was ended while the disk has it");
+            self.finish(upper.operation, completion.result, &upper.data);
+        }
+    }
+
+    pub(super) fn finish(&mut self, number: usize, result: IoResult, data: &[Stamp]) {
+        let now_us = self.now_us;
+        self.operations[number].result = Some(result);
+        let operation = self.operations[number].clone();
+        self.note(|| format!("node {} app #{number} done {result:?}", operation.node));
+        if result.is_err() {
+            return;
+        }
+        if operation.stamp != 0 {
+            self.oracle.acknowledge(operation.stamp, operation.action == Action::Write { fua: true }, now_us);
+        }
+        if operation.action == Action::Flush {
+            self.oracle.flushed(operation.node, operation.start_us);
+        }
+        if operation.action == Action::Read && self.config.check_reads {
+            assert_eq!(data.len() as u64, operation.count, "a read without its data");
+            for (sector, &stamp) in (operation.sector..).zip(data) {
+                if let Err(reason) = self.oracle.check(sector, stamp, operation.start_us, now_us) {
+                    panic!("read #{number} on node {}: {reason}", operation.node);
+                }
+            }
+        }
+    }
+
+    /// Carries out one operation to its end.
+    #[track_caller]
+    pub fn io(&mut self, node: usize, action: Action, sector: u64, count: u64) -> IoResult {
+        let number = self.start(node, action, sector, count);
+        self.run_until("application I/O", 60_000, |world| world.operations[number].result.is_some());
+        self.operations[number].result.expect("result")
+    }
+
+    /// Does this node's disk hold everything that was acknowledged?
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn check_acknowledged(&self, node: usize) -> Result<(), String> {
+        let data = &self.nodes[node].data;
+        self.oracle
+            .sectors()
+            .try_for_each(|sector| self.oracle.check(sector, data.get(sector), self.now_us, self.now_us))
+    }
+
+    /// Those of one node.
+    pub fn open_operations_of(&self, node: usize) -> usize {
+        let open = |operation: &&Operation| operation.result.is_none() && !operation.lost && operation.node == node;
+        self.operations.iter().filter(open).count()
+    }
+
+    /// Operations that are neither done nor lost with their machine.
+    pub fn open_operations(&self) -> usize {
+        self.operations.iter().filter(|operation| operation.result.is_none() && !operation.lost).count()
+    }
+}

@@ -1,0 +1,182 @@
+//! The disks of both nodes: transfers of data and meta data, which take their time and may fail.
+
+use super::*;
+
+impl World {
+    pub(super) fn disk_delay(&mut self, node: usize) -> u64 {
+        let slowness = self.nodes[node].faults.slowness + 1;
+        // Now and then a transfer is very late.
+        let most = if self.random.percent(3) { 20_000 } else { 300 };
+        self.random.between(20, most) * slowness
+    }
+
+    pub(super) fn submit_local(&mut self, node: usize) {
+        loop {
+            let mark = self.nodes[node].data.mark();
+            let Some(io) = self.engine(node, |engine, _| engine.poll_local()) else { return };
+            let running = self.nodes[node].running.as_mut().expect("on");
+            let transfer = match io {
+                LocalIo::Request { request, op, .. } => {
+                    let view = running.engine.request(request).expect("local I/O of a request that is over");
+                    let upper = running.uppers[usize::from(request.index)].as_ref().expect("local I/O without a bio");
+                    assert_eq!(upper.request, request, "local I/O for another bio");
+                    let flags = match self.operations[upper.operation].action {
+                        Action::Write { fua } => fua,
+                        _ => false,
+                    };
+                    Transfer {
+                        io,
+                        op,
+                        sector: view.sector,
+                        data: upper.data.clone(),
+                        count: u64::from(view.size_bytes / 512),
+                        fua: flags,
+                        preflush: false,
+                        mark,
+                    }
+                }
+                LocalIo::Peer { peer, op, sector, size_bytes, flags, .. } => {
+                    let count = u64::from(size_bytes / 512);
+                    let data = match (&running.pages[usize::from(peer.index)], op) {
+                        (Some((owner, data)), Op::Write) if *owner == peer => data.clone(),
+                        (_, Op::Write) => panic!("write of a peer request without its pages"),
+                        _ => Vec::new(),
+                    };
+                    assert!(op != Op::Write || data.len() as u64 == count, "pages of another size");
+                    Transfer { io, op, sector, data, count, fua: flags.fua, preflush: flags.preflush, mark }
+                }
+                LocalIo::Inspect { peer, .. } => {
+                    let (owner, data) = running.pages[usize::from(peer.index)].take().expect("pages to look at");
+                    assert_eq!(owner, peer, "pages of another request");
+                    Transfer { io, op: Op::Read, sector: 0, data, count: 0, fua: false, preflush: false, mark }
+                }
+                LocalIo::Flush { .. } => Transfer {
+                    io,
+                    op: Op::Flush,
+                    sector: 0,
+                    data: Vec::new(),
+                    count: 0,
+                    fua: false,
+                    preflush: false,
+                    mark,
+                },
+            };
+            self.next_transfer += 1;
+            let number = self.next_transfer;
+            self.note(|| format!("node {node} disk <- {transfer}"));
+            self.nodes[node].running.as_mut().expect("on").transfers.insert(number, transfer);
+            let delay = self.disk_delay(node);
+            self.schedule_own(node, delay, Own::LocalDone(number));
+        }
+    }
+
+    pub(super) fn local_done(&mut self, node: usize, number: u64) {
+        if self.nodes[node].faults.hangs {
+            self.schedule_own(node, 20 * MS, Own::LocalDone(number));
+            return;
+        }
+        let machine = &mut self.nodes[node];
+        let running = machine.running.as_mut().expect("on");
+        let transfer = running.transfers.remove(&number).expect("transfer");
+        let faults = machine.faults;
+        let percent = if transfer.op == Op::Read { faults.read_percent } else { faults.write_percent };
+        let fails = !running.backing_open || self.random.percent(percent);
+        let machine = &mut self.nodes[node];
+        let mut read = Vec::new();
+        if !fails {
+            if transfer.preflush || transfer.op == Op::Flush {
+                machine.data.flush_until(transfer.mark);
+            }
+            match transfer.op {
+                Op::Read => read = machine.data.read(transfer.sector, transfer.count),
+                Op::Write => machine.data.write(transfer.sector, &transfer.data, transfer.fua),
+                Op::Discard | Op::WriteZeroes { .. } => {
+                    machine.data.write(transfer.sector, &vec![0; transfer.count as usize], transfer.fua);
+                }
+                Op::Flush => {}
+            }
+        }
+        let result = if fails { Err(IoError::Io) } else { Ok(()) };
+        self.note(|| format!("node {node} disk -> {transfer} {}", if fails { "FAILED" } else { "ok" }));
+        match transfer.io {
+            LocalIo::Request { request, .. } => {
+                let running = self.nodes[node].running.as_mut().expect("on");
+                let wanted = running.engine.request(request).is_some_and(|view| view.on_disk);
+                if transfer.op == Op::Read && !fails && wanted {
+                    let upper = running.uppers[usize::from(request.index)].as_mut();
+                    upper.filter(|upper| upper.request == request).expect("bio of a local read").data = read;
+                }
+                self.engine(node, |engine, now| engine.request_io_done(request, result, now));
+            }
+            LocalIo::Peer { peer, .. } => {
+                if transfer.op == Op::Read && !fails {
+                    let running = self.nodes[node].running.as_mut().expect("on");
+                    running.pages[usize::from(peer.index)] = Some((peer, read));
+                }
+                self.engine(node, |engine, now| engine.peer_io_done(peer, result, now));
+            }
+            LocalIo::Inspect { peer, what } => {
+                let finding = if fails { Finding::Failed } else { inspect::finding(what, &transfer.data) };
+                if self.engine(node, |engine, now| engine.inspected(peer, finding, now)) {
+                    let running = self.nodes[node].running.as_mut().expect("on");
+                    running.pages[usize::from(peer.index)] = Some((peer, transfer.data));
+                }
+            }
+            LocalIo::Flush { volume } => self.engine(node, |engine, now| engine.flush_done(volume, result, now)),
+        }
+    }
+
+    // Meta-data disk.
+
+    pub(super) fn next_metadata(&mut self, node: usize) {
+        loop {
+            let mut block = Box::new([0u8; 4096]);
+            let Some(io) = self.engine(node, |engine, _| engine.next_metadata_io(VOLUME, &mut block)) else { return };
+            self.next_transfer += 1;
+            let number = self.next_transfer;
+            self.note(|| format!("node {node} meta <- {}", trace::meta(&io)));
+            let mark = self.nodes[node].data.mark();
+            self.nodes[node].running.as_mut().expect("on").meta_transfers.insert(number, (io, block, mark));
+            let delay = self.disk_delay(node);
+            self.schedule_own(node, delay, Own::MetadataDone(number));
+        }
+    }
+
+    pub(super) fn metadata_done(&mut self, node: usize, number: u64) {
+        if self.nodes[node].faults.hangs {
+            self.schedule_own(node, 20 * MS, Own::MetadataDone(number));
+            return;
+        }
+        let machine = &mut self.nodes[node];
+        let running = machine.running.as_mut().expect("on");
+        let (io, mut block, mark) = running.meta_transfers.remove(&number).expect("transfer");
+        let percent = machine.faults.meta_percent;
+        let fails = !running.backing_open || self.random.percent(percent);
+        let machine = &mut self.nodes[node];
+        if !fails {
+            if io.write {
+                machine.meta.write(io.sector, &block, io.size_bytes as usize, io.durable);
+                if io.durable && self.config.internal {
+                    machine.data.flush_until(mark);
+                }
+            } else {
+                *block = machine.meta.read(io.sector);
+                block[io.size_bytes as usize..].fill(0);
+            }
+        }
+        let result = if fails { Err(IoError::Io) } else { Ok(()) };
+        self.note(|| format!("node {node} meta -> {} {}", trace::meta(&io), if fails { "FAILED" } else { "ok" }));
+        self.engine(node, |engine, now| engine.metadata_io_done(VOLUME, io.ticket, result, &block, now));
+    }
+
+    pub(super) fn release_backing(&mut self, node: usize) {
+        let running = self.nodes[node].running.as_mut().expect("on");
+        // Looking at data that has been read needs no disk.
+        let on_disk = |transfer: &&Transfer| !matches!(transfer.io, LocalIo::Inspect { .. });
+        let left = running.transfers.values().find(on_disk);
+        assert!(left.is_none(), "the disk is let go with transfers on it: {left:?}");
+        assert!(running.meta_transfers.is_empty(), "the disk is let go with meta-data transfers on it");
+        running.backing_open = false;
+        let _tables = self.engine(node, |engine, now| engine.backing_released(VOLUME, now));
+    }
+}

@@ -1,0 +1,236 @@
+//! A machine: power, meta data as the tools leave it, attaching its disk.
+
+use super::*;
+
+impl World {
+    /// The power of a machine fails.
+    pub fn power_cut(&mut self, node: usize) {
+        self.note(|| format!("node {node} POWER CUT"));
+        let machine = &mut self.nodes[node];
+        let mut random = self.random.clone();
+        if let Some(running) = machine.running.take() {
+            machine.tear(running, &mut random);
+        }
+        machine.incarnation += 1;
+        machine.data.power_cut(&mut random);
+        machine.meta.power_cut(&mut random);
+        self.random = random;
+        self.oracle.power_cut(node);
+        for operation in &mut self.operations {
+            if operation.node == node && operation.result.is_none() {
+                operation.lost = true;
+            }
+        }
+        if let Some(connection) = self.connection.as_mut() {
+            connection.ends[node] = None;
+            if connection.ends[1 - node].is_none() {
+                self.connection = None;
+            }
+        }
+    }
+
+    /// The machine boots; nothing is attached or connected.
+    pub fn boot(&mut self, node: usize) {
+        self.note(|| format!("node {node} boots"));
+        assert!(self.nodes[node].running.is_none());
+        self.nodes[node].running = Some(boot(&self.config));
+        // It knows nothing of its old connection.
+        let now_us = self.now_us;
+        if let Some(connection) = self.connection.as_mut() {
+            let link = connection.number;
+            let ends = [DATA, META].map(|socket| connection.pipes[node][socket].close(now_us + 1000));
+            for socket in [DATA, META] {
+                self.schedule_at(ends[socket], Event::Receive { node: 1 - node, link, socket });
+            }
+        }
+    }
+
+    /// As `drbdadm create-md`.
+    pub fn create_md(&mut self, node: usize) {
+        let layout = self.layout(node);
+        let device_uuid = self.random.number();
+        let mut block: Block = [0; 4096];
+        Superblock::new_created(&layout, device_uuid, Striping::DEFAULT).encode(Magic::Clean, &mut block);
+        let meta = &mut self.nodes[node].meta;
+        meta.write(layout.superblock_sector, &block, 4096, true);
+        write_empty_log(meta, &layout);
+        for page in 0.. {
+            let Some((sector, bytes)) = layout.bitmap_page(page) else { break };
+            meta.write(sector, &[0xff; 4096], bytes as usize, true);
+        }
+    }
+
+    /// As `drbdadm apply-al`, which precedes every attach. spec: metadata 4.6
+    pub fn apply_al(&mut self, node: usize) {
+        self.follow_the_disk(node);
+        let layout = self.layout(node);
+        let meta = &mut self.nodes[node].meta;
+        let mut superblock = Superblock::decode_raw(&meta.read(layout.superblock_sector)).expect("superblock");
+        let blocks = Striping::DEFAULT.blocks() as u32;
+        let ring: Vec<Block> = (0..blocks).map(|number| meta.read(layout.transaction_sector(number))).collect();
+        let mut table = vec![0u32; MAX_SLOTS];
+        let found = replay(blocks, |index| ring.get(index as usize), &mut table);
+        let primary = superblock.flags.contains(MetaFlags::PRIMARY_IND);
+        match found {
+            Replay::Replayed { active, .. } => {
+                if primary {
+                    for &extent in &table[..active] {
+                        mark_extent(meta, &layout, extent);
+                    }
+                }
+                write_empty_log(meta, &layout);
+            }
+            Replay::Nothing => {}
+            Replay::NoUsableLog | Replay::Damaged { .. } => assert!(!primary, "the activity log is damaged"),
+        }
+        superblock.flags.set(MetaFlags::AL_CLEAN);
+        let mut block: Block = [0; 4096];
+        superblock.encode(Magic::Clean, &mut block);
+        self.nodes[node].meta.write(layout.superblock_sector, &block, 4096, true);
+    }
+
+    /// The superblock as it is on the disk.
+    pub fn superblock(&self, node: usize) -> Superblock {
+        Superblock::decode_raw(&self.nodes[node].meta.read(self.layout(node).superblock_sector)).expect("superblock")
+    }
+
+    /// Starts an attach; its result is that of [`World::admin_result`], or the error at once.
+    ///
+    /// # Errors
+    /// The number of the reply.
+    pub fn start_attach(&mut self, node: usize) -> Result<(), i32> {
+        self.apply_al(node);
+        let block = self.nodes[node].meta.read(self.layout(node).superblock_sector);
+        let backing = Backing {
+            superblock: &block,
+            index: index(self.config.internal),
+            backing_sectors: self.device_sizes(node).backing_sectors,
+            meta_sectors: self.device_sizes(node).meta_sectors,
+            limits: LIMITS,
+        };
+        let conf = self.config.disk;
+        self.note(|| format!("node {node} attach"));
+        let plan = self.engine_of(node).plan_attach(VOLUME, &conf, &backing).inspect_err(|code| {
+            self.trace.push_back(format!("node {node} attach refused: {code}"));
+        })?;
+        let tables = AttachTables::new(plan).expect("memory");
+        self.nodes[node].running.as_mut().expect("on").backing_open = true;
+        self.engine(node, |engine, now| engine.attach(VOLUME, &conf, &backing, tables, now));
+        Ok(())
+    }
+
+    /// The disk has grown since the meta data was written: it is moved to the end. spec: metadata 9.8
+    pub(super) fn follow_the_disk(&mut self, node: usize) {
+        let (internal, known) = (self.config.internal, self.nodes[node].known_sectors);
+        let (old, new) = (layout(internal, known), self.layout(node));
+        self.nodes[node].known_sectors = self.nodes[node].backing_sectors;
+        let meta = &mut self.nodes[node].meta;
+        if Superblock::decode_raw(&meta.read(new.superblock_sector)).is_ok() {
+            return;
+        }
+        let mut superblock = Superblock::decode_raw(&meta.read(old.superblock_sector)).expect("superblock");
+        for number in 0..Striping::DEFAULT.blocks() as u32 {
+            let block = meta.read(old.transaction_sector(number));
+            meta.write(new.transaction_sector(number), &block, 4096, true);
+        }
+        let pages: Vec<Block> = (0..).map_while(|page| old.bitmap_page(page)).map(|(at, _)| meta.read(at)).collect();
+        for (page, block) in pages.iter().enumerate() {
+            let (sector, bytes) = new.bitmap_page(page as u64).expect("larger than before");
+            meta.write(sector, block, bytes as usize, true);
+        }
+        superblock.set_layout(&new);
+        let mut block: Block = [0; 4096];
+        superblock.encode(superblock.magic, &mut block);
+        meta.write(new.superblock_sector, &block, 4096, true);
+    }
+
+    /// As `drbdsetup resize`.
+    #[track_caller]
+    pub fn resize(&mut self, node: usize, parms: &ResizeParms) -> i32 {
+        self.start_resize(node, parms);
+        self.admin_answer(node)
+    }
+
+    /// The same without waiting for the answer.
+    pub fn start_resize(&mut self, node: usize, parms: &ResizeParms) {
+        let sizes = self.device_sizes(node);
+        self.note(|| format!("node {node} resize {parms:?}"));
+        self.engine(node, |engine, now| {
+            engine.device_sizes(VOLUME, sizes);
+            engine.admin(AdminRequest::Resize { volume: VOLUME, parms }, now);
+        });
+    }
+
+    /// A lower disk becomes larger by so many sectors, which hold `stamp`.
+    pub fn grow_disk(&mut self, node: usize, sectors: u64, stamp: Stamp) {
+        let machine = &mut self.nodes[node];
+        machine.backing_sectors += sectors;
+        let end = machine.data.sectors() + sectors;
+        machine.data.grow(end, stamp);
+    }
+
+    pub(super) fn device_sizes(&self, node: usize) -> DeviceSizes {
+        let backing_sectors = self.nodes[node].backing_sectors;
+        let meta_sectors = if self.config.internal { backing_sectors } else { META_SECTORS };
+        DeviceSizes { backing_sectors, meta_sectors }
+    }
+
+    /// Where the meta data of a node belongs on its disk as it is now.
+    pub fn layout(&self, node: usize) -> Layout {
+        layout(self.config.internal, self.nodes[node].backing_sectors)
+    }
+}
+
+const META_SECTORS: u64 = 1 << 16;
+
+pub(super) fn boot(config: &Config) -> Running {
+    #[allow(unused_mut)] // Only changed to be broken.
+    let mut running = Running::new(config.limits);
+    #[cfg(feature = "sabotage")]
+    if let Some(how) = config.sabotage {
+        running.engine.sabotage(how);
+    }
+    running
+}
+
+pub(super) fn index(internal: bool) -> MetaIndex {
+    if internal {
+        MetaIndex::Internal
+    } else {
+        MetaIndex::FlexibleExternal
+    }
+}
+
+pub(super) fn layout(internal: bool, backing_sectors: u64) -> Layout {
+    let meta_sectors = if internal { backing_sectors } else { META_SECTORS };
+    Layout::compute(index(internal), backing_sectors, meta_sectors, Striping::DEFAULT).expect("the meta data fits")
+}
+
+/// Limits of the simulated disks.
+const LIMITS: BackingLimits = BackingLimits {
+    max_bio_bytes: 1 << 20,
+    logical_block_bytes: 512,
+    physical_block_bytes: 4096,
+    alignment_offset_bytes: 0,
+    io_min_bytes: 4096,
+    io_opt_bytes: 0,
+    max_discard_bytes: 64 << 20,
+    discard_granularity_bytes: 4096,
+};
+
+pub(super) fn write_empty_log(meta: &mut MetaDisk, layout: &Layout) {
+    let mut block: Block = [0; 4096];
+    Transaction::INITIALIZED.encode(&mut block);
+    for number in 0..Striping::DEFAULT.blocks() as u32 {
+        meta.write(layout.transaction_sector(number), &block, 4096, true);
+    }
+}
+
+/// Sets the 128 bytes of the bitmap that stand for an activity log extent.
+pub(super) fn mark_extent(meta: &mut MetaDisk, layout: &Layout, extent: u32) {
+    let Some((sector, bytes)) = layout.bitmap_page(u64::from(extent) / 32) else { return };
+    let mut block = meta.read(sector);
+    let first = (extent as usize % 32) * 128;
+    block[first..first + 128].fill(0xff);
+    meta.write(sector, &block, bytes as usize, true);
+}

@@ -1,0 +1,506 @@
+//! The world: two nodes, the network between them, time, and what happens next.
+//!
+//! # Invariants
+//! * Nothing happens but through an [`Event`] of the queue or a call from outside; the queue is ordered by time, and by
+//!   chance among events of the same time.
+//! * An event of a machine or connection that is gone does nothing.
+//! * After every call into an engine its `take_wakes` is looked after, and nothing else wakes anybody: a wake that the
+//!   engine forgets is a run that stops.
+
+mod admin;
+mod application;
+mod disks;
+mod link;
+mod machine;
+mod trace;
+mod worker;
+
+use crate::disk::{Block, DataDisk, MetaDisk, Stamp};
+use crate::inspect;
+use crate::network::{Pipe, DATA, META};
+use crate::node::{DiskFaults, HeapEngine, Node, Running, Transfer, Upper, VOLUME};
+use crate::{Oracle, Random};
+use engine::handshake::SyncDecision;
+use engine::metadata::layout::{Layout, MetaIndex, Striping};
+use engine::metadata::replay::{replay, Replay, MAX_SLOTS};
+use engine::metadata::superblock::{Magic, MetaFlags, Superblock};
+use engine::metadata::transaction::Transaction;
+use engine::netlink::{DiskConf, NetConf, ResizeParms};
+use engine::resource::{
+    hmac_of, AdminRequest, AlgorithmName, AttachTables, Backing, BackingLimits, DeviceSizes, Fault, Finding, Helper,
+    IoError, IoFlags, IoRequest, IoResult, LinkFailure, LinkTask, LocalIo, LogLine, Next, Notice, Op, PacketHead,
+    Payload, PeerId, Reconnect, RequestId, Submit, TableLimits, VolumeStatus, Wakes, Work, PACKET_BUFFER_BYTES,
+};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use link::Connection;
+use machine::{boot, layout};
+
+/// Lines of the trace that are kept.
+const TRACE_LINES: usize = 200_000;
+const MS: u64 = 1000;
+
+/// What a world is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Decides everything that is left to chance.
+    pub seed: u64,
+    /// Size of both data disks, in sectors.
+    pub sectors: u64,
+    /// Lengths of the engines' tables.
+    pub limits: TableLimits,
+    /// Options of the connection.
+    pub net: NetConf,
+    /// Options of the disks.
+    pub disk: DiskConf,
+    /// The meta data is on the data disk: what makes it durable makes data durable that was written before.
+    pub internal: bool,
+    /// Every read must find what was acknowledged. Not so when the administrator lets the halves diverge.
+    pub check_reads: bool,
+    /// Keep a readable trace.
+    pub trace: bool,
+    /// Note every change of this sector in the trace.
+    pub watch: Option<u64>,
+    /// How the engines of both nodes are broken.
+    #[cfg(feature = "sabotage")]
+    pub sabotage: Option<engine::resource::Sabotage>,
+}
+
+impl Config {
+    /// 64 MiB disks, protocol C.
+    pub fn new(seed: u64) -> Self {
+        let net = NetConf::default();
+        let disk = DiskConf { al_extents: 67, ..DiskConf::default() };
+        let limits = TableLimits { volumes: 1, requests: 64, peer_requests: 64 };
+        Config {
+            seed,
+            sectors: 131_072,
+            limits,
+            net,
+            disk,
+            internal: true,
+            check_reads: true,
+            trace: true,
+            watch: None,
+            #[cfg(feature = "sabotage")]
+            sabotage: None,
+        }
+    }
+}
+
+/// What the application does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Reads sectors.
+    Read,
+    /// Writes sectors; durable when acknowledged if `fua`.
+    Write {
+        /// Force unit access.
+        fua: bool,
+    },
+    /// Leaves zeroes.
+    Discard,
+    /// Leaves zeroes.
+    WriteZeroes,
+    /// Flushes the write cache.
+    Flush,
+}
+
+/// An operation of the application.
+#[derive(Clone, Debug)]
+pub struct Operation {
+    /// Node it runs on.
+    pub node: usize,
+    /// What it is.
+    pub action: Action,
+    /// First sector.
+    pub sector: u64,
+    /// Sectors.
+    pub count: u64,
+    /// Its number, for a write.
+    pub stamp: Stamp,
+    /// When it was submitted.
+    pub start_us: u64,
+    /// Its result; `None` while under way.
+    pub result: Option<IoResult>,
+    /// It died with its machine.
+    pub lost: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Receive { node: usize, link: u64, socket: usize },
+    Send { node: usize, link: u64, socket: usize },
+    Sent { node: usize, link: u64, socket: usize },
+    Patience { node: usize, link: u64, socket: usize, blocked_at_us: u64 },
+    MetaTimer { node: usize, link: u64 },
+    Own { node: usize, incarnation: u32, what: Own },
+    Meet,
+}
+
+#[derive(Clone, Debug)]
+enum Own {
+    Local,
+    LocalDone(u64),
+    Metadata,
+    MetadataDone(u64),
+    Work,
+    Helper { ticket: u32, exit_code: i32 },
+    Released,
+    Gate,
+    Link,
+    Tick,
+}
+
+impl Own {
+    /// Events that are in the queue at most once.
+    fn place(&self) -> Option<usize> {
+        match self {
+            Own::Local => Some(0),
+            Own::Metadata => Some(1),
+            Own::Work => Some(2),
+            Own::Gate => Some(3),
+            Own::Link => Some(4),
+            Own::Tick => Some(5),
+            _ => None,
+        }
+    }
+}
+
+/// Two nodes and everything around them.
+pub struct World {
+    /// What it was made with.
+    pub config: Config,
+    /// The machines.
+    pub nodes: [Node; 2],
+    /// What the application did.
+    pub oracle: Oracle,
+    /// All operations.
+    pub operations: Vec<Operation>,
+    /// Chance.
+    pub random: Random,
+    /// Packets from this node get through.
+    pub network_up: [bool; 2],
+    /// Exit code of the helpers.
+    pub helper_exit_code: i32,
+    /// Every state packet and change, for tests of the order of states.
+    pub history: Vec<(usize, Notice)>,
+    /// Kinds of packets that were sent.
+    pub packets: BTreeSet<&'static str>,
+    /// Rules that decided about a resync.
+    pub rules: BTreeSet<String>,
+    /// Resyncs that were finished.
+    pub resyncs: u64,
+    /// Decisions that refused the connection.
+    pub refusals: Vec<String>,
+    /// Connections that a node without a disk refused because the peer's data is older than what it has shown.
+    pub old_data_refused: u64,
+    /// Events carried out.
+    pub events: u64,
+    /// Reasons why connections were given up.
+    pub faults: Vec<(usize, Fault)>,
+    /// Packets sent, by name.
+    pub packets_sent: BTreeMap<&'static str, u64>,
+    /// Helper programs that ran.
+    pub helpers: Vec<(usize, Helper)>,
+    /// This node's secret is not that of the configuration.
+    pub wrong_secret: [bool; 2],
+    /// The next data that goes with a digest is damaged on its way.
+    pub garble: bool,
+    now_us: u64,
+    queue: BTreeMap<(u64, u64, u64), Event>,
+    sequence: u64,
+    connection: Option<Connection>,
+    next_connection: u64,
+    meeting: bool,
+    next_transfer: u64,
+    trace: VecDeque<String>,
+    watched: trace::Watched,
+    buffer: Vec<u8>,
+}
+
+impl World {
+    /// Two machines that are switched on, with fresh meta data; nothing is attached or connected.
+    pub fn new(config: Config) -> Self {
+        let backing_sectors = if config.internal { config.sectors + 256 } else { config.sectors };
+        let layout = layout(config.internal, backing_sectors);
+        let config = Config { sectors: layout.usable_sectors, ..config };
+        let node = || Node {
+            incarnation: 1,
+            running: Some(boot(&config)),
+            data: DataDisk::new(config.sectors),
+            meta: MetaDisk::default(),
+            backing_sectors,
+            known_sectors: backing_sectors,
+            faults: DiskFaults::default(),
+        };
+        let mut world = World {
+            config,
+            nodes: [node(), node()],
+            oracle: Oracle::default(),
+            operations: Vec::new(),
+            random: Random::new(config.seed),
+            network_up: [true, true],
+            helper_exit_code: 0,
+            history: Vec::new(),
+            packets: BTreeSet::new(),
+            rules: BTreeSet::new(),
+            resyncs: 0,
+            refusals: Vec::new(),
+            old_data_refused: 0,
+            events: 0,
+            faults: Vec::new(),
+            packets_sent: BTreeMap::new(),
+            helpers: Vec::new(),
+            wrong_secret: [false; 2],
+            garble: false,
+            now_us: MS,
+            queue: BTreeMap::new(),
+            sequence: 0,
+            connection: None,
+            next_connection: 1,
+            meeting: false,
+            next_transfer: 0,
+            trace: VecDeque::new(),
+            watched: Default::default(),
+            buffer: vec![0; PACKET_BUFFER_BYTES],
+        };
+        world.create_md(0);
+        world.create_md(1);
+        world
+    }
+
+    /// The time in microseconds.
+    pub fn now_us(&self) -> u64 {
+        self.now_us
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.now_us / MS
+    }
+
+    /// A line for whoever reads a failed run.
+    pub fn note(&mut self, line: impl FnOnce() -> String) {
+        if self.config.trace {
+            if self.trace.len() >= TRACE_LINES {
+                self.trace.pop_front();
+            }
+            self.trace.push_back(format!("{:>12.3} ms  {}", self.now_us as f64 / 1000.0, line()));
+        }
+    }
+
+    /// The trace so far.
+    pub fn trace(&self) -> impl Iterator<Item = &str> {
+        self.trace.iter().map(String::as_str)
+    }
+
+    fn schedule(&mut self, after_us: u64, event: Event) {
+        self.schedule_at(self.now_us + after_us, event);
+    }
+
+    fn schedule_at(&mut self, at_us: u64, event: Event) {
+        self.sequence += 1;
+        let key = (at_us.max(self.now_us), self.random.number(), self.sequence);
+        self.queue.insert(key, event);
+    }
+
+    fn schedule_own(&mut self, node: usize, after_us: u64, what: Own) {
+        let Some(running) = self.nodes[node].running.as_mut() else { return };
+        if let Some(place) = what.place() {
+            if std::mem::replace(&mut running.scheduled[place], true) {
+                return;
+            }
+        }
+        let incarnation = self.nodes[node].incarnation;
+        self.schedule(after_us, Event::Own { node, incarnation, what });
+    }
+
+    // Running.
+
+    /// Carries out the next event; false when there is none.
+    pub fn step(&mut self) -> bool {
+        let Some((key, event)) = self.queue.pop_first() else { return false };
+        self.now_us = key.0;
+        self.events += 1;
+        match event {
+            Event::Receive { node, link, socket } => self.receive(node, link, socket),
+            Event::Send { node, link, socket } => self.send(node, link, socket),
+            Event::Sent { node, link, socket } => self.sent(node, link, socket),
+            Event::Patience { node, link, socket, blocked_at_us } => {
+                let blocked =
+                    self.end(node, link).is_some_and(|end| end.blocked_since_us[socket] == Some(blocked_at_us));
+                if blocked {
+                    self.link_failed(node, link, LinkFailure::SendTimeout);
+                }
+            }
+            Event::MetaTimer { node, link } => self.meta_timer(node, link),
+            Event::Meet => self.meet(),
+            Event::Own { node, incarnation, what } => {
+                if self.nodes[node].incarnation != incarnation || self.nodes[node].running.is_none() {
+                    return true;
+                }
+                if let (Some(place), Some(running)) = (what.place(), self.nodes[node].running.as_mut()) {
+                    running.scheduled[place] = false;
+                }
+                self.own(node, what);
+            }
+        }
+        self.watch();
+        true
+    }
+
+    fn own(&mut self, node: usize, what: Own) {
+        match what {
+            Own::Local => self.submit_local(node),
+            Own::LocalDone(number) => self.local_done(node, number),
+            Own::Metadata => self.next_metadata(node),
+            Own::MetadataDone(number) => self.metadata_done(node, number),
+            Own::Work => self.work(node),
+            Own::Helper { ticket, exit_code } => {
+                self.engine(node, |engine, now| engine.helper_done(ticket, exit_code, now))
+            }
+            Own::Released => self.release_backing(node),
+            Own::Gate => self.gate(node),
+            Own::Link => self.link(node),
+            Own::Tick => {
+                let wanted = self.engine(node, |engine, now| {
+                    engine.tick(now);
+                    engine.wants_tick()
+                });
+                if wanted {
+                    self.schedule_own(node, 100 * MS, Own::Tick);
+                }
+            }
+        }
+    }
+
+    /// Runs for so long.
+    pub fn run_for_ms(&mut self, ms: u64) {
+        let end_us = self.now_us + ms * MS;
+        while self.queue.first_key_value().is_some_and(|(key, _)| key.0 <= end_us) {
+            self.step();
+        }
+        self.now_us = end_us;
+    }
+
+    /// Runs until `done` holds.
+    ///
+    /// # Panics
+    /// When it does not within `ms` milliseconds.
+    #[track_caller]
+    pub fn run_until(&mut self, what: &str, ms: u64, mut done: impl FnMut(&World) -> bool) {
+        let end_us = self.now_us + ms * MS;
+        while !done(self) {
+            let goes_on = self.now_us <= end_us && self.step();
+            assert!(goes_on, "{what}: not within {ms} ms; {}", self.describe());
+        }
+    }
+
+    /// Both nodes in one line.
+    pub fn describe(&self) -> String {
+        let one = |node: usize| match self.nodes[node].running.as_ref() {
+            None => "off".into(),
+            Some(running) => {
+                let status = running.engine.volume_status(VOLUME).expect("volume");
+                format!(
+                    "{} link {} bits {} upper {} lower {} peer {} unacked {} resync {} usage {:?}",
+                    status.state,
+                    running.engine.connection_status().state,
+                    status.bits_out_of_sync,
+                    status.upper_pending,
+                    status.lower_pending,
+                    status.peer_pending,
+                    status.unacked,
+                    status.resync_pending,
+                    running.engine.usage()
+                )
+            }
+        };
+        format!("node 0: {}; node 1: {}", one(0), one(1))
+    }
+
+    /// The state of a node's volume.
+    pub fn status(&self, node: usize) -> VolumeStatus {
+        let running = self.nodes[node].running.as_ref().expect("the node is on");
+        running.engine.volume_status(VOLUME).expect("volume")
+    }
+
+    /// True when the application's I/O is suspended.
+    pub fn is_suspended(&self, node: usize) -> bool {
+        self.engine_of(node).resource_status().susp.any()
+    }
+
+    /// True when the machine is on.
+    pub fn is_on(&self, node: usize) -> bool {
+        self.nodes[node].running.is_some()
+    }
+
+    /// The engine of a node that is on.
+    pub fn engine_of(&self, node: usize) -> &HeapEngine {
+        &self.nodes[node].running.as_ref().expect("the node is on").engine
+    }
+
+    /// A call into an engine and what has to follow every call.
+    pub fn engine<R>(&mut self, node: usize, f: impl FnOnce(&mut HeapEngine, u64) -> R) -> R {
+        let now_ms = self.now_ms();
+        let running = self.nodes[node].running.as_mut().expect("the node is on");
+        while running.engine.wants_entropy() {
+            running.engine.add_entropy(self.random.number());
+        }
+        let result = f(&mut running.engine, now_ms);
+        let wakes = running.engine.take_wakes();
+        self.look_after(node, wakes);
+        result
+    }
+
+    fn look_after(&mut self, node: usize, wakes: Wakes) {
+        if wakes.contains(Wakes::COMPLETIONS) {
+            self.complete(node);
+        }
+        let soon = self.random.below(20);
+        if wakes.contains(Wakes::LOCAL_IO) {
+            self.schedule_own(node, soon, Own::Local);
+        }
+        if wakes.contains(Wakes::METADATA) {
+            self.schedule_own(node, soon, Own::Metadata);
+        }
+        if wakes.contains(Wakes::WORK) {
+            self.schedule_own(node, soon, Own::Work);
+        }
+        if wakes.contains(Wakes::GATE) {
+            self.schedule_own(node, soon, Own::Gate);
+        }
+        if wakes.contains(Wakes::LINK) {
+            self.schedule_own(node, soon, Own::Link);
+        }
+        if let Some(link) = self.link_of(node) {
+            if wakes.contains(Wakes::DATA_SENDER) {
+                self.schedule(soon, Event::Send { node, link, socket: DATA });
+            }
+            if wakes.contains(Wakes::META_SENDER) {
+                self.schedule(soon, Event::Send { node, link, socket: META });
+            }
+            if wakes.contains(Wakes::RECEIVER) {
+                self.schedule(soon, Event::Receive { node, link, socket: DATA });
+                self.schedule(soon, Event::Receive { node, link, socket: META });
+            }
+            self.watch_meta(node, link);
+        }
+        let running = self.nodes[node].running.as_ref().expect("the node is on");
+        if running.engine.wants_tick() {
+            self.schedule_own(node, 100 * MS, Own::Tick);
+        }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let skipped = self.trace.len().saturating_sub(400);
+            for line in self.trace.iter().skip(skipped) {
+                eprintln!("{line}");
+            }
+            eprintln!("seed {}", self.config.seed);
+        }
+    }
+}

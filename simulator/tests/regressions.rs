@@ -1,0 +1,142 @@
+//! What random runs have found, each as a scenario of its own.
+
+use engine::resource::AdminRequest;
+use engine::state::{Conn, Disk};
+use simulator::node::VOLUME;
+use simulator::world::Action;
+use simulator::{Config, World};
+
+const WRITE: Action = Action::Write { fua: false };
+const SEEDS: u64 = 20;
+
+fn good(world: &World) -> bool {
+    (0..2).all(|node| {
+        let state = world.status(node).state;
+        (state.conn, state.disk, state.pdsk) == (Conn::Connected, Disk::UpToDate, Disk::UpToDate)
+    })
+}
+
+/// Both nodes UpToDate and connected, node 0 Primary.
+fn synced(seed: u64) -> World {
+    synced_with(Config::new(seed))
+}
+
+fn synced_with(config: Config) -> World {
+    let mut world = World::new(config);
+    for node in 0..2 {
+        assert_eq!(world.attach(node), 101);
+        assert_eq!(world.connect(node), 1);
+    }
+    world.run_until("connected", 10_000, |world| (0..2).all(|node| world.status(node).state.conn == Conn::Connected));
+    world.run_for_ms(100);
+    assert_eq!(world.admin(0, AdminRequest::NewCurrentUuid { volume: VOLUME, clear_bitmap: true }), 101);
+    world.run_until("skipped sync", 10_000, good);
+    assert_eq!(world.admin(0, AdminRequest::Primary { volume: VOLUME, force: false }), 1);
+    world
+}
+
+#[track_caller]
+fn all_the_same(world: &mut World) {
+    world.run_until("resync", 300_000, good);
+    world.run_for_ms(3_000);
+    let sectors = world.config.sectors;
+    assert_eq!(world.nodes[0].data.first_difference(&world.nodes[1].data, sectors), None, "the halves differ");
+}
+
+fn come_back(world: &mut World, node: usize) {
+    world.boot(node);
+    assert_eq!(world.attach(node), 101);
+    assert_eq!(world.connect(node), 1);
+}
+
+/// Its bitmap pages had been written, but were not durable when the first blocks were acknowledged.
+#[test]
+fn a_target_that_loses_its_power_knows_what_it_was_about_to_resync() {
+    for seed in 1..=SEEDS {
+        let mut world = synced(seed);
+        world.set_network(false);
+        for block in 0..200 {
+            world.start(0, WRITE, block * 600, 8);
+        }
+        world.run_until("loss noticed", 60_000, |world| world.status(0).state.conn == Conn::WFConnection);
+        world.run_for_ms(100);
+        let bits = world.status(0).bits_out_of_sync;
+        world.set_network(true);
+        world.run_until("some blocks", 60_000, |world| world.status(0).bits_out_of_sync < bits);
+        world.power_cut(1);
+        come_back(&mut world, 1);
+        all_the_same(&mut world);
+    }
+}
+
+/// The extents were active from before; the superblock did not say yet that the log counts.
+#[test]
+fn writes_of_a_diskless_primary_are_remembered_right_after_a_reconnect() {
+    for seed in 1..=SEEDS {
+        let mut world = synced(seed);
+        assert_eq!(world.admin(0, AdminRequest::Detach { volume: VOLUME, force: false }), 1);
+        assert_eq!(world.io(0, WRITE, 0, 8), Ok(()));
+        world.run_for_ms(500);
+        world.reset_connection();
+        world.run_until("loss noticed", 10_000, |world| world.status(1).state.conn != Conn::Connected);
+        world.run_until("reconnect", 60_000, |world| {
+            (0..2).all(|node| world.status(node).state.conn == Conn::Connected)
+                && world.status(0).state.pdsk == Disk::UpToDate
+        });
+        assert_eq!(world.io(0, WRITE, 8, 8), Ok(()));
+        world.power_cut(1);
+        world.power_cut(0);
+        come_back(&mut world, 0);
+        come_back(&mut world, 1);
+        all_the_same(&mut world);
+    }
+}
+
+/// The peer agreed to be overwritten while the disk here failed: its copy is no good copy any more.
+#[test]
+fn a_write_does_not_count_on_a_peer_that_has_just_been_invalidated() {
+    for seed in 1..=SEEDS {
+        let mut world = synced(seed);
+        world.ask(0, AdminRequest::InvalidateRemote { volume: VOLUME });
+        world.nodes[0].faults.read_percent = 100;
+        world.start(0, Action::Read, 0, 8);
+        for sector in 0..50 {
+            world.start(0, WRITE, sector * 8, 8);
+            let pause = seed % 4;
+            world.run_for_ms(pause / 3);
+        }
+        let open = |world: &World| world.open_operations() == 0;
+        world.run_until("all operations", 60_000, open);
+        world.run_until("the disk is let go", 10_000, |world| !world.status(0).has_disk);
+        world.nodes[0].faults.read_percent = 0;
+        let _code = world.poll_admin(0);
+        let _code = world.admin(0, AdminRequest::Secondary { volume: VOLUME });
+        assert_eq!(world.attach(0), 101);
+        all_the_same(&mut world);
+        if let Err(reason) = world.check_acknowledged(0) {
+            panic!("seed {seed}: {reason}");
+        }
+    }
+}
+
+/// A write that comes after an acknowledgement is judged after it, and has a later sequence number.
+#[test]
+fn writes_of_two_primaries_that_meet_leave_equal_halves() {
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.net.two_primaries = true;
+        let mut world = synced_with(config);
+        assert_eq!(world.admin(1, AdminRequest::Primary { volume: VOLUME, force: false }), 1);
+        for _ in 0..40 {
+            for node in 0..2 {
+                let count = world.random.pick(&[1, 3, 8, 40, 256]);
+                let sector = world.random.below(300);
+                world.start(node, WRITE, sector, count);
+            }
+            world.run_for_ms(seed % 3);
+        }
+        world.run_until("all operations", 60_000, |world| world.open_operations() == 0);
+        all_the_same(&mut world);
+        assert_eq!(world.faults, []);
+    }
+}
