@@ -164,7 +164,7 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    fn start_write(&mut self, request: RequestId) {
+    pub(super) fn start_write(&mut self, request: RequestId) {
         let Some(slot) = self.requests.at_mut(request.index) else { return };
         slot.in_overlaps = true;
         let (volume, sector, size) = (slot.volume, slot.io.sector, slot.io.size_bytes);
@@ -629,16 +629,15 @@ impl<S: Storage> Engine<S> {
             return None;
         }
         let id = slot.volume;
-        let in_overlaps = slot.in_overlaps;
         let pending = slot.net == Net::Waiting || slot.net == Net::Queued;
         if result == Net::Failed || slot.net != Net::Failed {
             slot.net = result;
         }
+        let contested = slot.contested.take().is_some();
+        self.overlaps.answered(u32::from(request.index));
+        let slot = self.requests.get_mut(request)?;
         if slot.phase == Phase::Completed || result == Net::Failed {
             self.record(request.index);
-        }
-        if in_overlaps && result == Net::Ok {
-            self.overlaps.acknowledge(u32::from(request.index));
         }
         if pending {
             if let Some(volume) = self.volume_mut(id) {
@@ -646,67 +645,11 @@ impl<S: Storage> Engine<S> {
             }
             self.check_role_wait();
         }
+        if contested {
+            self.contest_ended();
+        }
         self.settle(request.index);
         Some(())
-    }
-
-    /// The peer, Primary as well, has written the same range: its write goes first, then ours is done again.
-    /// spec: wire-protocol 6 (P_RETRY_WRITE)
-    pub(super) fn postpone(&mut self, request: RequestId, sector: u64) -> Option<()> {
-        let slot = self.requests.get_mut(request).filter(|slot| slot.io.sector == sector && slot.in_log)?;
-        slot.postponed = true;
-        if slot.local != Local::Pending {
-            self.yield_to_peer(request.index);
-        }
-        Some(())
-    }
-
-    pub(super) fn yield_to_peer(&mut self, index: u16) {
-        let Engine { overlaps, peers, ready_peers, requests, .. } = self;
-        let capacity = requests.capacity() as u32;
-        overlaps.yield_to_peer(u32::from(index), |id| {
-            if id >= capacity {
-                peers.push(ready_peers, ((id - capacity) / 2) as u16);
-            }
-        });
-    }
-
-    /// The peer's write overrides ours: it counts as done, but is not in the epoch any more.
-    /// spec: wire-protocol 6 (P_SUPERSEDED)
-    pub(super) fn superseded(&mut self, request: RequestId, sector: u64) -> Option<()> {
-        self.requests.get(request).filter(|slot| slot.io.sector == sector && slot.in_log)?;
-        if self.requests.get(request)?.postponed {
-            return Some(());
-        }
-        self.leave_log(request.index);
-        self.acknowledged(request, sector, Net::Ok)
-    }
-
-    /// Takes a write off the transfer log before its barrier is acknowledged.
-    fn leave_log(&mut self, index: u16) {
-        let Some(epoch) = self.requests.at(index).filter(|slot| slot.in_log).map(|slot| slot.epoch) else { return };
-        let mut log = self.log;
-        log.remove(&mut self.requests, index);
-        self.log = log;
-        self.link.departed.count(epoch);
-    }
-
-    /// A write that had to yield to the peer's starts from the beginning.
-    pub(super) fn restart_write(&mut self, index: u16) {
-        self.leave_log(index);
-        self.leave_overlaps(u32::from(index));
-        let request = self.requests.id(index);
-        let Some(slot) = self.requests.at_mut(index) else { return };
-        let pending = matches!(slot.net, Net::Queued | Net::Waiting);
-        slot.postponed = false;
-        slot.forget_local();
-        slot.net = Net::None;
-        slot.phase = Phase::Overlap;
-        let id = slot.volume;
-        if pending {
-            self.with_volume(id, |volume| volume.peer_pending = volume.peer_pending.saturating_sub(1));
-        }
-        self.start_write(request);
     }
 
     /// A packet of an application request has been handed to TCP (or could not be).
@@ -721,7 +664,8 @@ impl<S: Storage> Engine<S> {
         }
         let id = slot.volume;
         let sectors = u64::from(slot.io.size_bytes / 512);
-        let write = slot.io.op.is_write();
+        let slot_op = slot.io.op;
+        let write = slot_op.is_write();
         let mut settled = false;
         if slot.notice_only {
             slot.net = Net::None;
@@ -735,7 +679,7 @@ impl<S: Storage> Engine<S> {
         }
         let notice = settled && slot.net == Net::None;
         if let Some(volume) = self.volume_mut(id) {
-            if write && !notice {
+            if slot_op == Op::Write && !notice {
                 volume.counters.sent_sectors = volume.counters.sent_sectors.wrapping_add(sectors);
             }
             if settled && !notice {
@@ -802,6 +746,7 @@ impl<S: Storage> Engine<S> {
             slot.net = Net::Queued;
             slot.epoch = epoch;
             slot.postponed = false;
+            slot.contested = None;
             self.link.epoch_writes += 1;
             self.queue_data(DataOut::Write(request));
         }
@@ -919,7 +864,8 @@ impl<S: Storage> Volume<S> {
                 self.next_read_remote = !self.next_read_remote;
                 !self.next_read_remote
             }
-            ReadBalancing::LeastPending => self.lower_pending > self.peer_pending + self.resync.requests_in_flight,
+            // The C module counts the read itself among the local ones.
+            ReadBalancing::LeastPending => self.lower_pending >= self.peer_pending + self.resync.requests_in_flight,
             ReadBalancing::Striping32K => striped(15),
             ReadBalancing::Striping64K => striped(16),
             ReadBalancing::Striping128K => striped(17),

@@ -338,6 +338,11 @@ impl<S: Storage> Engine<S> {
             }
             Effect::ClearResyncAfterNegotiation => self.with_disk(id, |disk| disk.resync_after_negotiation = false),
             Effect::GrowResync => self.start_grow_resync(id),
+            Effect::RememberPauseTime => {
+                let now_ms = self.now_ms;
+                self.with_volume(id, |volume| volume.resync.paused_since_ms = Some(now_ms));
+            }
+            Effect::AccountPauseTime => self.account_pause(id),
             Effect::RunResyncTimer => self.with_volume(id, |volume| volume.resync.next_turn_ms = 0),
             Effect::WriteMetadata => self.sync_metadata(id),
             Effect::DropLocalReference => self.check_disk_idle(id),
@@ -346,8 +351,6 @@ impl<S: Storage> Engine<S> {
             Effect::TakeLocalReference
             | Effect::LogUuids
             | Effect::WakeWaiters
-            | Effect::AccountPauseTime
-            | Effect::RememberPauseTime
             | Effect::RecordAttachTime
             | Effect::QueueAfterWork
             | Effect::LegacyEvent => {}

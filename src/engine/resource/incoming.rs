@@ -10,10 +10,11 @@ use core::fmt;
 
 use super::api::{Digest, Next, Op, RequestId, VolumeId};
 use super::change::Kind;
+use super::conflict::newer;
 use super::inspect::Direction;
 use super::link::Handshake;
 use super::outgoing::MetaOut;
-use super::peer::{newer, IncomingWrite};
+use super::peer::IncomingWrite;
 use super::slots::Net;
 use super::work::LogLine;
 use super::{Engine, Sabotage};
@@ -539,15 +540,19 @@ impl<S: Storage> Engine<S> {
         }
         let ack = BlockAck::decode(body).map_err(bad)?;
         self.with_volume(id, |volume| volume.peer_seq = newer(volume.peer_seq, ack.seq));
-        // What it acknowledges is over before the write is looked at that the peer made after it.
-        let result = self.receive_block_ack(id, command, &ack);
+        self.receive_block_ack(id, command, &ack)?;
+        // Only now: the write that waits for this answer was sent after it and must not meet what it is the answer to.
         self.check_sequence();
-        result
+        Ok(())
     }
 
     fn receive_block_ack(&mut self, id: VolumeId, command: Command, ack: &BlockAck) -> Result<(), Fault> {
         let unknown = Fault::UnknownRequest { command, sector: ack.sector };
         let resync = ack.block_id == ID_SYNCER;
+        let answered = RequestId::from_block_id(ack.block_id).filter(|_| !resync && self.link.net.two_primaries);
+        if let Some(slot) = answered.and_then(|request| self.requests.get(request)).filter(|slot| slot.in_log) {
+            self.later_epoch_answered(slot.epoch);
+        }
         match command {
             Command::RecvAck | Command::WriteAck | Command::RsWriteAck | Command::Superseded if resync => {
                 self.resync_acknowledged(id, ack.sector, ack.size_bytes);
@@ -607,6 +612,41 @@ impl<S: Storage> Engine<S> {
         Some(())
     }
 
+    /// The peer has answered a write of this epoch. The C module never acknowledges the barrier of an epoch in which it refused
+    /// a write for one of its own; but before it took the first write of a later epoch it waited for everything before, and
+    /// flushed its disk's cache. So by now such an epoch is safe. spec: wire-protocol 3.6, 13 (H4)
+    fn later_epoch_answered(&mut self, answered: u32) {
+        while let Some(epoch) = self.log.front().and_then(|index| self.requests.at(index)).map(|slot| slot.epoch) {
+            let earlier = (answered.wrapping_sub(epoch) as i32) > 0;
+            if !earlier || self.link.departed.of(epoch) == 0 {
+                return;
+            }
+            self.forget_epoch(epoch);
+        }
+    }
+
+    /// Writes of the oldest epoch that are on the transfer log.
+    fn oldest_epoch_size(&self, epoch: u32) -> u32 {
+        let mut size = 0u32;
+        let mut at = self.log.front();
+        while let Some(index) = at.filter(|&index| self.requests.at(index).is_some_and(|slot| slot.epoch == epoch)) {
+            size += 1;
+            at = self.log.next(&self.requests, index);
+        }
+        size
+    }
+
+    /// The writes of the oldest epoch are safe on the peer's disk: off the transfer log.
+    fn forget_epoch(&mut self, epoch: u32) {
+        for _ in 0..self.oldest_epoch_size(epoch) {
+            let Some(index) = self.log.front() else { break };
+            let mut log = self.log;
+            log.remove(&mut self.requests, index);
+            self.log = log;
+            self.settle(index);
+        }
+    }
+
     /// P_BARRIER_ACK: it must name the oldest epoch, with the right number of writes. spec: wire-protocol 3.6
     fn receive_barrier_ack(&mut self, ack: &BarrierAck) -> Result<(), Fault> {
         let found = (ack.number, ack.set_size);
@@ -614,29 +654,20 @@ impl<S: Storage> Engine<S> {
         if self.sabotaged(Sabotage::ForgetBeforeBarrier) {
             return Ok(());
         }
-        if epoch != Some(ack.number) && self.link.departed.of(ack.number) > 0 {
-            // Nothing of this epoch is left: the peer's own writes overrode all of it.
-            return Ok(());
-        }
-        let Some(epoch) = epoch else { return Err(Fault::BarrierMismatch { expected: None, found }) };
-        let mut size = 0u32;
-        let mut at = self.log.front();
-        while let Some(index) = at.filter(|&index| self.requests.at(index).is_some_and(|slot| slot.epoch == epoch)) {
-            size += 1;
-            at = self.log.next(&self.requests, index);
-        }
+        let Some(epoch) = epoch else {
+            let departed = self.link.departed.of(ack.number) > 0;
+            return if departed { Ok(()) } else { Err(Fault::BarrierMismatch { expected: None, found }) };
+        };
+        let size = self.oldest_epoch_size(epoch);
         // Writes that the peer's own overrode are off our list; the peer may have counted them.
         let departed = self.link.departed.of(epoch);
         if ack.number != epoch || ack.set_size < size || ack.set_size > size.saturating_add(departed) {
+            if ack.number != epoch && self.link.departed.of(ack.number) > 0 {
+                return Ok(());
+            }
             return Err(Fault::BarrierMismatch { expected: Some((epoch, size)), found });
         }
-        for _ in 0..size {
-            let Some(index) = self.log.front() else { break };
-            let mut log = self.log;
-            log.remove(&mut self.requests, index);
-            self.log = log;
-            self.settle(index);
-        }
+        self.forget_epoch(epoch);
         self.congestion_ended();
         self.check_role_wait();
         Ok(())

@@ -10,6 +10,7 @@
 use super::api::{LinkFailure, LinkTask, Wakes};
 use super::authenticate::Authentication;
 use super::change::Kind;
+use super::conflict::HeldAcks;
 use super::fencing::FenceRun;
 use super::incoming::Fault;
 use super::metadata_pipeline::{Job, Then};
@@ -49,15 +50,20 @@ pub enum Reconnect {
     Never,
 }
 
+/// Bound: epochs with departed writes that are remembered; more than there are under way.
+const DEPARTED_EPOCHS: usize = 64;
+
 /// Writes that left the transfer log before their barrier, by epoch: only conflicts of two Primaries do that.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Departed {
-    epochs: [(u32, u32); 8],
+    epochs: [(u32, u32); DEPARTED_EPOCHS],
     next: usize,
 }
 
 impl Departed {
-    /// One more of this epoch. The oldest of eight epochs is forgotten.
+    pub(super) const NONE: Departed = Departed { epochs: [(0, 0); DEPARTED_EPOCHS], next: 0 };
+
+    /// One more of this epoch. The oldest epoch is forgotten.
     pub(super) fn count(&mut self, epoch: u32) {
         if let Some(entry) = self.epochs.iter_mut().find(|entry| entry.0 == epoch && entry.1 > 0) {
             entry.1 += 1;
@@ -126,6 +132,7 @@ pub(super) struct Link {
     /// The barrier of the last epoch is sent even if no write follows.
     pub(super) barrier_due: bool,
     pub(super) received_epoch: ReceivedEpoch,
+    pub(super) held_acks: HeldAcks,
     pub(super) departed: Departed,
     pub(super) sequence_wait: Option<SequenceWait>,
     /// The receiver waits until the owner has looked for algorithms.
@@ -184,7 +191,8 @@ impl Link {
             sent_writes: 0,
             barrier_due: false,
             received_epoch: ReceivedEpoch::default(),
-            departed: Departed::default(),
+            held_acks: HeldAcks::NONE,
+            departed: Departed::NONE,
             sequence_wait: None,
             algorithms_pending: false,
             sending: Sending::Nothing,
@@ -256,7 +264,8 @@ impl<S: Storage> Engine<S> {
         link.ping_again = false;
         link.bitmap_for = None;
         link.received_epoch = ReceivedEpoch::default();
-        link.departed = Departed::default();
+        link.held_acks = HeldAcks::NONE;
+        link.departed = Departed::NONE;
         link.sequence_wait = None;
         link.algorithms_pending = false;
         link.discarding = link.net.discard_my_data;

@@ -86,6 +86,7 @@ mod api;
 mod application;
 mod authenticate;
 mod change;
+mod conflict;
 mod disk;
 mod disk_timeout;
 mod fencing;
@@ -205,7 +206,7 @@ pub struct Engine<S: Storage> {
     completions: Ring<Completion, S>,
     data_out: Ring<DataOut, S>,
     control: Ring<Control, S>,
-    /// With the sequence number of what has one.
+    /// Packets, each with its sequence number if it has one.
     meta_out: Ring<(MetaOut, u32), S>,
     work: Ring<Work, S>,
     wakes: Wakes,

@@ -145,8 +145,8 @@ impl<S: Storage> Engine<S> {
         if !self.link.has_sockets() {
             return;
         }
-        // Drawn here, not by the sender: a write that had to wait for what this acknowledges is sent with a later number,
-        // and the peer does not look at it before it has seen this. spec: wire-protocol 3.5, 6
+        // Drawn here and not when it is sent: a write that starts because of what is acknowledged has a later number, so that
+        // the peer does not take it for one that meets its own. spec: wire-protocol 3.5, 6
         let seq = match packet {
             MetaOut::Ack { volume, .. } => self.sequence(volume),
             _ => 0,

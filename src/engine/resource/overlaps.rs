@@ -49,8 +49,8 @@ struct Entry {
     ready: bool,
     /// A local write that the peer wants to be done again: the peer's write goes first.
     yielding: bool,
-    /// A local write that the peer has done: what it sends now comes after it.
-    acknowledged: bool,
+    /// A local write that the peer has answered.
+    answered: bool,
     first: u64,
     end: u64,
     order: u64,
@@ -67,7 +67,7 @@ const ABSENT: Entry = Entry {
     active: false,
     ready: false,
     yielding: false,
-    acknowledged: false,
+    answered: false,
     first: 0,
     end: 0,
     order: 0,
@@ -110,7 +110,9 @@ impl<S: Storage> Overlaps<S> {
         match (entry.kind, other.kind) {
             (Application, Peer) => older || other.active,
             (Application, _) => older,
-            (Peer, Application) => other.active && if self.resolves { other.acknowledged } else { !other.yielding },
+            // The peer answered our write before it sent its own, so there is nothing to decide: ours goes first.
+            (Peer, Application) if self.resolves => other.active && other.answered,
+            (Peer, Application) => other.active && !other.yielding,
             (Peer, Peer | ResyncWrite | ResyncRead) => older,
             (Peer, ResyncRequest) => false,
             (ResyncRequest, Application) | (ResyncWrite, Peer | ResyncWrite) | (ResyncRead, Application | Peer) => {
@@ -161,20 +163,37 @@ impl<S: Storage> Overlaps<S> {
         !blocked
     }
 
-    /// The peer has done this local write. A write of the peer that overlaps it is newer: it waits until ours is on the
-    /// disk, and then goes there. (The C module lets it be overridden, and the halves differ.)
-    pub(super) fn acknowledge(&mut self, id: u32) {
-        if let Some(entry) = self.entries.get_mut(id as usize) {
-            entry.acknowledged = entry.present;
-        }
-    }
-
     /// A local write lets the writes of the peer pass that overlap it; calls `ready` for those that can start.
     pub(super) fn yield_to_peer(&mut self, id: u32, ready: impl FnMut(u32)) {
         let Some(place) = self.entries.get_mut(id as usize).filter(|entry| entry.present) else { return };
         place.yielding = true;
         let entry = *place;
         self.release_waiters(&entry, ready);
+    }
+
+    /// A write of the peer overlaps this local write.
+    pub(super) fn meets_peer(&self, id: u32) -> bool {
+        let Some(entry) = self.entries.get(id as usize).copied().filter(|entry| entry.present) else { return false };
+        let mut meets = false;
+        self.for_each_overlapping(&entry, |_, found| meets |= found.kind == Kind::Peer);
+        meets
+    }
+
+    /// The peer has answered a local write that is still on its way to the local disk.
+    pub(super) fn answered(&mut self, id: u32) {
+        if let Some(entry) = self.entries.get_mut(id as usize).filter(|entry| entry.present) {
+            entry.answered = true;
+        }
+    }
+
+    /// Calls `visit` for every local write under way that a write of the peer conflicts with.
+    pub(super) fn for_each_conflicting(&self, id: u32, mut visit: impl FnMut(u32)) {
+        let Some(entry) = self.entries.get(id as usize).copied().filter(|entry| entry.present) else { return };
+        self.for_each_overlapping(&entry, |other, found| {
+            if other != id && found.kind == Kind::Application && found.active && !found.answered {
+                visit(other);
+            }
+        });
     }
 
     /// Calls `visit` for every local write under way that overlaps the entry and yields to it.
@@ -193,7 +212,7 @@ impl<S: Storage> Overlaps<S> {
         let entry = self.entries.get(id as usize).copied().filter(|entry| entry.present)?;
         let mut covered = None;
         self.for_each_overlapping(&entry, |other, found| {
-            if other != id && found.kind == Kind::Application && found.active && !found.acknowledged {
+            if other != id && found.kind == Kind::Application && found.active && !found.answered {
                 let covers = found.first <= entry.first && found.end >= entry.end;
                 covered = Some(covered.unwrap_or(false) || covers);
             }
@@ -380,6 +399,13 @@ mod tests {
         ready
     }
 
+    /// Removes an entry; tells what becomes ready.
+    fn remove_ready(overlaps: &mut Overlaps<HeapStorage>, id: u32) -> Vec<u32> {
+        let mut ready = Vec::new();
+        overlaps.remove(id, |id| ready.push(id));
+        ready
+    }
+
     fn insert(
         overlaps: &mut Overlaps<HeapStorage>,
         id: u32,
@@ -455,14 +481,14 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_was_made_after_ours_is_not_overridden_by_it() {
+    fn a_local_write_that_the_peer_has_answered_is_no_conflict() {
         let mut overlaps: Overlaps<HeapStorage> = Overlaps::new(8).unwrap();
         overlaps.set_resolves(true);
         assert!(insert(&mut overlaps, 0, Kind::Application, 0, 0, 8192));
-        overlaps.acknowledge(0);
-        assert!(!overlaps.insert(1, Kind::Peer, 0, 8, 4096), "our disk is late; the peer's write waits");
+        overlaps.answered(0);
+        assert!(!overlaps.insert(1, Kind::Peer, 0, 8, 4096), "it was sent later, and waits");
+        assert_eq!(remove_ready(&mut overlaps, 0), [1]);
         assert_eq!(overlaps.conflict(1), None);
-        assert_eq!(remove(&mut overlaps, 0), [1]);
     }
 
     /// The index against a list searched from end to end, without and with writes of the peer (how those pass writes of

@@ -9,7 +9,6 @@
 
 use super::api::{Digest, Finding, Inspect, IoError, IoFlags, IoResult, LocalIo, Next, Op, PeerId, VolumeId, Wakes};
 use super::incoming::Fault;
-use super::link::SequenceWait;
 use super::outgoing::{DataOut, MetaOut};
 use super::overlaps::Kind;
 use super::slots::{List, PeerKind, PeerPhase};
@@ -25,9 +24,9 @@ use crate::wire::{FEATURE_WZEROES, MAX_DATA_BYTES, MAX_TRIM_BYTES};
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ReceivedEpoch {
     /// Writes since the last barrier.
-    size: u32,
+    pub(super) size: u32,
     /// Of these, not yet on the disk.
-    active: u32,
+    pub(super) active: u32,
     /// The barrier that closes it has arrived; the receiver waits.
     barrier: Option<u32>,
     /// Volumes whose disk has a write of it, one bit each: their caches have to be flushed.
@@ -36,6 +35,8 @@ pub(super) struct ReceivedEpoch {
     flushes: u32,
     /// A disk failed before its cache was flushed: this epoch is never acknowledged.
     lost: bool,
+    /// Writes of it that were refused for one of our own.
+    pub(super) refused: u32,
 }
 
 impl ReceivedEpoch {
@@ -133,8 +134,10 @@ impl<S: Storage> Engine<S> {
         slot.phase = PeerPhase::Overlap;
         let slot = *slot;
         let sectors = u64::from(slot.size_bytes / 512);
+        // What is only described has not been received.
+        let received = if slot.op == Op::Write { sectors } else { 0 };
         self.with_volume(slot.volume, |volume| {
-            volume.counters.received_sectors = volume.counters.received_sectors.wrapping_add(sectors);
+            volume.counters.received_sectors = volume.counters.received_sectors.wrapping_add(received);
         });
         let (kind, data) = match slot.kind {
             PeerKind::Resync => {
@@ -175,86 +178,6 @@ impl<S: Storage> Engine<S> {
         if self.overlaps.insert(entry, kind, slot.volume.0, slot.sector, slot.size_bytes) {
             self.peer_overlap_ended(peer.index);
         }
-    }
-
-    // Two Primaries. spec: wire-protocol 3.5, 6; state-machine 18.12
-
-    /// Keeps track of the peer's sequence numbers. True: the write waits for what the peer sent before it.
-    fn wait_for_sequence(&mut self, peer: PeerId, slot: &super::slots::PeerRequest) -> bool {
-        let strict = self.link.net.two_primaries && self.link.resolve_conflicts;
-        let until_ms = self.now_ms + u64::from(self.link.net.ping_timeo) * 100;
-        let Some(volume) = self.volume_mut(slot.volume) else { return false };
-        let missing = newer(volume.peer_seq, slot.seq.wrapping_sub(1)) != volume.peer_seq;
-        if !(strict && missing) {
-            volume.peer_seq = newer(volume.peer_seq, slot.seq);
-            return false;
-        }
-        if let Some(slot) = self.peers.get_mut(peer) {
-            slot.phase = PeerPhase::Sequence;
-        }
-        self.link.sequence_wait = Some(SequenceWait { peer, volume: slot.volume, seq: slot.seq, until_ms });
-        true
-    }
-
-    /// A packet arrived on the meta socket: is it the one that was missing?
-    pub(super) fn check_sequence(&mut self) {
-        let Some(wait) = self.link.sequence_wait else { return };
-        let Some(volume) = self.volume_mut(wait.volume) else { return };
-        if newer(volume.peer_seq, wait.seq.wrapping_sub(1)) != volume.peer_seq {
-            return;
-        }
-        volume.peer_seq = newer(volume.peer_seq, wait.seq);
-        self.link.sequence_wait = None;
-        if let Some(slot) = self.peers.get_mut(wait.peer) {
-            slot.phase = PeerPhase::Overlap;
-        }
-        self.enter_overlaps(wait.peer, Kind::Peer, false);
-        self.wakes.insert(Wakes::RECEIVER);
-    }
-
-    /// The missing packet does not come: something is wrong with the peer.
-    pub(super) fn check_sequence_timeout(&mut self) {
-        if let Some(wait) = self.link.sequence_wait.filter(|wait| self.now_ms > wait.until_ms) {
-            self.fail(Fault::MissingSequence { seq: wait.seq }, Conn::ProtocolError);
-        }
-    }
-
-    /// A write of the peer meets a write of our application, and this node decides: ours stays.
-    fn decide_conflict(&mut self, peer: PeerId, slot: &super::slots::PeerRequest) -> bool {
-        if !(self.link.net.two_primaries && self.link.resolve_conflicts) || slot.orphan {
-            return false;
-        }
-        let entry = self.overlap_entry(peer.index, false);
-        let Some(covered) = self.overlaps.conflict(entry) else { return false };
-        let command = if covered || self.link.apv < 100 { Command::Superseded } else { Command::RetryWrite };
-        self.queue_meta(MetaOut::Ack {
-            command,
-            volume: slot.volume,
-            sector: slot.sector,
-            block_id: slot.block_id,
-            size_bytes: slot.size_bytes,
-        });
-        self.leave_overlaps(entry);
-        self.end_peer(peer, slot.volume);
-        if slot.in_epoch {
-            self.link.received_epoch.active = self.link.received_epoch.active.saturating_sub(1);
-            self.close_received_epoch();
-        }
-        true
-    }
-
-    /// Our writes that had to let this one pass are done again.
-    fn restart_postponed(&mut self, peer: PeerId) {
-        let entry = self.overlap_entry(peer.index, false);
-        let Engine { overlaps, requests, restarts, .. } = self;
-        let capacity = requests.capacity() as u32;
-        overlaps.for_each_yielding(entry, |id| {
-            let postponed = (id < capacity).then(|| requests.at_mut(id as u16)).flatten();
-            if let Some(slot) = postponed.filter(|slot| slot.postponed) {
-                slot.postponed = false;
-                requests.push(restarts, id as u16);
-            }
-        });
     }
 
     fn wants_receive_ack(&self, flags: DataFlags) -> bool {
@@ -474,7 +397,7 @@ impl<S: Storage> Engine<S> {
 
     /// All writes of the epoch are on the disks: flush their caches, then acknowledge. An acknowledged epoch is
     /// forgotten by the writer, so it has to survive a power cut here; the acknowledgement comes after the flush.
-    fn close_received_epoch(&mut self) {
+    pub(super) fn close_received_epoch(&mut self) {
         let epoch = self.link.received_epoch;
         if epoch.barrier.is_none() || epoch.active > 0 || epoch.flushes > 0 {
             return;
@@ -544,7 +467,7 @@ impl<S: Storage> Engine<S> {
             // Without the acknowledgement the writer keeps in mind what may be missing here.
             self.fail(Fault::NotDurable, Conn::NetworkFailure);
         } else if let Some(number) = epoch.barrier {
-            self.queue_meta(MetaOut::BarrierAck { number, set_size: epoch.size });
+            self.send_barrier_ack(number, &epoch);
         }
         self.wakes.insert(Wakes::RECEIVER);
     }
@@ -816,7 +739,7 @@ impl<S: Storage> Engine<S> {
         self.peer_slot_free();
     }
 
-    fn end_peer(&mut self, peer: PeerId, id: VolumeId) {
+    pub(super) fn end_peer(&mut self, peer: PeerId, id: VolumeId) {
         self.peers.release(peer.index);
         self.with_volume(id, |volume| volume.unacked = volume.unacked.saturating_sub(1));
         self.peer_slot_free();
@@ -880,14 +803,5 @@ pub(super) fn check_range(sector: u64, size_bytes: u32, most_bytes: u32, device_
         Ok(())
     } else {
         Err(Fault::BadRange { sector, size_bytes, device_sectors })
-    }
-}
-
-/// The later of two sequence numbers, in wrap-around order. spec: wire-protocol 3.5
-pub(super) fn newer(a: u32, b: u32) -> u32 {
-    if (b.wrapping_sub(a) as i32) > 0 {
-        b
-    } else {
-        a
     }
 }

@@ -91,6 +91,10 @@ pub(super) struct Request {
     pub(super) start_ms: u64,
     /// The peer, Primary as well, wants it to be done again after its own write of the range.
     pub(super) postponed: bool,
+    /// When that was asked for.
+    pub(super) postponed_ms: u64,
+    /// It made this node refuse a write of the peer, first in this epoch ([`super::peer::ReceivedEpoch`]).
+    pub(super) contested: Option<u32>,
     /// A read that failed on one path and may try the other.
     pub(super) local_read_failed: bool,
     pub(super) remote_read_failed: bool,
@@ -124,6 +128,8 @@ impl Request {
         protocol: WireProtocol::C,
         start_ms: 0,
         postponed: false,
+        postponed_ms: 0,
+        contested: None,
         local_read_failed: false,
         remote_read_failed: false,
         link: NIL,

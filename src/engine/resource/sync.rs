@@ -14,7 +14,7 @@ use super::outgoing::Control;
 use super::slots::PeerKind;
 use super::verify::is_verifying;
 use super::volume::{ResyncEnd, ResyncStart};
-use super::work::LogLine;
+use super::work::{LogLine, Work};
 use super::{Engine, Sabotage};
 use crate::bitmap::Scan;
 use crate::metadata::superblock::{UI_BITMAP, UI_CURRENT, UI_HISTORY_END, UI_HISTORY_START};
@@ -143,6 +143,8 @@ impl<S: Storage> Engine<S> {
             }
         });
         self.log(LogLine::ResyncStarted { volume: id, source: side == Conn::SyncSource, bits: volume_bits });
+        // Those that follow this volume have to wait from now on.
+        self.work(Work::ResyncDependencies);
         self.sync_metadata(id);
         if side == Conn::SyncTarget {
             self.resync_turn(id);
@@ -167,6 +169,7 @@ impl<S: Storage> Engine<S> {
             resync.done_since_ms = None;
             resync.progress = Progress::new(total_bits, now_ms);
             resync.started_ms = now_ms;
+            resync.paused_since_ms = None;
             resync.controller = Some(Controller::new(config));
             resync.meter.reset(volume.foreign_sectors, 0);
         });
@@ -231,6 +234,17 @@ impl<S: Storage> Engine<S> {
         volume.take_allowance(now_ms);
         self.make_requests(id, REQUESTS_PER_TURN);
         self.check_resync_end(id);
+    }
+
+    /// The run goes on after a pause: its figures leave the pause out.
+    pub(super) fn account_pause(&mut self, id: VolumeId) {
+        let now_ms = self.now_ms;
+        self.with_volume(id, |volume| {
+            let left = volume.weight().saturating_sub(volume.resync.failed_bits);
+            if let Some(since_ms) = volume.resync.paused_since_ms.take() {
+                volume.resync.progress.add_pause(left, now_ms.saturating_sub(since_ms), now_ms);
+            }
+        });
     }
 
     /// An answer made room for more.
@@ -447,6 +461,7 @@ impl<S: Storage> Engine<S> {
         self.check_disk_timeouts();
         self.congestion_ended();
         self.check_meta_lost();
+        self.restart_forgotten();
         self.catch_up();
         self.admin_step();
     }

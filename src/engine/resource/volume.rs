@@ -263,6 +263,8 @@ pub(super) struct Resync {
     /// Sectors that arrived since the last turn of the controller.
     pub(super) arrived_sectors: u64,
     pub(super) controller: Option<Controller>,
+    /// Paused since then.
+    pub(super) paused_since_ms: Option<u64>,
     pub(super) progress: Progress,
     pub(super) started_ms: u64,
     pub(super) next_turn_ms: u64,
@@ -416,6 +418,7 @@ impl<S: Storage> Volume<S> {
                 blocks_in_flight: 0,
                 arrived_sectors: 0,
                 controller: None,
+                paused_since_ms: None,
                 progress: Progress::default(),
                 started_ms: 0,
                 next_turn_ms: 0,

@@ -228,7 +228,7 @@ impl fmt::Display for LogLine {
             LogLine::NotFencing => f.write_str("not fencing the peer: the own data is not even Consistent"),
             LogLine::VerifyStarted { sector, .. } => write!(f, "online verify starts at sector {sector}"),
             LogLine::VerifyFound { sector, sectors, .. } => {
-                write!(f, "out of sync: start={sector}, size={sectors} (sectors)")
+                write!(f, "Out of sync: start={sector}, size={sectors} (sectors)")
             }
             LogLine::VerifyDone { bits, differing_bits, seconds, .. } => write!(
                 f,

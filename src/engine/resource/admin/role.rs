@@ -6,6 +6,7 @@ use super::{Op, RoleChange, RoleStage, Target};
 use crate::netlink::RetCode;
 use crate::resource::api::VolumeId;
 use crate::resource::fencing::FenceStart;
+use crate::resource::slots::{Phase, Request};
 use crate::resource::Engine;
 use crate::state::{And, Change, Conn, Disk, Outcome, Role, StateError};
 use crate::storage::Storage;
@@ -53,7 +54,9 @@ impl<S: Storage> Engine<S> {
     fn is_drained(&self, id: VolumeId) -> bool {
         let mut at = self.log.front();
         while let Some(index) = at.filter(|_| !self.susp.any()) {
-            if self.requests.at(index).is_some_and(|slot| slot.volume == id) {
+            // The C module does not tell about an epoch in which it refused a write for one of its own.
+            let untold = |slot: &Request| slot.phase == Phase::Completed && self.link.departed.of(slot.epoch) > 0;
+            if self.requests.at(index).is_some_and(|slot| slot.volume == id && !untold(slot)) {
                 return false;
             }
             at = self.log.next(&self.requests, index);
