@@ -76,6 +76,24 @@ impl Acks {
         self.highest
     }
 
+    /// Compares with what was found after two writers, on two machines, wrote to the same place at the same time: each sector
+    /// holds the last write of the one or of the other, never an earlier one and never parts of both.
+    pub fn check_either(&self, other: &Acks, found: &Scan) -> Result<()> {
+        let mut wrong = Vec::new();
+        for (&sector, &content) in &found.sectors {
+            let last = [self.last.get(&sector), other.last.get(&sector)];
+            let good = match content {
+                Content::Bad => false,
+                Content::Blank => last == [None, None],
+                Content::Written(sequence) => last == [None, None] || last.contains(&Some(&sequence)),
+            };
+            if !good {
+                wrong.push(format!("sector {sector}: acknowledged {last:?}, found {content:?}"));
+            }
+        }
+        report(wrong, found.sectors.len())
+    }
+
     /// Compares with what was found.
     pub fn check(&self, found: &Scan) -> Result<()> {
         let mut wrong = Vec::new();
@@ -91,17 +109,17 @@ impl Acks {
                 other => wrong.push(format!("sector {sector}: acknowledged write {sequence}, found {other:?}")),
             }
         }
-        if wrong.is_empty() {
-            return Ok(());
-        }
-        let more = wrong.len().saturating_sub(SHOWN);
-        wrong.truncate(SHOWN);
-        bail!(
-            "of {} sectors with acknowledged data, these are wrong:\n{}\nand {more} more",
-            self.last.len(),
-            wrong.join("\n")
-        )
+        report(wrong, self.last.len())
     }
+}
+
+fn report(mut wrong: Vec<String>, sectors: usize) -> Result<()> {
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    let more = wrong.len().saturating_sub(SHOWN);
+    wrong.truncate(SHOWN);
+    bail!("of {sectors} sectors with acknowledged data, these are wrong:\n{}\nand {more} more", wrong.join("\n"))
 }
 
 /// What a device holds, sector by sector.
@@ -146,6 +164,15 @@ mod tests {
         assert!(error.contains("sector 2: acknowledged write 2, found Some(Written(1))"), "{error}");
         assert!(check("0 2 1\n2 1 2").is_err());
         assert!(check("0 2 1\n2 1 2\n3 1 1\n100 1 bad").is_err());
+    }
+
+    #[test]
+    fn of_two_writers_the_last_write_of_either_must_be_there() {
+        let (one, two) = (Acks::parse(b"ack 1 0 4\nack 2 0 1\n").unwrap(), Acks::parse(b"ack 101 1 2\n").unwrap());
+        let check = |text: &str| one.check_either(&two, &Scan::parse(text).unwrap());
+        check("0 1 2\n1 1 1\n2 1 101\n3 1 1\n4 9 blank").unwrap();
+        assert!(check("0 1 1").is_err(), "an earlier one");
+        assert!(check("2 1 bad").is_err() && check("2 1 blank").is_err());
     }
 
     #[test]

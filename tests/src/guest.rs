@@ -145,6 +145,12 @@ pub fn scan(machine: &Machine, device: &str, start: u64, sectors: u64) -> Result
     Scan::parse(&text)
 }
 
+/// The same in pieces of so many sectors.
+pub fn scan_in_pieces(machine: &Machine, device: &str, start: u64, sectors: u64, piece: u64) -> Result<Scan> {
+    let command = format!("{PATH} scan --device {device} --start {start} --sectors {sectors} --longest {piece}");
+    Scan::parse(&machine.run_ok(&command)?)
+}
+
 /// The program on the host, beside the running one.
 fn host_program() -> Result<PathBuf> {
     let program = std::env::current_exe()?;

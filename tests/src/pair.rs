@@ -6,7 +6,7 @@ use crate::guest;
 use crate::helpers;
 use crate::proc_drbd::Device;
 use anyhow::{bail, Context, Result};
-use lab::{shared, Disk, Machine, Module, Options, Shared, Tools};
+use lab::{shared, Disk, Machine, Module, Options, Shared, Tools, ADDRESSES, NAMES};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -49,7 +49,19 @@ impl Pairing {
 
     /// The machines for it. `LAB_INSTEAD=module`, `tools` or `both` puts the C module, drbd-utils or both everywhere where
     /// ours would be: so the tests themselves are tested.
-    pub fn options(mut self) -> Options {
+    pub fn options(self) -> Options {
+        let Pairing { modules, tools } = self.replaced();
+        Options::default()
+            .name("machines")
+            // Each slab cache for itself: merged ones hide who leaks.
+            .kernel_arguments("slab_nomerge")
+            .disks(&[Disk::whole(64), Disk::partitioned(DISK_MIB)])
+            .modules(modules)
+            .each_tools(tools)
+    }
+
+    /// What really runs, after `LAB_INSTEAD`.
+    pub fn replaced(mut self) -> Pairing {
         if Self::is_module_replaced() {
             self.modules = self.modules.map(|module| match module {
                 Module::Ours => Module::Stock,
@@ -59,13 +71,7 @@ impl Pairing {
         if matches!(instead().as_str(), "tools" | "both") {
             self.tools = [Tools::Utils; 2];
         }
-        Options::default()
-            .name("machines")
-            // Each slab cache for itself: merged ones hide who leaks.
-            .kernel_arguments("slab_nomerge")
-            .disks(&[Disk::whole(64), Disk::partitioned(DISK_MIB)])
-            .modules(self.modules)
-            .each_tools(self.tools)
+        self
     }
 
     /// Whether the C module stands in for ours.
@@ -164,6 +170,24 @@ impl Pair {
         })
     }
 
+    /// Changes options of the connection on one machine while everything runs.
+    pub fn net_options_on(&self, machine: &Machine, options: &str) -> Result<()> {
+        let port = Config::default().port;
+        let [own, peer] = if machine.name() == NAMES[0] { ADDRESSES } else { [ADDRESSES[1], ADDRESSES[0]] };
+        machine.run_ok(&format!("drbdsetup net-options ipv4:{own}:{port} ipv4:{peer}:{port} {options}"))?;
+        Ok(())
+    }
+
+    /// The same on both, one after the other.
+    pub fn net_options(&self, options: &str) -> Result<()> {
+        self.machines().iter().try_for_each(|machine| self.net_options_on(machine, options))
+    }
+
+    /// Changes options of the disk on both machines while everything runs.
+    pub fn disk_options(&self, options: &str) -> Result<()> {
+        self.both(&format!("drbdsetup disk-options 0 {options}"))
+    }
+
     /// The device on one machine.
     pub fn device(&self, machine: &Machine) -> Result<Device> {
         device(machine)
@@ -244,14 +268,30 @@ impl Pair {
 
 /// Minor 0 of a machine.
 pub fn device(machine: &Machine) -> Result<Device> {
-    Device::parse(&machine.run_ok("cat /proc/drbd")?, 0)
+    minor(machine, 0)
+}
+
+/// Any minor of a machine.
+pub fn minor(machine: &Machine, minor: u32) -> Result<Device> {
+    Device::parse(&machine.run_ok("cat /proc/drbd")?, minor)
 }
 
 /// Waits until minor 0 of a machine looks as wanted.
 pub fn wait(machine: &Machine, limit: Duration, what: &str, wanted: impl Fn(&Device) -> bool) -> Result<Device> {
+    wait_minor(machine, 0, limit, what, wanted)
+}
+
+/// Waits until a minor of a machine looks as wanted.
+pub fn wait_minor(
+    machine: &Machine,
+    number: u32,
+    limit: Duration,
+    what: &str,
+    wanted: impl Fn(&Device) -> bool,
+) -> Result<Device> {
     let until = Instant::now() + limit;
     loop {
-        let device = device(machine)?;
+        let device = minor(machine, number)?;
         if wanted(&device) {
             return Ok(device);
         }

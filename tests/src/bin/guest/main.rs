@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! guest write --device D --start S --sectors N --threads T --align A --longest L --seed X --first Q [--count C]
-//! guest scan --device D --start S --sectors N
+//! guest scan --device D --start S --sectors N [--longest L]
+//! guest scribble --device D --start S --sectors N --threads T --count C
 //! guest hostile --to ADDRESS:PORT --case NAME
 //! ```
 
 mod hostile;
+mod scribble;
 
 use anyhow::{bail, Context, Result};
 use machine_tests::pattern::{self, Content, Random, SECTOR_BYTES};
@@ -81,6 +83,7 @@ fn start() -> Result<()> {
     match arguments.command.as_str() {
         "write" => write(&arguments),
         "scan" => scan(&arguments),
+        "scribble" => scribble::run(&arguments),
         "hostile" => hostile::run(&arguments.to, &arguments.case),
         other => bail!("no command {other:?}"),
     }
@@ -150,13 +153,14 @@ fn write_part(
 
 fn scan(arguments: &Arguments) -> Result<()> {
     let device = open(&arguments.device, false)?;
-    let mut memory = Aligned::new(SCAN_SECTORS);
+    let at_a_time = if arguments.longest == 0 { SCAN_SECTORS } else { arguments.longest };
+    let mut memory = Aligned::new(at_a_time);
     let mut output = io::BufWriter::new(io::stdout().lock());
     let mut run: Option<(u64, u64, Content)> = None;
     let end = arguments.start + arguments.sectors;
     let mut at = arguments.start;
     while at < end {
-        let count = SCAN_SECTORS.min(end - at);
+        let count = at_a_time.min(end - at);
         let buffer = memory.sectors(count);
         device
             .read_exact_at(buffer, at * SECTOR_BYTES as u64)
