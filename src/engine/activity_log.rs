@@ -239,7 +239,7 @@ impl<S: Storage> ActivityLog<S> {
             context_size: self.committed.len() as u16,
             context: self.committed.get(self.context_next..behind).unwrap_or(&[]),
         }
-        .encode(block);
+        .encode_with(block, S::crc32c);
         self.context_next = if behind == self.committed.len() { 0 } else { behind };
     }
 

@@ -23,6 +23,12 @@ pub trait Storage: 'static {
     /// # Errors
     /// [`OutOfMemory`] when the owner cannot provide it. May sleep; called only during set-up.
     fn table<T: 'static>(entries: usize, fill: impl FnMut(usize) -> T) -> Result<Self::Table<T>, OutOfMemory>;
+
+    /// CRC-32C over bytes of such tables, as [`crate::metadata::crc32c::crc32c`], for an owner who has the machine's own
+    /// instructions for it: a transaction of the activity log is 4 KiB.
+    fn crc32c(crc: u32, bytes: &[u8]) -> u32 {
+        crate::metadata::crc32c::crc32c(crc, bytes)
+    }
 }
 
 /// Tables on the heap of a user-space program: tests, simulator, tools.

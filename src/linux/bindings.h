@@ -3,6 +3,7 @@
  * What bindgen sees for our own declarations: the helpers, and constants that are macros with casts (which bindgen
  * does not see by itself).
  */
+#include <linux/crc32.h>
 #include "helpers.h"
 
 /* ---- block side ---- */

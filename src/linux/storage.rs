@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Where the engine's tables live: kernel memory, contiguous for small tables, pages mapped together for large ones.
 
-use super::mem;
+use super::{mem, raw};
 use engine::storage::{OutOfMemory, Storage};
 use kernel::prelude::*;
 
@@ -19,5 +19,10 @@ impl Storage for KernelStorage {
             table.push_within_capacity(entry).map_err(|_| OutOfMemory { entries })?;
         }
         Ok(table)
+    }
+
+    fn crc32c(crc: u32, bytes: &[u8]) -> u32 {
+        // SAFETY: The slice is readable during the call, which may be made in any context.
+        unsafe { raw::crc32c(crc, bytes.as_ptr().cast(), bytes.len()) }
     }
 }

@@ -67,14 +67,26 @@ impl Transaction<'_> {
 
     /// Writes the block, checksum included.
     pub fn encode(&self, block: &mut Block) {
-        block.fill(0);
+        self.encode_with(block, crc32c);
+    }
+
+    /// As [`Transaction::encode`], with the checksum computed by `crc`, which does the same as [`crc32c`].
+    pub fn encode_with(&self, block: &mut Block, crc: impl FnOnce(u32, &[u8]) -> u32) {
+        let (used, rest) = match self.kind {
+            Kind::Initialized => (0..block.len(), block.len()),
+            // Everything from the slots to the end of the window is written below.
+            Kind::Update => (0..SLOTS_OFFSET, CONTEXT_OFFSET + 4 * AL_CONTEXT_PER_TRANSACTION),
+        };
+        for range in [used, rest..super::BLOCK_BYTES] {
+            block.get_mut(range).unwrap_or_default().fill(0);
+        }
         put_bytes(block, 0, AL_MAGIC.to_be_bytes());
         put_bytes(block, 4, self.number.to_be_bytes());
         match self.kind {
             Kind::Initialized => put_bytes(block, 12, TYPE_INITIALIZED.to_be_bytes()),
             Kind::Update => self.encode_update(block),
         }
-        let crc = crc32c(0, block.as_slice());
+        let crc = crc(0, block.as_slice());
         put_bytes(block, CRC_OFFSET, crc.to_be_bytes());
     }
 
@@ -89,9 +101,10 @@ impl Transaction<'_> {
             put_bytes(block, SLOTS_OFFSET + 2 * index, slot.to_be_bytes());
             put_bytes(block, EXTENTS_OFFSET + 4 * index, extent.to_be_bytes());
         }
-        for index in 0..AL_CONTEXT_PER_TRANSACTION {
-            let extent = self.context.get(index).copied().unwrap_or(LC_FREE);
-            put_bytes(block, CONTEXT_OFFSET + 4 * index, extent.to_be_bytes());
+        let window = block.get_mut(CONTEXT_OFFSET..).unwrap_or_default().chunks_exact_mut(4);
+        let extents = self.context.iter().copied().chain(core::iter::repeat(LC_FREE));
+        for (place, extent) in window.take(AL_CONTEXT_PER_TRANSACTION).zip(extents) {
+            place.copy_from_slice(&extent.to_be_bytes());
         }
     }
 }

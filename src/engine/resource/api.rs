@@ -205,6 +205,11 @@ impl Digest {
         Digest { len: len.min(MAX_DIGEST_BYTES as u8), ..Digest::EMPTY }
     }
 
+    /// True without bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// Its bytes.
     pub fn as_bytes(&self) -> &[u8] {
         self.bytes.get(..usize::from(self.len)).unwrap_or_default()

@@ -53,6 +53,7 @@ impl<S: Storage> Engine<S> {
         if let Some(volume) = self.volume_mut(id) {
             volume.upper_pending += 1;
         }
+        self.upper_pending = self.upper_pending.saturating_add(1);
         match io.op {
             Op::Flush => self.start_flush(request),
             Op::Read => self.start_read(request),
@@ -540,6 +541,7 @@ impl<S: Storage> Engine<S> {
         self.wakes.insert(Wakes::COMPLETIONS);
         if let Some(volume) = self.volume_mut(slot.volume) {
             volume.upper_pending = volume.upper_pending.saturating_sub(1);
+            self.upper_pending = self.upper_pending.saturating_sub(1);
         }
         self.reopen_gate();
         self.upper_request_ended(slot.volume);
@@ -837,6 +839,11 @@ impl<S: Storage> Engine<S> {
         }
     }
 
+    /// True when the application waits for no more than one request: nothing is gained by collecting packets.
+    pub fn few_requests(&self) -> bool {
+        self.upper_pending <= 1
+    }
+
     /// The next completed application request; its bio may be ended in any context.
     pub fn poll_completion(&mut self) -> Option<Completion> {
         self.completions.pop()
@@ -845,6 +852,11 @@ impl<S: Storage> Engine<S> {
     /// The next local I/O to submit, in process context.
     pub fn poll_local(&mut self) -> Option<LocalIo> {
         self.local.pop()
+    }
+
+    /// True when [`Engine::poll_local`] has something.
+    pub fn has_local(&self) -> bool {
+        !self.local.is_empty()
     }
 
     /// True when this node may write.

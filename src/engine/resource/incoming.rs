@@ -379,8 +379,10 @@ impl<S: Storage> Engine<S> {
 
     /// Keeps the digest that came with data; returns the number of bytes that follow.
     fn payload_bytes(&mut self, head: &PacketHead, body: &[u8]) -> u32 {
-        let digest = body.get(Data::LEN..).and_then(Digest::new);
-        self.payload_digest = digest.unwrap_or(Digest::EMPTY);
+        let digest = body.get(Data::LEN..).unwrap_or_default();
+        if !(digest.is_empty() && self.payload_digest.is_empty()) {
+            self.payload_digest = Digest::new(digest).unwrap_or(Digest::EMPTY);
+        }
         head.length.saturating_sub(body.len() as u32)
     }
 

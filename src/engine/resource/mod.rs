@@ -10,7 +10,8 @@
 //!
 //! Every call takes `now_ms`, a monotonic clock in milliseconds, where time matters. No call blocks, allocates or frees,
 //! except `new`: tables for an attach or a resize are made, and released ones dropped, by the owner without its lock.
-//! After **every** call the owner fetches `take_wakes()` and looks after the queues named there.
+//! After **every** call, or several in one critical section, the owner fetches `take_wakes()` and looks after the queues
+//! named there.
 //!
 //! ```text
 //! // set-up
@@ -22,11 +23,13 @@
 //!
 //! // application I/O (process context)
 //! submit(VolumeId, IoRequest, now_ms) -> Submit
+//! few_requests() -> bool                                        // who submits should send at once: nobody else has anything
 //! request(RequestId) -> Option<RequestView { volume, op, sector, size_bytes }>
 //! open(VolumeId, write: bool) -> Result<(), OpenError::{ReadOnly, NotPrimary}>;  release(VolumeId, write)
 //!
 //! // local I/O on the backing device
 //! poll_local() -> Option<LocalIo>                               // carry out in process context
+//! has_local() -> bool                                           // it has something
 //! request_io_done(RequestId, IoResult, now_ms)                  // any context
 //! peer_io_done(PeerId, IoResult, now_ms)                        // any context
 //! flush_done(VolumeId, IoResult, now_ms)
@@ -66,7 +69,7 @@
 //! meta_receive_timeout_ms() -> u32; meta_timeout(data_arrived: bool, now_ms) -> Result<(), Fault>
 //! sent_integrity() -> AlgorithmName                             // of the digest of Outgoing.digest_bytes
 //! next_data(&mut [u8], now_ms) -> Option<Outgoing>; data_sent(ok: bool, now_ms)     // strictly alternating
-//! next_meta(&mut [u8], now_ms) -> Option<Outgoing>; meta_sent(ok: bool, now_ms)
+//! next_meta(&mut [u8], now_ms) -> Option<Outgoing>; meta_sent(ok: bool, now_ms)   // one meta_sent for several packets will do
 //! link_failed(LinkFailure, now_ms)
 //! link_drained() -> bool                                        // no peer request is in flight on a disk or in a sender
 //! link_closed(now_ms) -> Reconnect                              // sockets are gone, nobody uses them
@@ -186,6 +189,8 @@ pub struct Engine<S: Storage> {
     susp: Susp,
     link: Link,
     volumes: S::Table<Option<Volume<S>>>,
+    /// No entry of `volumes` from here on was ever used.
+    volumes_end: usize,
     requests: RequestTable<S>,
     peers: PeerTable<S>,
     /// Entries: one for each request slot, then two for each peer slot.
@@ -212,6 +217,8 @@ pub struct Engine<S: Storage> {
     wakes: Wakes,
     /// Volumes whose activity log may have room again, one bit each ([`MAX_VOLUMES_PER_RESOURCE`] is 64).
     log_retry: u64,
+    /// Application requests under way, on all volumes.
+    upper_pending: u32,
     /// Somebody holds application requests back until [`Wakes::GATE`].
     gate_waiters: bool,
     admin: Admin,
@@ -239,6 +246,7 @@ impl<S: Storage> Engine<S> {
             susp: Susp::default(),
             link: Link::new(),
             volumes: S::table(volumes, |_| None)?,
+            volumes_end: 0,
             requests: RequestTable::new(requests)?,
             peers: PeerTable::new(peers)?,
             overlaps: Overlaps::new(requests + 2 * peers)?,
@@ -259,6 +267,7 @@ impl<S: Storage> Engine<S> {
             work: Ring::new(MAX_WORK)?,
             wakes: Wakes::default(),
             log_retry: 0,
+            upper_pending: 0,
             gate_waiters: false,
             admin: Admin::default(),
             entropy: [0; ENTROPY],
@@ -327,6 +336,7 @@ impl<S: Storage> Engine<S> {
         let id = VolumeId(u8::try_from(free).map_err(|_| RetCode::Nomem)?);
         if let Some(place) = self.volumes.get_mut(free) {
             *place = Some(Volume::new(number, minor, conn));
+            self.volumes_end = self.volumes_end.max(free.saturating_add(1));
         }
         if self.link.is_running() {
             self.send_volume_parameters(id);
@@ -383,14 +393,19 @@ impl<S: Storage> Engine<S> {
         &'a self,
         mut wanted: impl FnMut(&Volume<S>) -> bool + 'a,
     ) -> impl Iterator<Item = VolumeId> + 'a {
-        self.volumes.iter().enumerate().filter_map(move |(index, place)| {
+        self.volumes.iter().take(self.volumes_end).enumerate().filter_map(move |(index, place)| {
             place.as_ref().filter(|volume| wanted(volume)).map(|_| VolumeId(index as u8))
         })
     }
 
+    /// Indices of volumes are below this number.
+    pub fn volumes_end(&self) -> usize {
+        self.volumes_end
+    }
+
     /// Every possible identifier, for loops that change volumes on the way.
     fn volume_ids(&self) -> impl Iterator<Item = VolumeId> {
-        (0..self.volumes.len() as u8).map(VolumeId)
+        (0..self.volumes_end as u8).map(VolumeId)
     }
 
     fn volume(&self, id: VolumeId) -> Option<&Volume<S>> {
