@@ -176,6 +176,13 @@ impl OwnedBio {
 
     /// Ends it. Any context, but not under a lock that the submitter's completion might want.
     pub(crate) fn complete(self, status: Status) {
+        let bio = self.close(status);
+        // SAFETY: Given up by `close`, which leaves this to us.
+        unsafe { raw::bio_endio(bio.as_ptr()) };
+    }
+
+    /// Sets the status and ends the accounting; what is left is to call `bio_endio` once.
+    fn close(self, status: Status) -> NonNull<raw::bio> {
         let this = ManuallyDrop::new(self);
         let (bio, accounted_from) = (this.bio.as_ptr(), this.accounted_from);
         if status != Status::OK {
@@ -188,8 +195,65 @@ impl OwnedBio {
             // SAFETY: As above; accounting was started on this request's device.
             unsafe { raw::bio_end_io_acct_remapped(bio, start, bdev) };
         }
-        // SAFETY: By the invariant; given up here.
-        unsafe { raw::bio_endio(bio) };
+        this.bio
+    }
+}
+
+/// Requests from above whose result is known, collected under a lock and ended without it.
+///
+/// # Invariants
+/// `head` starts a list, linked through `bi_next`, of closed requests owned by this list; `tail` is its last element, if
+/// there is one.
+pub(crate) struct EndedBios {
+    head: *mut raw::bio,
+    tail: *mut raw::bio,
+}
+
+impl EndedBios {
+    /// None.
+    #[inline]
+    pub(crate) const fn new() -> EndedBios {
+        EndedBios { head: ptr::null_mut(), tail: ptr::null_mut() }
+    }
+
+    /// True when nothing is in it.
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.head.is_null()
+    }
+
+    /// Adds a request. Any context.
+    pub(crate) fn push(&mut self, bio: OwnedBio, status: Status) {
+        let raw = bio.close(status).as_ptr();
+        // SAFETY: Owned; `bi_next` belongs to the request's owner.
+        unsafe { (*raw).bi_next = ptr::null_mut() };
+        if self.head.is_null() {
+            self.head = raw;
+        } else {
+            // SAFETY: By the invariant.
+            unsafe { (*self.tail).bi_next = raw };
+        }
+        self.tail = raw;
+    }
+
+    /// Ends all requests, in order. Any context, but not under a lock that a submitter's completion might want.
+    #[inline]
+    pub(crate) fn end(&mut self) {
+        while let Some(bio) = NonNull::new(self.head) {
+            // SAFETY: By the invariant.
+            self.head = unsafe { (*bio.as_ptr()).bi_next };
+            // SAFETY: As above; whoever gets it finds it as it was submitted.
+            unsafe { (*bio.as_ptr()).bi_next = ptr::null_mut() };
+            // SAFETY: As above; given up here.
+            unsafe { raw::bio_endio(bio.as_ptr()) };
+        }
+    }
+}
+
+impl Drop for EndedBios {
+    #[inline]
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

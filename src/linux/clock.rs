@@ -3,11 +3,12 @@
 
 use super::raw;
 
-/// Milliseconds of a clock that never goes back and starts at some point before the module was loaded.
+/// Milliseconds of a clock that never goes back and starts at some point before the module was loaded. It moves with the
+/// timer interrupt, every 1 to 10 ms.
 #[inline]
 pub(crate) fn monotonic_ms() -> u64 {
     // SAFETY: No requirements.
-    unsafe { raw::drbd_h_ktime_get_ms() }
+    unsafe { raw::drbd_h_get_jiffies_ms() }
 }
 
 /// A random number of cryptographic quality.

@@ -2,9 +2,9 @@
 /*
  * Wrappers of what the kernel offers only as inline function or macro; see helpers.h.
  */
+#include <linux/jiffies.h>
 #include <linux/module.h>
 #include <linux/sched/mm.h>
-#include <linux/timekeeping.h>
 #include <linux/workqueue.h>
 
 #include "helpers.h"
@@ -42,9 +42,10 @@ bool drbd_h_wq_has_sleeper(struct wait_queue_head *queue)
 	return wq_has_sleeper(queue);
 }
 
-u64 drbd_h_ktime_get_ms(void)
+/* To the tick: this is asked for in every step of every request. */
+u64 drbd_h_get_jiffies_ms(void)
 {
-	return ktime_get_ns() / NSEC_PER_MSEC;
+	return get_jiffies_64() * MSEC_PER_SEC / HZ;
 }
 
 void *drbd_h_page_address(struct page *page)

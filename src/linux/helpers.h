@@ -23,7 +23,7 @@ unsigned int drbd_h_memalloc_noio_save(void);
 void drbd_h_memalloc_noio_restore(unsigned int flags);
 void drbd_h_might_sleep(void);
 bool drbd_h_wq_has_sleeper(struct wait_queue_head *queue);
-u64 drbd_h_ktime_get_ms(void);
+u64 drbd_h_get_jiffies_ms(void);
 
 /* pages */
 void *drbd_h_page_address(struct page *page);

@@ -27,9 +27,31 @@
 
 /* ---- sockets ---- */
 
+#ifdef CONFIG_DEBUG_LOCK_ALLOC
+static struct lock_class_key socket_keys[2], socket_spinlock_keys[2];
+
+/* Our sockets are locked while a request is submitted, where a user's socket may be locked as well: other classes. */
+static void reclassify(struct sock *sk)
+{
+	bool v6 = sk->sk_family == AF_INET6;
+
+	if (!sock_allow_reclassification(sk))
+		return;
+	if (v6)
+		sock_lock_init_class_and_name(sk, "slock-AF_INET6-drbd", &socket_spinlock_keys[1],
+					      "sk_lock-AF_INET6-drbd", &socket_keys[1]);
+	else
+		sock_lock_init_class_and_name(sk, "slock-AF_INET-drbd", &socket_spinlock_keys[0],
+					      "sk_lock-AF_INET-drbd", &socket_keys[0]);
+}
+#else
+static void reclassify(struct sock *sk) {}
+#endif
+
 /* Memory for a socket of ours is taken while the disk below waits for us: no I/O, no page of the current task. */
 void drbd_h_sock_prepare(struct socket *sock)
 {
+	reclassify(sock->sk);
 	sock->sk->sk_allocation = GFP_NOIO;
 	sock->sk->sk_use_task_frag = false;
 }
@@ -82,11 +104,6 @@ void drbd_h_sock_nodelay(struct socket *sock)
 	tcp_sock_set_nodelay(sock->sk);
 }
 
-void drbd_h_sock_quickack(struct socket *sock)
-{
-	tcp_sock_set_quickack(sock->sk, 2);
-}
-
 void drbd_h_sock_reuse(struct socket *sock)
 {
 	sock_set_reuseaddr(sock->sk);
@@ -98,14 +115,6 @@ size_t drbd_h_sock_unread(struct socket *sock)
 	struct tcp_sock *tp = tcp_sk(sock->sk);
 
 	return READ_ONCE(tp->rcv_nxt) - READ_ONCE(tp->copied_seq);
-}
-
-int drbd_h_sock_send(struct socket *sock, const void *data, size_t bytes, bool more)
-{
-	struct msghdr msg = { .msg_flags = MSG_NOSIGNAL | (more ? MSG_MORE : 0) };
-	struct kvec vec = { .iov_base = (void *)data, .iov_len = bytes };
-
-	return kernel_sendmsg(sock, &msg, &vec, 1, bytes);
 }
 
 int drbd_h_sock_receive(struct socket *sock, void *data, size_t bytes, bool all)
@@ -138,16 +147,47 @@ bool drbd_h_bvecs_spliceable(const struct bio_vec *bvecs, unsigned int count)
 	return true;
 }
 
-int drbd_h_sock_send_bvecs(struct socket *sock, const struct bio_vec *bvecs, unsigned int count,
-			   size_t skip, size_t bytes, bool more, bool splice)
+/* Head and data in one go: the socket is locked once, and nothing is pushed out between them. */
+int drbd_h_sock_send_packet(struct socket *sock, const void *head, size_t head_bytes, const struct bio_vec *bvecs,
+			    unsigned int count, size_t skip, size_t bytes, unsigned int flags)
 {
-	struct msghdr msg = {
-		.msg_flags = MSG_NOSIGNAL | (more ? MSG_MORE : 0) | (splice ? MSG_SPLICE_PAGES : 0),
-	};
+	int msg_flags = MSG_NOSIGNAL | (flags & DRBD_H_SEND_MORE ? MSG_MORE : 0) |
+			(flags & DRBD_H_SEND_DONTWAIT ? MSG_DONTWAIT : 0);
+	int sent = 0, result = 0;
 
-	iov_iter_bvec(&msg.msg_iter, ITER_SOURCE, bvecs, count, skip + bytes);
-	iov_iter_advance(&msg.msg_iter, skip);
-	return sock_sendmsg(sock, &msg);
+	lock_sock(sock->sk);
+	if (head_bytes) {
+		struct msghdr msg = { .msg_flags = msg_flags | (bytes ? MSG_MORE : 0) };
+		struct kvec vec = { .iov_base = (void *)head, .iov_len = head_bytes };
+
+		iov_iter_kvec(&msg.msg_iter, ITER_SOURCE, &vec, 1, head_bytes);
+		result = tcp_sendmsg_locked(sock->sk, &msg, head_bytes);
+		if (result > 0)
+			sent = result;
+	}
+	if (bytes && sent == head_bytes) {
+		struct msghdr msg = { .msg_flags = msg_flags | (flags & DRBD_H_SEND_SPLICE ? MSG_SPLICE_PAGES : 0) };
+
+		iov_iter_bvec(&msg.msg_iter, ITER_SOURCE, bvecs, count, skip + bytes);
+		iov_iter_advance(&msg.msg_iter, skip);
+		result = tcp_sendmsg_locked(sock->sk, &msg, bytes);
+		if (result > 0)
+			sent += result;
+	}
+	release_sock(sock->sk);
+	return sent ?: result;
+}
+
+/* Whatever has arrived, the first bytes of it into head, which is from kmalloc, and the rest into the vectors. The first
+ * vector is free for head. */
+int drbd_h_sock_receive_packet(struct socket *sock, void *head, size_t head_bytes, struct bio_vec *bvecs,
+			       unsigned int count, size_t bytes)
+{
+	struct msghdr msg = { .msg_flags = MSG_NOSIGNAL };
+
+	bvec_set_virt(&bvecs[0], head, head_bytes);
+	iov_iter_bvec(&msg.msg_iter, ITER_DEST, bvecs, count, head_bytes + bytes);
+	return sock_recvmsg(sock, &msg, MSG_NOSIGNAL);
 }
 
 int drbd_h_sock_receive_bvecs(struct socket *sock, const struct bio_vec *bvecs, unsigned int count,
@@ -490,6 +530,12 @@ void drbd_h_completion_init(struct completion *done)
 void drbd_h_thread_fifo_low(void)
 {
 	sched_set_fifo_low(current);
+}
+
+/* 0 in interrupts, also in those on top of the current task. */
+size_t drbd_h_current_task(void)
+{
+	return in_task() ? (size_t)current : 0;
 }
 
 void drbd_h_thread_set_cpus(const char *text, size_t bytes)

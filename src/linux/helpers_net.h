@@ -22,14 +22,17 @@ void drbd_h_sock_send_timeout(struct socket *sock, unsigned int send_ms);
 void drbd_h_sock_receive_timeout(struct socket *sock, unsigned int receive_ms);
 void drbd_h_sock_priority(struct socket *sock, u32 priority);
 void drbd_h_sock_nodelay(struct socket *sock);
-void drbd_h_sock_quickack(struct socket *sock);
 void drbd_h_sock_reuse(struct socket *sock);
 size_t drbd_h_sock_unread(struct socket *sock);
-int drbd_h_sock_send(struct socket *sock, const void *data, size_t bytes, bool more);
 int drbd_h_sock_receive(struct socket *sock, void *data, size_t bytes, bool all);
 int drbd_h_sock_peek(struct socket *sock);
-int drbd_h_sock_send_bvecs(struct socket *sock, const struct bio_vec *bvecs, unsigned int count,
-			   size_t skip, size_t bytes, bool more, bool splice);
+#define DRBD_H_SEND_MORE 1U
+#define DRBD_H_SEND_SPLICE 2U
+#define DRBD_H_SEND_DONTWAIT 4U
+int drbd_h_sock_send_packet(struct socket *sock, const void *head, size_t head_bytes, const struct bio_vec *bvecs,
+			    unsigned int count, size_t skip, size_t bytes, unsigned int flags);
+int drbd_h_sock_receive_packet(struct socket *sock, void *head, size_t head_bytes, struct bio_vec *bvecs,
+			       unsigned int count, size_t bytes);
 int drbd_h_sock_receive_bvecs(struct socket *sock, const struct bio_vec *bvecs, unsigned int count,
 			      size_t skip, size_t bytes);
 bool drbd_h_bvecs_spliceable(const struct bio_vec *bvecs, unsigned int count);
@@ -112,6 +115,7 @@ void drbd_h_module_put(void);
 /* Threads. */
 void drbd_h_completion_init(struct completion *done);
 void drbd_h_thread_fifo_low(void);
+size_t drbd_h_current_task(void);
 /* Lets the current thread run on the processors of a hexadecimal mask; empty, or none of them online: on all. */
 void drbd_h_thread_set_cpus(const char *text, size_t bytes);
 

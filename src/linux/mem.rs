@@ -122,16 +122,27 @@ impl PageChain {
     /// Pages for `bytes` bytes, at most [`MAX_CHAIN_BYTES`]; what is asked for beyond is cut off. May sleep; does not
     /// fail. The contents are whatever was there before.
     pub(crate) fn new(pool: &Arc<PagePool>, bytes: usize) -> PageChain {
-        let bytes = bytes.min(MAX_CHAIN_BYTES);
-        let mut chain = PageChain { head: ptr::null_mut(), bytes, pool: pool.clone() };
+        let mut chain = PageChain { head: ptr::null_mut(), bytes: bytes.min(MAX_CHAIN_BYTES), pool: pool.clone() };
+        let _complete = chain.fill(|left| Some(piece(left).unwrap_or_else(|| (pool.page(), 1))));
+        chain
+    }
+
+    /// As [`PageChain::new`], but only if the pages can be had without waiting, and without the reserve.
+    pub(crate) fn at_hand(pool: &Arc<PagePool>, bytes: usize) -> Option<PageChain> {
+        let mut chain = PageChain { head: ptr::null_mut(), bytes: bytes.min(MAX_CHAIN_BYTES), pool: pool.clone() };
+        chain.fill(|left| piece(left).or_else(single)).then_some(chain)
+    }
+
+    /// Allocates the pages of an empty chain by `piece`. False if it had none any more.
+    fn fill(&mut self, mut piece: impl FnMut(usize) -> Option<(NonNull<raw::page>, usize)>) -> bool {
         let mut tail = ptr::null_mut();
-        let mut left = bytes.div_ceil(PAGE_BYTES);
+        let mut left = self.bytes.div_ceil(PAGE_BYTES);
         while left > 0 {
-            let (page, pages) = chain.piece(left);
+            let Some((page, pages)) = piece(left) else { return false };
             // SAFETY: Fresh from the allocator, owned.
             unsafe { raw::drbd_h_set_page_next(page.as_ptr(), ptr::null_mut()) };
-            if chain.head.is_null() {
-                chain.head = page.as_ptr();
+            if self.head.is_null() {
+                self.head = page.as_ptr();
             } else {
                 // SAFETY: `tail` is the page allocated in the round before.
                 unsafe { raw::drbd_h_set_page_next(tail, page.as_ptr()) };
@@ -139,20 +150,7 @@ impl PageChain {
             tail = page.as_ptr();
             left = left.saturating_sub(pages);
         }
-        chain
-    }
-
-    /// A piece of at most `left` pages, the largest that is at hand.
-    fn piece(&self, left: usize) -> (NonNull<raw::page>, usize) {
-        let order = left.ilog2().min(LARGEST_ORDER);
-        if order > 0 {
-            // SAFETY: No requirements.
-            let page = unsafe { raw::drbd_h_alloc_pages_hint(order) };
-            if let Some(page) = NonNull::new(page) {
-                return (page, 1 << order);
-            }
-        }
-        (self.pool.page(), 1)
+        true
     }
 
     /// Number of bytes.
@@ -247,6 +245,22 @@ impl Drop for PageChain {
             page = next;
         }
     }
+}
+
+/// The largest piece of at most `left` pages that is at hand; nothing when that is less than two.
+fn piece(left: usize) -> Option<(NonNull<raw::page>, usize)> {
+    let order = left.checked_ilog2().unwrap_or(0).min(LARGEST_ORDER);
+    if order == 0 {
+        return None;
+    }
+    // SAFETY: No requirements.
+    NonNull::new(unsafe { raw::drbd_h_alloc_pages_hint(order) }).map(|page| (page, 1 << order))
+}
+
+/// A page, if there is one at hand.
+fn single() -> Option<(NonNull<raw::page>, usize)> {
+    // SAFETY: No requirements.
+    NonNull::new(unsafe { raw::drbd_h_alloc_pages_hint(0) }).map(|page| (page, 1))
 }
 
 /// One piece of a chain.

@@ -9,15 +9,18 @@
 //! checks its stop condition first and limits the time.
 
 use super::bio::Lent;
-use super::mem::PageChain;
+use super::mem::{PageChain, PAGE_BYTES};
 use super::raw;
 use core::fmt;
+use core::ops::Range;
 use core::ptr::NonNull;
 use kernel::error::to_result;
 use kernel::prelude::*;
 
 /// Bound: page segments that go to the network stack in one call.
 const SEGMENTS_PER_CALL: usize = 32;
+/// As many go where only small requests are meant.
+const FEW_SEGMENTS: usize = 4;
 /// Size in bytes of the largest address the control interface accepts.
 pub(crate) const ADDRESS_BYTES_MAX: usize = 128;
 
@@ -131,6 +134,8 @@ pub(crate) struct Sending {
     pub(crate) copy: bool,
     /// More follows soon: an incomplete segment may wait for it.
     pub(crate) more: bool,
+    /// May sleep until there is room for something.
+    pub(crate) wait: bool,
 }
 
 /// An owned `struct socket`.
@@ -281,12 +286,6 @@ impl Stream {
         unsafe { raw::drbd_h_sock_nodelay(self.0.raw()) };
     }
 
-    /// Acknowledges what has arrived without waiting for data to carry the acknowledgement.
-    pub(crate) fn quick_ack(&self) {
-        // SAFETY: by the type's invariant.
-        unsafe { raw::drbd_h_sock_quickack(self.0.raw()) };
-    }
-
     /// Bytes that arrived and were not read yet.
     pub(crate) fn unread_bytes(&self) -> usize {
         // SAFETY: by the type's invariant.
@@ -300,15 +299,6 @@ impl Stream {
         result > 0 || result == EAGAIN.to_errno()
     }
 
-    /// Sends some of `bytes`, at least one. `more`: further bytes of the same packet follow.
-    ///
-    /// # Errors
-    /// `EAGAIN` when the time is over, else what the socket layer says.
-    pub(crate) fn send(&self, bytes: &[u8], more: bool) -> Result<usize> {
-        // SAFETY: the socket by the type's invariant; the slice is readable during the call, which copies it.
-        length_of(unsafe { raw::drbd_h_sock_send(self.0.raw(), bytes.as_ptr().cast(), bytes.len(), more) })
-    }
-
     /// Receives at least one byte into `bytes`; with `all`, waits until it is full or the time is over.
     ///
     /// Returns the number of bytes received; 0: the peer has closed the connection, or it was shut down.
@@ -320,21 +310,60 @@ impl Stream {
         length_of(unsafe { raw::drbd_h_sock_receive(self.0.raw(), bytes.as_mut_ptr().cast(), bytes.len(), all) })
     }
 
-    /// Sends some bytes of `pages[from_byte..to_byte]`, at least one.
+    /// Sends some bytes of a packet, its head and then its data, from `from_byte` on, at least one.
     ///
     /// # Errors
-    /// As [`Stream::send`].
-    pub(crate) fn send_pages(
+    /// `EAGAIN` when the time is over, or at once if it must not wait; else what the socket layer says.
+    pub(crate) fn send_packet(
         &self,
-        pages: &PageChain,
+        head: &[u8],
+        data: PacketData<'_>,
         from_byte: usize,
-        to_byte: usize,
         how: Sending,
     ) -> Result<usize> {
-        let mut bvecs = [const { EMPTY_BVEC }; SEGMENTS_PER_CALL];
-        let count = pages.bvecs(from_byte, &mut bvecs);
-        let bvecs = bvecs.get(..count).ok_or(EINVAL)?;
-        self.send_bvecs(bvecs, 0, to_byte.saturating_sub(from_byte), how)
+        let behind = from_byte.saturating_sub(head.len());
+        let head = head.get(from_byte..).unwrap_or_default();
+        match data {
+            PacketData::None => self.send_parts(head, &[], 0, 0, how),
+            PacketData::Bio(bio) => {
+                let (bvecs, skip, bytes) = bio.raw_bvecs();
+                self.send_parts(head, bvecs, skip.saturating_add(behind), bytes.saturating_sub(behind), how)
+            }
+            PacketData::Pages(pages, bytes) => with_bvecs(pages, behind, |bvecs| {
+                self.send_parts(head, bvecs, 0, bytes.saturating_sub(behind).min(total_bytes(bvecs)), how)
+            }),
+        }
+    }
+
+    fn send_parts(
+        &self,
+        head: &[u8],
+        bvecs: &[raw::bio_vec],
+        skip: usize,
+        bytes: usize,
+        how: Sending,
+    ) -> Result<usize> {
+        let count = bvecs.len() as u32;
+        // SAFETY: `bvecs` are `count` valid vectors; only the page flags are looked at.
+        let splice = !how.copy && unsafe { raw::drbd_h_bvecs_spliceable(bvecs.as_ptr(), count) };
+        let flags = u32::from(how.more) * raw::DRBD_H_SEND_MORE
+            | u32::from(splice) * raw::DRBD_H_SEND_SPLICE
+            | u32::from(!how.wait) * raw::DRBD_H_SEND_DONTWAIT;
+        // SAFETY: the socket by the type's invariant; the head is readable during the call, which copies it; `bvecs` are
+        // `count` vectors over pages that whoever lends them keeps alive, and hold `skip + bytes` bytes; with `splice` the
+        // network stack takes its own page references.
+        length_of(unsafe {
+            raw::drbd_h_sock_send_packet(
+                self.0.raw(),
+                head.as_ptr().cast(),
+                head.len(),
+                bvecs.as_ptr(),
+                count,
+                skip,
+                bytes,
+                flags,
+            )
+        })
     }
 
     /// Receives bytes into `pages[from_byte..to_byte]`, waiting until they are full or the time is over.
@@ -342,19 +371,36 @@ impl Stream {
     /// # Errors
     /// As [`Stream::receive`]; 0 as there.
     pub(crate) fn receive_pages(&self, pages: &mut PageChain, from_byte: usize, to_byte: usize) -> Result<usize> {
-        let mut bvecs = [const { EMPTY_BVEC }; SEGMENTS_PER_CALL];
-        let count = pages.bvecs(from_byte, &mut bvecs);
-        let bvecs = bvecs.get(..count).ok_or(EINVAL)?;
-        self.receive_bvecs(bvecs, 0, to_byte.saturating_sub(from_byte))
+        with_bvecs(pages, from_byte, |bvecs| self.receive_bvecs(bvecs, 0, to_byte.saturating_sub(from_byte)))
     }
 
-    /// Sends some bytes of an application's bio, from `from_byte` on; otherwise as [`Stream::send_pages`].
+    /// Receives at least one byte, into `head[range]` and what comes behind it into the first pages of `pages`, as far as
+    /// a small request has some.
     ///
     /// # Errors
-    /// As [`Stream::send`].
-    pub(crate) fn send_lent(&self, bio: &Lent, from_byte: usize, how: Sending) -> Result<usize> {
-        let (bvecs, skip, bytes) = bio.raw_bvecs();
-        self.send_bvecs(bvecs, skip.saturating_add(from_byte), bytes.saturating_sub(from_byte), how)
+    /// As [`Stream::receive`]; 0 as there. `EINVAL` when there is no such range.
+    pub(crate) fn receive_packet(
+        &self,
+        head: &mut KVec<u8>,
+        range: Range<usize>,
+        pages: &mut PageChain,
+    ) -> Result<usize> {
+        let head = head.get_mut(range).filter(|head| !head.is_empty()).ok_or(EINVAL)?;
+        let mut bvecs = [const { EMPTY_BVEC }; FEW_SEGMENTS + 1];
+        let count = bvecs.get_mut(1..).map_or(0, |bvecs| pages.bvecs(0, bvecs));
+        let bytes = total_bytes(bvecs.get(..=count).ok_or(EINVAL)?);
+        // SAFETY: the socket by the type's invariant; the slice is writable during the call and in memory from kmalloc,
+        // as that of every `KVec`; the vectors behind the first are those of pages that the caller owns.
+        length_of(unsafe {
+            raw::drbd_h_sock_receive_packet(
+                self.0.raw(),
+                head.as_mut_ptr().cast(),
+                head.len(),
+                bvecs.as_mut_ptr(),
+                count as u32 + 1,
+                bytes,
+            )
+        })
     }
 
     /// Receives bytes into an application's bio, from `from_byte` on; otherwise as [`Stream::receive_pages`].
@@ -366,24 +412,37 @@ impl Stream {
         self.receive_bvecs(bvecs, skip.saturating_add(from_byte), bytes.saturating_sub(from_byte))
     }
 
-    fn send_bvecs(&self, bvecs: &[raw::bio_vec], skip: usize, bytes: usize, how: Sending) -> Result<usize> {
-        let count = bvecs.len() as u32;
-        let bytes = bytes.min(total_bytes(bvecs).saturating_sub(skip));
-        // SAFETY: `bvecs` are `count` valid vectors; only the page flags are looked at.
-        let splice = !how.copy && unsafe { raw::drbd_h_bvecs_spliceable(bvecs.as_ptr(), count) };
-        // SAFETY: the socket by the type's invariant; `bvecs` are `count` vectors over pages that whoever lends them
-        // keeps alive; with `splice` the network stack takes its own page references.
-        length_of(unsafe {
-            raw::drbd_h_sock_send_bvecs(self.0.raw(), bvecs.as_ptr(), count, skip, bytes, how.more, splice)
-        })
-    }
-
     fn receive_bvecs(&self, bvecs: &[raw::bio_vec], skip: usize, bytes: usize) -> Result<usize> {
         let count = bvecs.len() as u32;
         let bytes = bytes.min(total_bytes(bvecs).saturating_sub(skip));
         // SAFETY: the socket by the type's invariant; `bvecs` are `count` vectors over pages which the caller may
         // write to: it owns them, or holds the bio of a read.
         length_of(unsafe { raw::drbd_h_sock_receive_bvecs(self.0.raw(), bvecs.as_ptr(), count, skip, bytes) })
+    }
+}
+
+/// The data of a packet.
+#[derive(Clone, Copy)]
+pub(crate) enum PacketData<'a> {
+    /// There is none.
+    None,
+    /// All of an application's bio.
+    Bio(&'a Lent),
+    /// So many bytes of these pages.
+    Pages(&'a PageChain, usize),
+}
+
+/// Runs `f` with the pages from `from_byte` on, as far as they go in one call. Most requests are small, and filling a
+/// table costs time.
+fn with_bvecs<R>(pages: &PageChain, from_byte: usize, f: impl FnOnce(&[raw::bio_vec]) -> R) -> R {
+    if pages.bytes() <= FEW_SEGMENTS * PAGE_BYTES {
+        let mut bvecs = [const { EMPTY_BVEC }; FEW_SEGMENTS];
+        let count = pages.bvecs(from_byte, &mut bvecs);
+        f(bvecs.get(..count).unwrap_or_default())
+    } else {
+        let mut bvecs = [const { EMPTY_BVEC }; SEGMENTS_PER_CALL];
+        let count = pages.bvecs(from_byte, &mut bvecs);
+        f(bvecs.get(..count).unwrap_or_default())
     }
 }
 

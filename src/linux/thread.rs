@@ -109,6 +109,19 @@ pub(crate) fn set_fifo_low() {
     unsafe { raw::drbd_h_thread_fifo_low() };
 }
 
+/// A number for the task that runs now; 0 in an interrupt. Any context.
+#[inline]
+pub(crate) fn current() -> usize {
+    // SAFETY: no requirements.
+    unsafe { raw::drbd_h_current_task() }
+}
+
+/// True if `task` is not 0 and [`current`] says the same. Any context.
+#[inline]
+pub(crate) fn is_current(task: usize) -> bool {
+    task != 0 && task == current()
+}
+
 /// Lets the current thread run only on the processors of `mask`, hexadecimal digits; on all when it is empty or names
 /// none that is there. Sleeps.
 pub(crate) fn set_cpus(mask: &[u8]) {

@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The meta socket: acknowledgements, pings and answers to state requests, received by `drbd_a_NAME` and sent by
-//! `drbd_k_NAME`.
+//! The meta socket: acknowledgements, pings and answers to state requests, received by `drbd_a_NAME`, and sent by whoever
+//! made them or by `drbd_k_NAME`: see [`super::outlet`].
 //!
-//! Acknowledgements come in bursts of small packets, so the receiver takes what has arrived in one call and hands the
-//! packets to the engine out of its buffer.
+//! Acknowledgements come in bursts of small packets, so as many as there are go into one call of the socket, and the
+//! receiver takes what has arrived in one call and hands it to the engine in one critical section.
 // spec: wire-protocol 10.1
 
 use super::connection::{failed, is_running, tenths_ms, Closing, Sockets};
+use super::disk_io::{self, Context};
 use super::log::log_info;
 use super::resource::{Locked, Processors, Resource};
-use super::sender::{complete, Patience};
+use super::sender::{complete, Flow, Patience};
 use crate::linux::clock;
 use crate::linux::mem::NoIoScope;
+use crate::linux::sock::{PacketData, Sending};
 use crate::linux::thread::{self, Thread};
-use engine::resource::{Fault, LinkFailure, PACKET_BUFFER_BYTES};
+use engine::resource::{Fault, LinkFailure, PacketHead};
 use engine::state::Conn;
 use kernel::prelude::*;
 use kernel::sync::atomic::Relaxed;
@@ -25,10 +27,14 @@ const LOOK_AGAIN_MS: u32 = 1000;
 const SLICE_MS: u32 = 200;
 /// Bytes received in one call at most.
 const INBOX_BYTES: usize = 4096;
-/// Largest packet header in bytes; the header of the meta socket is as large as that of the data socket.
-const HEADER_BYTES_MAX: usize = 16;
 /// Largest body of a packet on the meta socket in bytes; the longest of the catalogue has 24.
 const BODY_BYTES_MAX: usize = 256;
+/// Bytes sent in one call at most.
+const OUTBOX_BYTES: usize = 2048;
+/// Room that every packet to be sent finds: header and body.
+const PACKET_BYTES_MAX: usize = 16 + 24;
+/// Bound: headers and bodies handed over in one critical section.
+const BATCH: usize = 32;
 
 /// Starts the thread that receives.
 ///
@@ -41,6 +47,7 @@ pub(crate) fn start_receiver(resource: &Arc<Resource>, sockets: &Arc<Sockets>) -
         inbox: KVec::from_elem(0u8, INBOX_BYTES, GFP_KERNEL)?,
         start: 0,
         end: 0,
+        head: None,
         waiting: Waiting { since_ms: 0, timeout_ms: u32::MAX, packets: 0 },
     };
     Thread::spawn(fmt!("drbd_a_{}", resource.name.as_str()), move || {
@@ -50,7 +57,7 @@ pub(crate) fn start_receiver(resource: &Arc<Resource>, sockets: &Arc<Sockets>) -
         if receiver.wait_for_handshake().is_ok() {
             receiver.sockets.meta.set_receive_timeout(SLICE_MS);
             let mut processors = Processors::default();
-            while receiver.packet().is_ok() {
+            while receiver.packets().is_ok() {
                 processors.follow(&receiver.resource);
             }
         }
@@ -64,17 +71,12 @@ pub(crate) fn start_receiver(resource: &Arc<Resource>, sockets: &Arc<Sockets>) -
 /// # Errors
 /// `ENOMEM`.
 pub(crate) fn start_sender(resource: &Arc<Resource>, sockets: &Arc<Sockets>) -> Result<Thread> {
-    let mut sender = AckSender {
-        resource: resource.clone(),
-        sockets: sockets.clone(),
-        buffer: KVec::from_elem(0u8, PACKET_BUFFER_BYTES, GFP_KERNEL)?,
-        held_back: false,
-    };
+    let (own, sockets) = (resource.clone(), sockets.clone());
     Thread::spawn(fmt!("drbd_k_{}", resource.name.as_str()), move || {
         let _no_io = NoIoScope::enter();
-        sender.run();
-        sender.sockets.shutdown();
-        sender.resource.wake_link();
+        send_until_closed(&own, &sockets);
+        sockets.shutdown();
+        own.wake_link();
     })
 }
 
@@ -85,6 +87,8 @@ struct AckReceiver {
     inbox: KVec<u8>,
     start: usize,
     end: usize,
+    /// Header of the packet in front, once it is there and understood.
+    head: Option<PacketHead>,
     /// For the next packet.
     waiting: Waiting,
 }
@@ -112,35 +116,46 @@ impl AckReceiver {
         Err(Closing)
     }
 
-    /// Hands one packet to the engine.
-    fn packet(&mut self) -> Result<(), Closing> {
-        let bytes = self.resource.look(|locked| locked.engine.data_header_bytes());
-        let mut header = [0; HEADER_BYTES_MAX];
-        let header = header.get_mut(..bytes).ok_or(Closing)?;
-        self.take(header)?;
-        let head = self.engine(|locked| locked.engine.meta_header(header, clock::monotonic_ms()))?;
-        let mut body = [0; BODY_BYTES_MAX];
-        let Some(body) = body.get_mut(..head.body_bytes) else {
-            return Err(failed(&self.resource, LinkFailure::MetaReceive));
-        };
-        self.take(body)?;
-        self.engine(|locked| locked.engine.meta_packet(&head, body, clock::monotonic_ms()))
-    }
-
-    /// Fills `buffer` from the inbox, and the inbox from the socket.
-    fn take(&mut self, buffer: &mut [u8]) -> Result<(), Closing> {
-        while self.end.saturating_sub(self.start) < buffer.len() {
-            self.receive()?;
-        }
-        let end = self.start.saturating_add(buffer.len());
-        let bytes = self.inbox.get(self.start..end).ok_or(Closing)?;
-        buffer.copy_from_slice(bytes);
-        self.start = end;
+    /// Receives, and hands what is complete to the engine.
+    fn packets(&mut self) -> Result<(), Closing> {
+        self.receive()?;
+        while self.hand_over()? {}
         Ok(())
     }
 
+    /// Hands packets to the engine, as many as fit in a critical section. True if there are more.
+    fn hand_over(&mut self) -> Result<bool, Closing> {
+        let AckReceiver { resource, inbox, start, end, head, .. } = self;
+        let result = resource.engine(|locked| {
+            let now_ms = clock::monotonic_ms();
+            for _ in 0..BATCH {
+                let inbox = inbox.get(*start..*end).unwrap_or_default();
+                let Some(known) = *head else {
+                    let bytes = locked.engine.data_header_bytes();
+                    let Some(header) = inbox.get(..bytes) else { return Ok(false) };
+                    *head = Some(locked.engine.meta_header(header, now_ms)?);
+                    *start = start.saturating_add(bytes);
+                    continue;
+                };
+                let Some(body) = inbox.get(..known.body_bytes) else { return Ok(false) };
+                locked.engine.meta_packet(&known, body, now_ms)?;
+                *head = None;
+                *start = start.saturating_add(known.body_bytes);
+            }
+            Ok(true)
+        });
+        let too_long = self.head.is_some_and(|head| head.body_bytes > BODY_BYTES_MAX);
+        if too_long {
+            return Err(failed(&self.resource, LinkFailure::MetaReceive));
+        }
+        // The engine has logged the fault and changed its state.
+        result.map_err(|_fault: Fault| Closing)
+    }
+
     fn receive(&mut self) -> Result<(), Closing> {
-        self.inbox.copy_within(self.start..self.end, 0);
+        if self.start < self.end {
+            self.inbox.copy_within(self.start..self.end, 0);
+        }
         self.end = self.end.saturating_sub(self.start);
         self.start = 0;
         // Somebody may have sent a ping meanwhile, whose answer is expected sooner.
@@ -190,62 +205,97 @@ impl AckReceiver {
     }
 }
 
-struct AckSender {
-    resource: Arc<Resource>,
-    sockets: Arc<Sockets>,
-    buffer: KVec<u8>,
-    /// TCP holds the tail of a packet back.
-    held_back: bool,
+fn send_until_closed(resource: &Arc<Resource>, sockets: &Sockets) {
+    sockets.meta.set_send_timeout(tenths_ms(sockets.options.timeout));
+    let mut processors = Processors::default();
+    loop {
+        processors.follow(resource);
+        sockets.meta_out.take(|out| {
+            out.push(resource, sockets, Context::Process, true);
+        });
+        if !is_running(resource) {
+            break;
+        }
+        resource.acks.wait_timeout_ms(LOOK_AGAIN_MS);
+    }
+    sockets.meta_out.take(|out| out.close(resource));
 }
 
-impl AckSender {
-    fn run(&mut self) {
-        self.sockets.meta.set_send_timeout(tenths_ms(self.sockets.options.timeout));
-        let mut sent = None;
-        let mut processors = Processors::default();
-        loop {
-            processors.follow(&self.resource);
-            let buffer = &mut self.buffer;
-            let next = self.resource.engine(|locked| {
-                let now_ms = clock::monotonic_ms();
-                if let Some(ok) = sent.take() {
-                    locked.engine.meta_sent(ok, now_ms);
-                }
-                locked.engine.next_meta(buffer, now_ms)
+/// Sends what the engine has, as far as the socket takes it at once; the rest is for the thread.
+pub(crate) fn send_at_once(resource: &Arc<Resource>, sockets: &Sockets, context: Context) {
+    sockets.meta_out.offer(|out| {
+        if out.push(resource, sockets, context, false) == Flow::Blocked {
+            resource.acks.set();
+        }
+    });
+}
+
+/// What is being sent on the meta socket.
+pub(crate) struct MetaOut {
+    /// Packets taken from the engine: `outbox[..end]`, of which `done` bytes are sent.
+    outbox: KVec<u8>,
+    end: usize,
+    done: usize,
+    /// The thread runs.
+    open: bool,
+}
+
+impl MetaOut {
+    /// For a new connection.
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub(crate) fn new() -> Result<Self> {
+        Ok(MetaOut { outbox: KVec::from_elem(0u8, OUTBOX_BYTES, GFP_KERNEL)?, end: 0, done: 0, open: true })
+    }
+
+    /// Sends until nothing is left; unless it may `wait`, no further than the socket takes it at once.
+    fn push(&mut self, resource: &Arc<Resource>, sockets: &Sockets, context: Context, wait: bool) -> Flow {
+        while self.open {
+            if self.done >= self.end {
+                self.fill(resource, context);
+            }
+            let Some(packets) = self.outbox.get(..self.end).filter(|packets| !packets.is_empty()) else { break };
+            let how = Sending { copy: true, more: false, wait };
+            let mut patience = Patience::for_meta(resource);
+            let meta = &sockets.meta;
+            let sent = complete(&mut patience, &mut self.done, self.end, wait, |done| {
+                meta.send_packet(packets, PacketData::None, done, how)
             });
-            let Some(outgoing) = next else {
-                if !is_running(&self.resource) {
-                    break;
-                }
-                self.wait();
-                continue;
-            };
-            let more = self.sockets.options.tcp_cork && !outgoing.last;
-            let result = self.send(outgoing.head_bytes, more);
-            sent = Some(result.is_ok());
-            if result.is_err() {
-                break;
+            match sent {
+                Ok(Flow::Idle) => {}
+                Ok(Flow::Blocked) => return Flow::Blocked,
+                Err(Closing) => self.close(resource),
             }
         }
-        if let Some(ok) = sent {
-            self.resource.engine(|locked| locked.engine.meta_sent(ok, clock::monotonic_ms()));
-        }
+        Flow::Idle
     }
 
-    fn send(&mut self, bytes: usize, more: bool) -> Result<(), Closing> {
-        let packet = self.buffer.get(..bytes).ok_or(Closing)?;
-        let meta = &self.sockets.meta;
-        let mut patience = Patience::for_meta(&self.resource);
-        complete(&mut patience, bytes, |done| meta.send(packet.get(done..).unwrap_or_default(), more))?;
-        self.held_back = more;
-        Ok(())
+    /// Takes as many packets as there is room for, and reports those that were sent.
+    fn fill(&mut self, resource: &Arc<Resource>, context: Context) {
+        let MetaOut { outbox, end, done, .. } = self;
+        let any_sent = core::mem::take(end) > 0;
+        *done = 0;
+        disk_io::enter(resource, context, |locked| {
+            let now_ms = clock::monotonic_ms();
+            if any_sent {
+                locked.engine.meta_sent(true, now_ms);
+            }
+            while let Some(room) = outbox.get_mut(*end..).filter(|room| room.len() >= PACKET_BYTES_MAX) {
+                let Some(outgoing) = locked.engine.next_meta(room, now_ms) else { break };
+                *end = end.saturating_add(outgoing.head_bytes);
+                if outgoing.last {
+                    break;
+                }
+            }
+        });
     }
 
-    fn wait(&mut self) {
-        if self.held_back {
-            self.held_back = false;
-            self.sockets.meta.set_nodelay();
+    /// Nothing is sent any more.
+    pub(crate) fn close(&mut self, resource: &Arc<Resource>) {
+        self.open = false;
+        if core::mem::take(&mut self.end) > 0 {
+            resource.engine(|locked| locked.engine.meta_sent(false, clock::monotonic_ms()));
         }
-        self.resource.acks.wait_timeout_ms(LOOK_AGAIN_MS);
     }
 }

@@ -8,8 +8,11 @@
 //! before a connect or accept began cannot be lost.
 // spec: wire-protocol 1, 11.2
 
+use super::acks::MetaOut;
 use super::log::log_error;
+use super::outlet::Outlet;
 use super::resource::{ConnectionConfig, Resource};
+use super::sender::DataOut;
 use super::{acks, establish, receiver, sender};
 use crate::linux::clock;
 use crate::linux::mem::NoIoScope;
@@ -41,6 +44,7 @@ pub(crate) struct Link {
 const STREAMS: usize = 3;
 
 /// The two sockets of an established connection and what its threads share.
+#[pin_data]
 pub(crate) struct Sockets {
     /// Data socket.
     pub(crate) data: Arc<Stream>,
@@ -50,6 +54,12 @@ pub(crate) struct Sockets {
     pub(crate) options: KBox<NetConf>,
     /// Packets received on the data socket.
     pub(crate) packets_received: Atomic<u32>,
+    /// What is being sent on the data socket.
+    #[pin]
+    pub(crate) data_out: Outlet<DataOut>,
+    /// What is being sent on the meta socket.
+    #[pin]
+    pub(crate) meta_out: Outlet<MetaOut>,
 }
 
 /// The link has to be wound down.
@@ -57,6 +67,21 @@ pub(crate) struct Sockets {
 pub(crate) struct Closing;
 
 impl Sockets {
+    fn new(data: Arc<Stream>, meta: Arc<Stream>, options: KBox<NetConf>) -> Result<Arc<Self>> {
+        let (data_out, meta_out) = (DataOut::new()?, MetaOut::new()?);
+        Arc::pin_init(
+            pin_init!(Sockets {
+                data,
+                meta,
+                options,
+                packets_received: Atomic::new(0),
+                data_out <- Outlet::new(data_out),
+                meta_out <- Outlet::new(meta_out),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
     /// Gives both sockets up.
     pub(crate) fn shutdown(&self) {
         self.data.shutdown();
@@ -148,9 +173,7 @@ fn establish_and_serve(resource: &Arc<Resource>) {
     let established = establish::establish(resource, &addresses, &options);
     resource.link.lock().listener = None;
     if let Some(established) = established {
-        let sockets =
-            Sockets { data: established.data, meta: established.meta, options, packets_received: Atomic::new(0) };
-        match Arc::new(sockets, GFP_KERNEL) {
+        match Sockets::new(established.data, established.meta, options) {
             Ok(sockets) => serve(resource, &sockets, established.resolve_conflicts),
             Err(_) => {
                 resource.link_event.wait_timeout_ms(RETRY_MS);
@@ -173,6 +196,9 @@ fn configuration(resource: &Resource) -> Option<(ConnectionConfig, KBox<NetConf>
 #[inline(never)]
 fn serve(resource: &Arc<Resource>, sockets: &Arc<Sockets>, resolve_conflicts: bool) {
     prepare(sockets);
+    // From now on everybody may send.
+    let before = resource.locked.with(|locked| locked.sockets.replace(sockets.clone()));
+    drop(before);
     resource.engine(|locked| locked.engine.link_up(resolve_conflicts, clock::monotonic_ms()));
     let threads = (
         sender::start(resource, sockets),
@@ -189,6 +215,11 @@ fn serve(resource: &Arc<Resource>, sockets: &Arc<Sockets>, resolve_conflicts: bo
     resource.wake_link();
     // Each of them sees that the link is not running, or its socket fails.
     drop(threads);
+    let before = resource.locked.with(|locked| locked.sockets.take());
+    drop(before);
+    // Whoever still has them finds them closed.
+    sockets.data_out.take(|out| out.close(resource));
+    sockets.meta_out.take(|out| out.close(resource));
     close(resource);
 }
 

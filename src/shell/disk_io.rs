@@ -11,12 +11,14 @@
 //! reserve), no wake-up, no context switch.
 
 use super::backing::{Backing, Tag};
+use super::connection::Sockets;
 use super::faults::{self, Fault};
 use super::hashes;
 use super::resource::{Locked, Resource};
 use super::volume::Volume;
+use super::{acks, sender};
 use crate::linux::bdev::LowerDevice;
-use crate::linux::bio::{self, BioFlags, BioList, Lent, OwnedBio, Status};
+use crate::linux::bio::{self, BioFlags, BioList, EndedBios, Lent, Status};
 use crate::linux::clock;
 use crate::linux::hash::Hash;
 use crate::linux::mem::PageChain;
@@ -28,8 +30,12 @@ use engine::resource::{
 use kernel::prelude::*;
 use kernel::sync::Arc;
 
-/// Bound: completions, and orders for the disk, carried out for one critical section.
-const BATCH: usize = 4;
+/// Bound: completions taken in one critical section.
+const BATCH: usize = 16;
+/// Who can be spared a wake-up by sending on the spot.
+pub(crate) const SENDERS: Wakes = Wakes(Wakes::DATA_SENDER.0 | Wakes::META_SENDER.0);
+/// What volumes' work items look after.
+pub(crate) const KICKS: Wakes = Wakes(Wakes::METADATA.0 | Wakes::GATE.0);
 /// Largest discard sent down at once, in sectors. spec: state-machine 21.1
 const MAX_DISCARD_SECTORS: u64 = 1 << 22;
 
@@ -52,6 +58,8 @@ pub(crate) struct BlockState {
     parked: [BioList; MAX_VOLUMES_PER_RESOURCE],
     /// An order that somebody took who could not carry it out.
     handed_over: Option<LocalIo>,
+    /// There were more completions than one critical section takes.
+    completions_left: bool,
 }
 
 impl Default for BlockState {
@@ -60,6 +68,7 @@ impl Default for BlockState {
             backings: [const { None }; MAX_VOLUMES_PER_RESOURCE],
             parked: [const { BioList::new() }; MAX_VOLUMES_PER_RESOURCE],
             handed_over: None,
+            completions_left: false,
         }
     }
 }
@@ -94,16 +103,39 @@ impl BlockState {
 /// engine wants done.
 #[inline]
 pub(crate) fn enter<R>(resource: &Arc<Resource>, context: Context, f: impl FnOnce(&mut Locked) -> R) -> R {
-    let mut batch = Batch::new();
+    let mut todo = Todo::new();
     let (result, wakes) = resource.locked.with(|locked| {
         let result = f(locked);
-        let wakes = locked.engine.take_wakes();
-        batch.collect(locked, wakes, context);
-        (result, wakes)
+        (result, todo.collect(resource, locked, context))
     });
-    resource.wake(wakes);
-    batch.carry_out(resource, context);
+    todo.look_after(resource, context, wakes);
+    if !todo.send.is_empty() {
+        todo.send(resource, context);
+    }
     result
+}
+
+/// As [`enter`] in process context, but what is to be sent is only noted in `held`, for [`send_held`]: more is about to
+/// come, and goes along.
+#[inline]
+pub(crate) fn enter_holding<R>(resource: &Arc<Resource>, held: &mut Wakes, f: impl FnOnce(&mut Locked) -> R) -> R {
+    let mut todo = Todo::new();
+    let (result, wakes) = resource.locked.with(|locked| {
+        let result = f(locked);
+        (result, todo.collect(resource, locked, Context::Process))
+    });
+    todo.look_after(resource, Context::Process, wakes);
+    held.insert(todo.send);
+    result
+}
+
+/// Sends what was held back.
+#[inline]
+pub(crate) fn send_held(resource: &Arc<Resource>, held: &mut Wakes) {
+    if !held.is_empty() {
+        let mut todo = Todo { send: core::mem::take(held), ..Todo::new() };
+        todo.send(resource, Context::Process);
+    }
 }
 
 /// An order for the disk with everything needed to carry it out.
@@ -138,116 +170,157 @@ struct Range {
     size_bytes: u32,
 }
 
+/// What one critical section left to be done. Small, because every way into the engine has one.
+struct Todo {
+    ended: EndedBios,
+    order: Option<Order>,
+    /// There is more than fitted in.
+    more: bool,
+    /// Sockets on which something has to be sent.
+    send: Wakes,
+    sockets: Option<Arc<Sockets>>,
+}
+
+impl Todo {
+    #[inline]
+    fn new() -> Todo {
+        Todo { ended: EndedBios::new(), order: None, more: false, send: Wakes(0), sockets: None }
+    }
+
+    /// Takes what is to be done out of the engine's queues. Under the lock. Returns who has to be woken.
+    fn collect(&mut self, resource: &Resource, locked: &mut Locked, context: Context) -> Wakes {
+        let mut wakes = locked.engine.take_wakes();
+        self.more = false;
+        if wakes.contains(SENDERS) {
+            wakes = self.collect_senders(resource, locked, context, wakes);
+        }
+        if wakes.contains(Wakes::COMPLETIONS) || locked.block.completions_left {
+            self.collect_completions(locked);
+        }
+        if locked.engine.has_local() || locked.block.handed_over.is_some() {
+            self.collect_order(resource, locked, context);
+        }
+        if wakes.contains(KICKS) && !(context == Context::Atomic && resource.leave_to_looker(Wakes(wakes.0 & KICKS.0)))
+        {
+            kick_for(locked, wakes);
+        }
+        wakes
+    }
+
+    /// Who sends? Whoever may sleep; but somebody who submits one request of several leaves it to the thread, which takes
+    /// those of the others along.
+    #[inline]
+    fn collect_senders(&mut self, resource: &Resource, locked: &mut Locked, context: Context, wakes: Wakes) -> Wakes {
+        let senders = Wakes(wakes.0 & SENDERS.0);
+        let others = Wakes(wakes.0 & !SENDERS.0);
+        let at_once = match context {
+            Context::Atomic => return if resource.leave_to_looker(senders) { others } else { wakes },
+            Context::Submit => locked.engine.few_requests(),
+            Context::Process => true,
+        };
+        if !at_once || locked.sockets.is_none() {
+            return wakes;
+        }
+        self.send.insert(senders);
+        if self.sockets.is_none() {
+            self.sockets = locked.sockets.clone();
+        }
+        others
+    }
+
+    fn collect_completions(&mut self, locked: &mut Locked) {
+        locked.block.completions_left = false;
+        for _ in 0..BATCH {
+            let Some(completion) = locked.engine.poll_completion() else { return };
+            if let Some(bio) = locked.uppers.take(completion.request) {
+                self.ended.push(bio, status_of(completion.result));
+            }
+        }
+        // Whoever comes next takes them, at the latest this thread.
+        locked.block.completions_left = true;
+        self.more = true;
+    }
+
+    fn collect_order(&mut self, resource: &Resource, locked: &mut Locked, context: Context) {
+        if context == Context::Atomic && resource.leave_to_looker(Wakes::LOCAL_IO) {
+            return;
+        }
+        if context == Context::Atomic || (context == Context::Submit && locked.block.handed_over.is_some()) {
+            kick_any(locked);
+            return;
+        }
+        let Some(io) = locked.block.handed_over.take().or_else(|| locked.engine.poll_local()) else { return };
+        if context == Context::Submit && !is_simple(&io) {
+            locked.block.handed_over = Some(io);
+            kick_any(locked);
+            return;
+        }
+        self.order = Some(order_of(locked, io));
+        self.more |= locked.engine.has_local();
+    }
+
+    /// Carries everything out, and what comes up meanwhile. Without the lock.
+    #[inline]
+    fn look_after(&mut self, resource: &Arc<Resource>, context: Context, wakes: Wakes) {
+        if !wakes.is_empty() {
+            resource.wake(wakes);
+        }
+        if self.order.is_some() || self.more || !self.ended.is_empty() {
+            self.carry_out(resource, context);
+        }
+    }
+
+    /// Sends what there is, without the wake-up of a thread.
+    #[inline(never)]
+    fn send(&mut self, resource: &Arc<Resource>, context: Context) {
+        let send = core::mem::take(&mut self.send);
+        let sockets = self.sockets.take().or_else(|| resource.look(|locked| locked.sockets.clone()));
+        let Some(sockets) = sockets else { return };
+        if send.contains(Wakes::META_SENDER) {
+            acks::send_at_once(resource, &sockets, context);
+        }
+        if send.contains(Wakes::DATA_SENDER) {
+            sender::send_at_once(resource, &sockets, context);
+        }
+    }
+
+    #[inline(never)]
+    fn carry_out(&mut self, resource: &Arc<Resource>, context: Context) {
+        loop {
+            self.ended.end();
+            let mut kicks = Wakes(0);
+            let report = match self.order.take() {
+                Some(order) if context == Context::Process => {
+                    let (report, left) = resource.looking_after(|| order.carry_out());
+                    self.send.insert(Wakes(left.0 & SENDERS.0));
+                    self.more |= left.contains(Wakes::LOCAL_IO);
+                    kicks = Wakes(left.0 & KICKS.0);
+                    report
+                }
+                Some(order) => order.carry_out(),
+                None => None,
+            };
+            if report.is_none() && !self.more && kicks.is_empty() {
+                return;
+            }
+            let mut left_over = None;
+            let wakes = resource.locked.with(|locked| {
+                left_over = report.and_then(|report| tell(locked, report));
+                kick_for(locked, kicks);
+                self.collect(resource, locked, context)
+            });
+            drop(left_over);
+            resource.wake(wakes);
+        }
+    }
+}
+
 /// The result of an order that was carried out at once.
 enum Report {
     /// I/O.
     Io(LocalIo, IoResult),
     /// What was found out about the data of a peer request.
     Inspected(PeerId, Finding, PageChain),
-}
-
-/// What one critical section left to be done, and what the next has to report.
-struct Batch {
-    completions: [Option<(OwnedBio, Status)>; BATCH],
-    orders: [Option<Order>; BATCH],
-    reports: [Option<Report>; BATCH],
-    /// There may be more than fitted in.
-    more: bool,
-}
-
-impl Batch {
-    #[inline]
-    fn new() -> Batch {
-        Batch {
-            completions: [const { None }; BATCH],
-            orders: [const { None }; BATCH],
-            reports: [const { None }; BATCH],
-            more: false,
-        }
-    }
-
-    /// Takes what is to be done out of the engine's queues. Under the lock.
-    #[inline]
-    fn collect(&mut self, locked: &mut Locked, wakes: Wakes, context: Context) {
-        let again = core::mem::take(&mut self.more);
-        if again || wakes.contains(Wakes::COMPLETIONS) {
-            self.collect_completions(locked);
-        }
-        if again || wakes.contains(Wakes::LOCAL_IO) || context == Context::Process {
-            self.collect_orders(locked, context);
-        }
-        if wakes.contains(Wakes::METADATA) {
-            kick_all(locked, |locked, id| locked.block.backing(id).is_some());
-        }
-        if wakes.contains(Wakes::GATE) {
-            kick_all(locked, |locked, id| locked.block.parked(id).is_some_and(|parked| !parked.is_empty()));
-        }
-    }
-
-    fn collect_completions(&mut self, locked: &mut Locked) {
-        for place in &mut self.completions {
-            let Some(completion) = locked.engine.poll_completion() else {
-                return;
-            };
-            if let Some(bio) = locked.uppers.take(completion.request) {
-                *place = Some((bio, status_of(completion.result)));
-            }
-        }
-        self.more = true;
-    }
-
-    fn collect_orders(&mut self, locked: &mut Locked, context: Context) {
-        if context == Context::Atomic || (context == Context::Submit && locked.block.handed_over.is_some()) {
-            kick_any(locked);
-            return;
-        }
-        for place in &mut self.orders {
-            let Some(io) = locked.block.handed_over.take().or_else(|| locked.engine.poll_local()) else {
-                return;
-            };
-            if context == Context::Submit && !is_simple(&io) {
-                locked.block.handed_over = Some(io);
-                kick_any(locked);
-                return;
-            }
-            *place = Some(order_of(locked, io));
-        }
-        self.more = true;
-    }
-
-    /// Carries everything out, and what comes up meanwhile. Without the lock.
-    #[inline]
-    fn carry_out(mut self, resource: &Arc<Resource>, context: Context) {
-        while self.step() {
-            let mut left_over = [const { None }; BATCH];
-            let wakes = resource.locked.with(|locked| {
-                for (report, left_over) in self.reports.iter_mut().zip(&mut left_over) {
-                    *left_over = report.take().and_then(|report| tell(locked, report));
-                }
-                let wakes = locked.engine.take_wakes();
-                self.collect(locked, wakes, context);
-                wakes
-            });
-            drop(left_over);
-            resource.wake(wakes);
-        }
-    }
-
-    /// Carries out what was collected. True if there is something to report or to collect.
-    #[inline]
-    fn step(&mut self) -> bool {
-        for (bio, status) in self.completions.iter_mut().filter_map(Option::take) {
-            bio.complete(status);
-        }
-        let mut again = self.more;
-        for (order, report) in self.orders.iter_mut().zip(&mut self.reports) {
-            if let Some(order) = order.take() {
-                *report = order.carry_out();
-                again |= report.is_some();
-            }
-        }
-        again
-    }
 }
 
 /// Can be carried out while a request is being submitted to our disk: takes only a clone from the reserve.
@@ -333,6 +406,7 @@ fn fault_of(locked: &Locked, io: &LocalIo) -> Option<Fault> {
 
 impl Order {
     /// Starts the order, or carries it out and returns its result. May sleep, unless the order is simple.
+    #[inline]
     fn carry_out(self) -> Option<Report> {
         match self {
             Order::Clone(backing, request, lent) => bio::submit_clone(backing, Tag::Request(request), lent),
@@ -357,10 +431,7 @@ impl Order {
             }
             Order::PeerFlush(backing, io) => return Some(Report::Io(io, backing.data().flush().map_err(error_of))),
             Order::Flush(backing) => bio::submit_flush(backing, Tag::Flush),
-            Order::Inspect(peer, what, hash, pages) => {
-                let finding = hashes::inspect(what, hash.as_ref(), &pages);
-                return Some(Report::Inspected(peer, finding, pages));
-            }
+            Order::Inspect(peer, what, hash, pages) => return Some(inspect(peer, what, hash, pages)),
             Order::Fail(io) => return Some(Report::Io(io, Err(IoError::Io))),
         }
         None
@@ -388,7 +459,14 @@ pub(crate) fn copy<'a, 'b>(from: impl Iterator<Item = &'a [u8]>, to: impl Iterat
     }
 }
 
+#[inline(never)]
+fn inspect(peer: PeerId, what: Inspect, hash: Option<Arc<Hash>>, pages: PageChain) -> Report {
+    let finding = hashes::inspect(what, hash.as_ref(), &pages);
+    Report::Inspected(peer, finding, pages)
+}
+
 /// Reports the result of an order to the engine. Under the lock. Returns what has to be dropped without it.
+#[inline(never)]
 fn tell(locked: &mut Locked, report: Report) -> Option<PageChain> {
     let now_ms = clock::monotonic_ms();
     let (io, result) = match report {
@@ -445,9 +523,25 @@ fn clear(device: &LowerDevice, range: Range, op: Op) -> IoResult {
     zero(sector, left, true)
 }
 
+/// Lets the work items run that have something to do after these wakes. Under the lock.
+fn kick_for(locked: &mut Locked, wakes: Wakes) {
+    kick_others(locked, wakes, None);
+}
+
+/// As [`kick_for`], but not that of the volume `own`.
+pub(crate) fn kick_others(locked: &mut Locked, wakes: Wakes, own: Option<VolumeId>) {
+    if wakes.contains(Wakes::METADATA) {
+        kick_all(locked, |locked, id| Some(id) != own && locked.block.backing(id).is_some());
+    }
+    if wakes.contains(Wakes::GATE) {
+        let waits = |locked: &mut Locked, id| locked.block.parked(id).is_some_and(|parked| !parked.is_empty());
+        kick_all(locked, |locked, id| Some(id) != own && waits(locked, id));
+    }
+}
+
 /// Lets the work items of those volumes run that `wanted` picks. Under the lock.
 fn kick_all(locked: &mut Locked, mut wanted: impl FnMut(&mut Locked, VolumeId) -> bool) {
-    for index in 0..MAX_VOLUMES_PER_RESOURCE {
+    for index in 0..locked.engine.volumes_end() {
         // CAST: At most 64.
         let id = VolumeId(index as u8);
         if locked.volumes.get(index).is_some_and(Option::is_some) && wanted(locked, id) {

@@ -9,7 +9,7 @@
 use super::connection::{failed, tenths_ms, Closing, Link};
 use super::log::log_error;
 use super::resource::{ConnectionConfig, Resource};
-use crate::linux::sock::{Buffers, Listener, Stream};
+use crate::linux::sock::{Buffers, Listener, PacketData, Sending, Stream};
 use crate::linux::{clock, errno};
 use engine::netlink::NetConf;
 use engine::resource::{LinkFailure, LinkTask};
@@ -254,7 +254,9 @@ fn may_pass(error: Error) -> bool {
 fn send_first(stream: &Stream, kind: Kind) -> bool {
     let mut packet = [0; FIRST_HEADER_BYTES];
     let header = Header { command: kind.first_packet() as u16, volume: 0, length: 0 };
-    header.encode(FIRST_VERSION, &mut packet).is_ok() && stream.send(&packet, false) == Ok(packet.len())
+    let how = Sending { copy: true, more: false, wait: true };
+    header.encode(FIRST_VERSION, &mut packet).is_ok()
+        && stream.send_packet(&packet, PacketData::None, 0, how) == Ok(packet.len())
 }
 
 fn receive_first(stream: &Stream, timeout_ms: u32) -> Option<Kind> {

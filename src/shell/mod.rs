@@ -18,6 +18,7 @@ pub(crate) mod helpers;
 pub(crate) mod log;
 pub(crate) mod messages;
 pub(crate) mod metadata_io;
+pub(crate) mod outlet;
 pub(crate) mod params;
 pub(crate) mod proc;
 pub(crate) mod queue_limits;

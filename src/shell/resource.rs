@@ -7,7 +7,7 @@
 //! four are mutexes for process context; the last is a spinlock, taken in any context, and is held only for one call
 //! into the engine.
 
-use super::connection::Link;
+use super::connection::{Link, Sockets};
 use super::disk_io::{self, BlockState, Context};
 use super::hashes::Hashes;
 use super::slots::Slots;
@@ -28,7 +28,7 @@ use engine::resource::{
 };
 use engine::state::Conn;
 use kernel::prelude::*;
-use kernel::sync::atomic::{Atomic, Relaxed};
+use kernel::sync::atomic::{Atomic, Full, Relaxed, Release};
 use kernel::sync::{new_mutex, Arc, Mutex};
 
 /// Name of a resource, at most 127 bytes.
@@ -67,6 +67,10 @@ pub(crate) struct Resource {
     /// Something may be sent on the meta socket.
     #[pin]
     pub(crate) acks: Event,
+    /// The thread that carries out an order for the disk and will look afterwards what is to be sent; 0: none does.
+    pub(crate) looker: Atomic<usize>,
+    /// What it will have to look after, as bits of [`Wakes`].
+    pub(crate) looker_wakes: Atomic<i32>,
     /// The receiver may go on.
     #[pin]
     pub(crate) receiver: Event,
@@ -106,6 +110,8 @@ pub(crate) struct Locked {
     pub(crate) block: BlockState,
     /// The algorithms that can be used.
     pub(crate) hashes: Hashes,
+    /// The sockets, while there is a connection. The last reference is dropped in process context.
+    pub(crate) sockets: Option<Arc<Sockets>>,
 }
 
 /// What a resource consists of.
@@ -161,6 +167,8 @@ impl Resource {
                 fencing_threads <- new_mutex!(KVec::new(), "drbd::Resource::fencing_threads"),
                 sender <- new_event!(c"drbd::Resource::sender"),
                 acks <- new_event!(c"drbd::Resource::acks"),
+                looker: Atomic::new(0),
+                looker_wakes: Atomic::new(0),
                 receiver <- new_event!(c"drbd::Resource::receiver"),
                 worker <- new_event!(c"drbd::Resource::worker"),
                 link_event <- new_event!(c"drbd::Resource::link_event"),
@@ -181,6 +189,32 @@ impl Resource {
     /// everything the engine now wants done.
     pub(crate) fn engine<R>(self: &Arc<Self>, f: impl FnOnce(&mut Locked) -> R) -> R {
         disk_io::enter(self, Context::Process, f)
+    }
+
+    /// A lower device has ended a request while it was submitted, and the submitter will look what follows from that: leaves
+    /// it to that thread. False if it is not so. Atomic context.
+    #[inline]
+    pub(crate) fn leave_to_looker(&self, wakes: Wakes) -> bool {
+        let looks = thread::is_current(self.looker.load(Relaxed));
+        if looks {
+            // Only this task changes it.
+            let bits = self.looker_wakes.load(Relaxed);
+            self.looker_wakes.store(bits | i32::from(wakes.0), Relaxed);
+        }
+        looks
+    }
+
+    /// Calls `submit`, which gives requests to lower devices, and returns what was left to this thread because some of them
+    /// have ended already. Process context.
+    pub(crate) fn looking_after<R>(&self, submit: impl FnOnce() -> R) -> (R, Wakes) {
+        let first = self.looker.cmpxchg(0, thread::current(), Full).is_ok();
+        let result = submit();
+        if !first {
+            return (result, Wakes::default());
+        }
+        self.looker.store(0, Release);
+        // CAST: Only bits of `Wakes` were put in.
+        (result, Wakes(self.looker_wakes.xchg(0, Full) as u16))
     }
 
     /// Looks at the engine without giving it anything to do.
@@ -317,6 +351,7 @@ impl Locked {
             peer_pages: Slots::new(MAX_PEER_REQUESTS_PER_RESOURCE)?,
             block: BlockState::default(),
             hashes: Hashes::new()?,
+            sockets: None,
         };
         Ok(KBox::new(locked, GFP_KERNEL)?)
     }

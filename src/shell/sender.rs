@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Sending on the data socket (`drbd_s_NAME`): takes packets from the engine one after the other, with their
-//! application data straight from the pages it is in.
+//! Sending on the data socket: takes packets from the engine one after the other, with their application data straight
+//! from the pages it is in. By whoever made them, or by the thread `drbd_s_NAME`: see [`super::outlet`].
 
 use super::connection::{failed, is_running, tenths_ms, Closing, Sockets};
+use super::disk_io::{self, Context};
 use super::hashes;
 use super::log::log_info;
 use super::params;
@@ -11,7 +12,7 @@ use crate::linux::bio::Lent;
 use crate::linux::clock;
 use crate::linux::hash::Hash;
 use crate::linux::mem::{NoIoScope, PageChain};
-use crate::linux::sock::Sending;
+use crate::linux::sock::{PacketData, Sending};
 use crate::linux::thread::Thread;
 use engine::resource::{Digest, LinkFailure, Outgoing, Payload, PACKET_BUFFER_BYTES};
 use kernel::prelude::*;
@@ -20,12 +21,18 @@ use kernel::sync::Arc;
 /// How long the sender sleeps at most before it looks whether the link still runs.
 const LOOK_AGAIN_MS: u32 = 1000;
 
-struct Sender {
-    resource: Arc<Resource>,
-    sockets: Arc<Sockets>,
+/// What is being sent on the data socket.
+pub(crate) struct DataOut {
+    /// Head of the packet.
     buffer: KVec<u8>,
+    /// Taken from the engine and not sent completely.
+    packet: Option<Packet>,
+    /// Bytes of it that are sent.
+    done: usize,
     /// TCP holds the tail of a packet back.
     held_back: bool,
+    /// The thread runs.
+    open: bool,
 }
 
 /// A packet with the loan of its application data.
@@ -42,105 +49,154 @@ enum Data {
     Pages(PageChain, usize),
 }
 
+/// How sending came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flow {
+    /// Nothing is left.
+    Idle,
+    /// What is left needs somebody who can wait.
+    Blocked,
+}
+
 /// Starts the thread.
 ///
 /// # Errors
 /// `ENOMEM`.
 pub(crate) fn start(resource: &Arc<Resource>, sockets: &Arc<Sockets>) -> Result<Thread> {
-    let mut sender = Sender {
-        resource: resource.clone(),
-        sockets: sockets.clone(),
-        buffer: KVec::from_elem(0u8, PACKET_BUFFER_BYTES, GFP_KERNEL)?,
-        held_back: false,
-    };
+    let (own, sockets) = (resource.clone(), sockets.clone());
     Thread::spawn(fmt!("drbd_s_{}", resource.name.as_str()), move || {
         let _no_io = NoIoScope::enter();
-        sender.run();
-        sender.sockets.shutdown();
-        sender.resource.wake_link();
+        run(&own, &sockets);
+        sockets.shutdown();
+        own.wake_link();
     })
 }
 
-impl Sender {
-    fn run(&mut self) {
-        let timeout_ms = tenths_ms(self.sockets.options.timeout);
-        self.sockets.data.set_send_timeout(timeout_ms);
-        let mut sent = None;
-        let mut processors = Processors::default();
-        loop {
-            processors.follow(&self.resource);
-            let buffer = &mut self.buffer;
-            let next = self.resource.engine(|locked| {
-                let now_ms = clock::monotonic_ms();
-                if let Some(ok) = sent.take() {
-                    locked.engine.data_sent(ok, now_ms);
-                }
-                let outgoing = locked.engine.next_data(buffer, now_ms)?;
-                let hash = locked.hashes.for_sending(&outgoing, &locked.engine);
-                Some(Packet { outgoing, data: lend(locked, outgoing.payload), hash })
-            });
-            match next {
-                Some(packet) => match self.send(&packet) {
-                    Ok(()) => sent = Some(true),
-                    Err(Closing) => {
-                        sent = Some(false);
-                        break;
-                    }
-                },
-                None if is_running(&self.resource) => self.wait(),
-                None => break,
-            }
+fn run(resource: &Arc<Resource>, sockets: &Sockets) {
+    sockets.data.set_send_timeout(tenths_ms(sockets.options.timeout));
+    let mut processors = Processors::default();
+    loop {
+        processors.follow(resource);
+        sockets.data_out.take(|out| {
+            out.push(resource, sockets, Context::Process, true);
+        });
+        if !is_running(resource) {
+            break;
         }
-        if let Some(ok) = sent {
-            self.resource.engine(|locked| locked.engine.data_sent(ok, clock::monotonic_ms()));
+        resource.sender.wait_timeout_ms(LOOK_AGAIN_MS);
+    }
+    sockets.data_out.take(|out| out.close(resource));
+}
+
+/// Sends what the engine has, as far as the socket takes it at once; the rest is for the thread.
+pub(crate) fn send_at_once(resource: &Arc<Resource>, sockets: &Sockets, context: Context) {
+    sockets.data_out.offer(|out| {
+        if out.push(resource, sockets, context, false) == Flow::Blocked {
+            resource.sender.set();
         }
+    });
+}
+
+impl DataOut {
+    /// For a new connection.
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub(crate) fn new() -> Result<Self> {
+        let buffer = KVec::from_elem(0u8, PACKET_BUFFER_BYTES, GFP_KERNEL)?;
+        Ok(DataOut { buffer, packet: None, done: 0, held_back: false, open: true })
     }
 
-    fn wait(&mut self) {
+    /// Sends until nothing is left; unless it may `wait`, no further than the socket takes it at once.
+    fn push(&mut self, resource: &Arc<Resource>, sockets: &Sockets, context: Context, wait: bool) -> Flow {
+        let mut sent = None;
+        while self.open {
+            if self.packet.is_none() {
+                self.packet = self.next(resource, context, sent.take());
+                self.done = 0;
+            }
+            let Some(packet) = &self.packet else { break };
+            let needs_digest = packet.outgoing.digest_bytes > 0 && self.done == 0;
+            if needs_digest && !wait {
+                return Flow::Blocked;
+            }
+            match self.send(resource, sockets, wait) {
+                Ok(Flow::Idle) => {
+                    self.packet = None;
+                    sent = Some(true);
+                }
+                Ok(Flow::Blocked) => return Flow::Blocked,
+                Err(Closing) => self.close(resource),
+            }
+        }
         if self.held_back {
             self.held_back = false;
-            self.sockets.data.set_nodelay();
+            sockets.data.set_nodelay();
         }
-        self.resource.sender.wait_timeout_ms(LOOK_AGAIN_MS);
+        Flow::Idle
     }
 
-    fn send(&mut self, packet: &Packet) -> Result<(), Closing> {
+    /// The next packet; `sent` is what became of the last one.
+    fn next(&mut self, resource: &Arc<Resource>, context: Context, sent: Option<bool>) -> Option<Packet> {
+        let buffer = &mut self.buffer;
+        disk_io::enter(resource, context, |locked| {
+            let now_ms = clock::monotonic_ms();
+            if let Some(ok) = sent {
+                locked.engine.data_sent(ok, now_ms);
+            }
+            let outgoing = locked.engine.next_data(buffer, now_ms)?;
+            let hash = locked.hashes.for_sending(&outgoing, &locked.engine);
+            Some(Packet { outgoing, data: lend(locked, outgoing.payload), hash })
+        })
+    }
+
+    /// Sends the packet, or as much of it as the socket takes.
+    fn send(&mut self, resource: &Arc<Resource>, sockets: &Sockets, wait: bool) -> Result<Flow, Closing> {
+        let Some(packet) = &self.packet else { return Ok(Flow::Idle) };
         let outgoing = &packet.outgoing;
-        // An option of the connection decides whether small packets may wait for the next one.
-        let more = self.sockets.options.tcp_cork && !outgoing.last;
-        let how = Sending { copy: outgoing.copy || params::disable_sendpage(), more };
-        let head = self.buffer.get(..outgoing.head_bytes).ok_or(Closing)?;
-        let has_data = !matches!(packet.data, Data::None);
-        let digest = self.digest(packet)?;
-        let data = &self.sockets.data;
-        let mut patience = Patience::for_data(&self.resource, self.sockets.options.ko_count);
-        complete(&mut patience, head.len(), |done| data.send(head.get(done..).unwrap_or_default(), more || has_data))?;
-        let digest = digest.as_bytes();
-        complete(&mut patience, digest.len(), |done| data.send(digest.get(done..).unwrap_or_default(), true))?;
-        match &packet.data {
-            Data::None => {}
-            Data::Bio(bio) => complete(&mut patience, bio.bytes() as usize, |done| data.send_lent(bio, done, how))?,
-            Data::Pages(pages, bytes) => {
-                complete(&mut patience, *bytes, |done| data.send_pages(pages, done, *bytes, how))?;
+        let head_bytes = outgoing.head_bytes.saturating_add(usize::from(outgoing.digest_bytes));
+        if outgoing.digest_bytes > 0 && self.done == 0 {
+            // It goes between the head and the data.
+            let digest = packet.digest().ok_or_else(|| failed(resource, LinkFailure::Send))?;
+            let place = self.buffer.get_mut(outgoing.head_bytes..head_bytes).ok_or(Closing)?;
+            for (to, from) in place.iter_mut().zip(digest.as_bytes()) {
+                *to = *from;
             }
         }
+        let head = self.buffer.get(..head_bytes).ok_or(Closing)?;
+        // An option of the connection decides whether small packets may wait for the next one.
+        let more = sockets.options.tcp_cork && !outgoing.last;
+        let how = Sending { copy: outgoing.copy || params::disable_sendpage(), more, wait };
+        let (data, data_bytes) = match &packet.data {
+            Data::None => (PacketData::None, 0),
+            Data::Bio(bio) => (PacketData::Bio(bio), bio.bytes() as usize),
+            Data::Pages(pages, bytes) => (PacketData::Pages(pages, *bytes), *bytes),
+        };
         self.held_back = more;
-        Ok(())
+        let bytes = head_bytes.saturating_add(data_bytes);
+        let mut patience = Patience::for_data(resource, sockets.options.ko_count);
+        let socket = &sockets.data;
+        complete(&mut patience, &mut self.done, bytes, wait, |done| socket.send_packet(head, data, done, how))
+    }
+
+    /// Nothing is sent any more.
+    pub(crate) fn close(&mut self, resource: &Arc<Resource>) {
+        self.open = false;
+        if self.packet.take().is_some() {
+            resource.engine(|locked| locked.engine.data_sent(false, clock::monotonic_ms()));
+        }
     }
 }
 
-impl Sender {
-    /// The digest that goes with a packet; empty without.
-    fn digest(&self, packet: &Packet) -> Result<Digest, Closing> {
-        if packet.outgoing.digest_bytes == 0 {
-            return Ok(Digest::EMPTY);
-        }
-        let digest = packet.hash.as_ref().and_then(|hash| match &packet.data {
+impl Packet {
+    /// The digest that goes with it.
+    fn digest(&self) -> Option<Digest> {
+        let hash = self.hash.as_ref()?;
+        match &self.data {
             Data::None => None,
             Data::Bio(bio) => hashes::digest(hash, bio.segments()),
             Data::Pages(pages, _) => hashes::digest(hash, pages.segments()),
-        });
-        digest.ok_or_else(|| failed(&self.resource, LinkFailure::Send))
+        }
     }
 }
 
@@ -197,16 +253,18 @@ impl<'a> Patience<'a> {
     }
 }
 
-/// Calls `send(done)` until `bytes` are sent.
+/// Calls `send(done)` until `done` is `bytes`, or, when it must not `wait`, until the socket is full.
 pub(crate) fn complete(
     patience: &mut Patience<'_>,
+    done: &mut usize,
     bytes: usize,
+    wait: bool,
     mut send: impl FnMut(usize) -> Result<usize>,
-) -> Result<(), Closing> {
-    let mut done: usize = 0;
-    while done < bytes {
-        match send(done) {
-            Ok(sent) => done = done.saturating_add(sent),
+) -> Result<Flow, Closing> {
+    while *done < bytes {
+        match send(*done) {
+            Ok(sent) => *done = done.saturating_add(sent),
+            Err(error) if error == EAGAIN && !wait => return Ok(Flow::Blocked),
             Err(error) if error == EAGAIN => patience.timed_out()?,
             Err(error) => {
                 if is_running(patience.resource) {
@@ -216,5 +274,5 @@ pub(crate) fn complete(
             }
         }
     }
-    Ok(())
+    Ok(Flow::Idle)
 }

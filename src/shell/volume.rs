@@ -18,12 +18,15 @@ use crate::linux::sync::{new_wait_queue, WaitQueue};
 use crate::linux::work::DeferredArc;
 use crate::linux::{bio, clock, errno, param};
 use engine::netlink::RetCode;
-use engine::resource::{IoFlags, IoRequest, Op, OpenError, Submit, VolumeId};
+use engine::resource::{IoFlags, IoRequest, Op, OpenError, Submit, VolumeId, Wakes};
 use engine::state::Disk as DiskState;
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Full, Relaxed};
 use kernel::sync::{new_mutex, Arc, Mutex};
 use kernel::workqueue::{impl_has_work, new_work, Work, WorkItem};
+
+/// Bound: rounds of meta-data I/O and of what it makes possible, in one run of a work item.
+const MAX_ROUNDS: usize = 16;
 
 /// A volume.
 #[pin_data]
@@ -271,9 +274,9 @@ impl Volume {
     }
 
     /// Offers the requests that had to wait once more, in order of arrival.
-    fn offer_parked(&self) {
+    fn offer_parked(&self, held: &mut Wakes) {
         loop {
-            let offer = disk_io::enter(&self.resource, Context::Process, |locked| {
+            let offer = disk_io::enter_holding(&self.resource, held, |locked| {
                 let bio = locked.block.parked(self.id)?.pop_front()?;
                 match request_of(&bio) {
                     Some(io) => Some(self.offer(locked, bio, io, false)),
@@ -366,12 +369,26 @@ impl WorkItem for Volume {
     /// Does what could not be done where it became known: local I/O, meta-data I/O, requests that had to wait.
     fn run(this: Arc<Volume>) {
         let _no_io = NoIoScope::enter();
+        let mut held = Wakes::default();
+        let mut left = Wakes::default();
         bio::plugged(|| {
-            disk_io::enter(&this.resource, Context::Process, |_| ());
-            if let Some(backing) = this.backing() {
-                metadata_io::start_all(&this, &backing);
+            for _ in 0..MAX_ROUNDS {
+                disk_io::enter_holding(&this.resource, &mut held, |_| ());
+                let Some(backing) = this.backing() else { break };
+                // What a transfer makes possible that ends at once is done at once.
+                let ((), ended) = this.resource.looking_after(|| metadata_io::start_all(&this, &backing));
+                held.insert(Wakes(ended.0 & disk_io::SENDERS.0));
+                left = Wakes(ended.0 & !disk_io::SENDERS.0);
+                if left.is_empty() {
+                    break;
+                }
+                this.resource.locked.with(|locked| disk_io::kick_others(locked, left, Some(this.id)));
             }
-            this.offer_parked();
+            if !left.is_empty() {
+                this.resource.locked.with(|locked| disk_io::kick(locked, this.id));
+            }
+            this.offer_parked(&mut held);
         });
+        disk_io::send_held(&this.resource, &mut held);
     }
 }
