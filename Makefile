@@ -65,8 +65,8 @@ machine-test: all ## tests in the two machines; TESTS="interop:: powercut::" for
 	@$(if $(TESTS),,$(CARGO_RUN) test --locked -p lab --features lab/machines -- --test-threads=1)
 	@$(CARGO_RUN) test --locked -p machine-tests --features machine-tests/machines --test machines -- --test-threads=1 $(TESTS)
 
-bench: all ## the benchmark against the C module, into docs/PERFORMANCE.md
-	@$(CARGO_RUN) run --quiet --release -p machine-tests --bin bench
+bench: all ## the benchmark against the C module, into docs/PERFORMANCE.md; ARGS="--rows 'depth 1'" for some rows
+	@$(CARGO_RUN) run --quiet --release -p machine-tests --bin bench -- $(ARGS)
 
 simulate: setup ## random runs of two simulated nodes; SEEDS=100000 for more, ARGS="--help" tells the rest
 	@$(CARGO_RUN) run --quiet --release -p simulator --bin simulate -- $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)

@@ -4,7 +4,10 @@
 //! ends of a resource are in one kernel, connected over loopback, on RAM disks filled beforehand. Repeated runs agree to about
 //! 1 %. What is measured are the instructions on the whole path; latency of real disks and links is not.
 //!
-//! `--modules ours` or `stock` measures one of them only and writes no file.
+//! `--modules ours` or `stock` measures one of them only, `--rows TEXT` only the rows that have TEXT in their name (it can
+//! be given more than once); neither writes a file. `--around PROGRAM` is for profilers: PROGRAM is run on the host before
+//! and after each row with the arguments `begin` or `end`, the module, the row and a file with the symbols of the machine.
+//! `--counts` only counts what a write costs in locks, wake-ups and the like (see [`COUNTS`]).
 
 use anyhow::{bail, Context, Result};
 use indicatif::ProgressBar;
@@ -27,6 +30,40 @@ const ROW_LIMIT: Duration = Duration::from_secs(300);
 const LEAST_RATIO: f64 = 0.5;
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/PERFORMANCE.md");
+
+/// What is counted for each write: a name, and the functions whose calls are added up.
+const COUNTS: &[(&str, &[&str])] = &[
+    (
+        "spinlocks taken",
+        &["_raw_spin_lock", "_raw_spin_lock_bh", "_raw_spin_lock_irq", "_raw_spin_lock_irqsave", "_raw_spin_trylock"],
+    ),
+    ("mutexes taken", &["mutex_lock", "mutex_trylock"]),
+    ("locks of sockets taken", &["lock_sock_nested"]),
+    ("wake-ups of a thread", &["try_to_wake_up"]),
+    ("context switches", &["finish_task_switch.isra.0"]),
+    ("calls that send", &["tcp_sendmsg_locked"]),
+    ("calls that receive", &["tcp_recvmsg"]),
+    ("TCP segments", &["__tcp_transmit_skb"]),
+    (
+        "allocations",
+        &[
+            "kmem_cache_alloc_noprof",
+            "kmem_cache_alloc_node_noprof",
+            "kmem_cache_alloc_lru_noprof",
+            "__kmalloc_noprof",
+            "__kmalloc_cache_noprof",
+            "__kmalloc_node_track_caller_noprof",
+            "kmalloc_reserve",
+            "get_page_from_freelist",
+        ],
+    ),
+];
+
+/// Writes over which is counted.
+const COUNTED_WRITES: u32 = 5000;
+
+/// Queue depths at which is counted.
+const COUNTED_DEPTHS: [u32; 2] = [1, 16];
 
 /// What a row is measured on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +124,7 @@ fn main() -> ExitCode {
 fn start() -> Result<()> {
     use lexopt::prelude::*;
     let mut only = None;
+    let mut choice = Choice::default();
     let mut parser = lexopt::Parser::from_env();
     while let Some(argument) = parser.next()? {
         match argument {
@@ -97,20 +135,54 @@ fn start() -> Result<()> {
                     other => bail!("--modules {other}: ours or stock"),
                 });
             }
+            Long("rows") => choice.rows.push(parser.value()?.string()?),
+            Long("counts") => choice.counts = true,
+            Long("around") => choice.around = Some(PathBuf::from(parser.value()?)),
             other => return Err(other.unexpected().into()),
         }
     }
-    let bench = Bench::boot()?;
+    let partly = !choice.rows.is_empty();
+    let only_counts = choice.counts;
+    let bench = Bench::boot(choice)?;
+    if only_counts {
+        println!("{}", bench.counts()?);
+        return bench.cluster.check_consoles();
+    }
     if let Some(module) = only {
         for (name, figure) in bench.measure(module)? {
             println!("{name}: {}", figure.text());
         }
-        return Ok(());
+        return bench.cluster.check_consoles();
     }
     let stock = bench.measure(Module::Stock)?;
     let ours = bench.measure(Module::Ours)?;
     bench.cluster.check_consoles()?;
-    report(&bench, &stock, &ours)
+    let table = Table::new(&stock, &ours)?;
+    println!("{}", table.text);
+    if partly {
+        return Ok(());
+    }
+    let counts = bench.counts()?;
+    println!("{counts}");
+    bench.cluster.check_consoles()?;
+    report(&bench, &table, &counts)
+}
+
+/// What is to be measured, and how.
+#[derive(Default)]
+struct Choice {
+    /// Parts of names; all rows when there is none.
+    rows: Vec<String>,
+    /// A program to be run before and after each row.
+    around: Option<PathBuf>,
+    /// Nothing is measured, only counted.
+    counts: bool,
+}
+
+impl Choice {
+    fn includes(&self, name: &str) -> bool {
+        self.rows.is_empty() || self.rows.iter().any(|part| name.contains(part.as_str()))
+    }
 }
 
 /// A measured value.
@@ -142,26 +214,26 @@ type Figures = Vec<(&'static str, Figure)>;
 
 struct Bench {
     cluster: Cluster,
+    choice: Choice,
 }
 
 impl Bench {
-    fn boot() -> Result<Bench> {
+    fn boot(choice: Choice) -> Result<Bench> {
         let options = Options::default()
             .benchmark()
             .memory_mib(2048)
             .disks(&[Disk::whole(16)])
             .module(Module::None)
             .tools(Tools::Utils);
-        let bench = Bench { cluster: Cluster::boot(options)? };
+        // When the machine has nothing to do its time runs ahead of the host's: a disk of the host then seems to hang.
+        let bench = Bench { cluster: Cluster::boot(options)?, choice };
         let machine = bench.machine();
-        // Counted time does not depend on the host, the host's time does.
-        let prepare = format!(
-            "modprobe brd rd_nr=4 rd_size={} && modprobe null_blk nr_devices=2 gb={NULL_GIB} queue_mode=0 bs=512 && \
+        machine.run_ok_for(ROW_LIMIT, &format!(
+            "sysctl -q kernel.hung_task_timeout_secs=0; modprobe brd rd_nr=4 rd_size={} && modprobe null_blk nr_devices=2 gb={NULL_GIB} queue_mode=0 bs=512 && \
              for disk in 0 1 2 3; do dd if=/dev/zero of=/dev/ram$disk bs=1M oflag=direct count=$((disk < 2 ? {DISK_MIB} : 8)) \
              status=none || exit; done",
             DISK_MIB << 10
-        );
-        machine.run_ok_for(ROW_LIMIT, &prepare)?;
+        ))?;
         Ok(bench)
     }
 
@@ -171,13 +243,14 @@ impl Bench {
 
     fn measure(&self, module: Module) -> Result<Figures> {
         let machine = self.machine();
-        let progress = ProgressBar::new(ROWS.len() as u64 + 1);
+        let rows: Vec<&Row> = ROWS.iter().filter(|row| self.choice.includes(row.name)).collect();
+        let progress = ProgressBar::new(rows.len() as u64 + 1);
         progress.set_style(indicatif::ProgressStyle::with_template("{prefix:12} {bar:20} {pos}/{len} {msg}")?);
         progress.set_prefix(if module == Module::Ours { "ours" } else { "C module" });
         machine.load_module(module, "usermode_helper=/bin/true")?;
         let mut figures = Vec::new();
         let mut stage = None;
-        for row in ROWS {
+        for row in rows {
             progress.set_message(row.name);
             if stage != Some(row.stage) {
                 let resync = self.enter(stage, row.stage)?;
@@ -187,7 +260,9 @@ impl Bench {
                 }
                 stage = Some(row.stage);
             }
+            self.around("begin", module, row)?;
             figures.push((row.name, self.fio(row)?));
+            self.around("end", module, row)?;
             progress.inc(1);
         }
         self.down()?;
@@ -196,37 +271,152 @@ impl Bench {
         Ok(figures)
     }
 
+    /// What a write under protocol C costs on both nodes together, as a table.
+    fn counts(&self) -> Result<String> {
+        let mut columns: Vec<Vec<f64>> = Vec::new();
+        for module in [Module::Stock, Module::Ours] {
+            self.machine().load_module(module, "usermode_helper=/bin/true")?;
+            self.configure_ram_disks()?;
+            self.connect('C')?;
+            self.skip_resync()?;
+            for depth in COUNTED_DEPTHS {
+                columns.push(self.count(depth)?);
+            }
+            self.down()?;
+            self.machine().unload_module()?;
+        }
+        let mut text = String::from("| per write |");
+        for module in ["C", "ours"] {
+            for depth in COUNTED_DEPTHS {
+                text.push_str(&format!(" {module}, depth {depth} |"));
+            }
+        }
+        text.push_str("\n|---|");
+        text.push_str(&"---|".repeat(columns.len()));
+        text.push('\n');
+        for (row, (name, _)) in COUNTS.iter().enumerate() {
+            text.push_str(&format!("| {name} |"));
+            for column in &columns {
+                text.push_str(&format!(" {:.1} |", column.get(row).copied().unwrap_or(0.0)));
+            }
+            text.push('\n');
+        }
+        Ok(text)
+    }
+
+    /// Calls for each write at this depth, in the order of [`COUNTS`].
+    fn count(&self, depth: u32) -> Result<Vec<f64>> {
+        // What fio itself needs to start and to end is in both.
+        let (few, many) = (self.count_calls(depth, 1)?, self.count_calls(depth, 1 + COUNTED_WRITES)?);
+        let calls = |calls: &BTreeMap<String, f64>, function: &str| calls.get(function).copied().unwrap_or(0.0);
+        let per_write = |functions: &[&str]| {
+            let more: f64 = functions.iter().map(|function| calls(&many, function) - calls(&few, function)).sum();
+            more / f64::from(COUNTED_WRITES)
+        };
+        Ok(COUNTS.iter().map(|(_, functions)| per_write(functions)).collect())
+    }
+
+    /// How often each function of [`COUNTS`] is called while so many blocks are written.
+    fn count_calls(&self, depth: u32, writes: u32) -> Result<BTreeMap<String, f64>> {
+        let functions: Vec<&str> = COUNTS.iter().flat_map(|(_, functions)| functions.iter().copied()).collect();
+        // Not every kernel has each of them.
+        let script = format!(
+            "cd /sys/kernel/tracing 2>/dev/null && [ -e kprobe_events ] || mount -t tracefs tracefs /sys/kernel/tracing; \
+             cd /sys/kernel/tracing || exit; echo > kprobe_events; n=0; \
+             for function in {}; do echo \"p:bench/f$n $function\" >> kprobe_events 2>/dev/null && echo \"name f$n $function\"; \
+             n=$((n + 1)); done; echo 1 > events/bench/enable || exit; \
+             fio --name=count --filename=/dev/drbd0 --direct=1 --ioengine=libaio --thread --rw=randwrite --bs=4k \
+             --norandommap --randrepeat=1 --gtod_reduce=1 --iodepth={depth} --number_ios={writes} --output=/dev/null || exit; \
+             echo 0 > events/bench/enable; sed 's/^/hits /' kprobe_profile; echo > kprobe_events",
+            functions.join(" ")
+        );
+        let text = self.machine().run_ok_for(ROW_LIMIT, &script)?;
+        let mut names = BTreeMap::new();
+        let mut calls = BTreeMap::new();
+        for line in text.lines() {
+            match line.split_whitespace().collect::<Vec<_>>().as_slice() {
+                ["name", probe, function] => _ = names.insert((*probe).to_owned(), (*function).to_owned()),
+                // What happened inside of another probe is counted apart.
+                ["hits", probe, hits, missed] => {
+                    let sum = hits.parse::<f64>()? + missed.parse::<f64>()?;
+                    let function = names.get(*probe).with_context(|| text.clone())?;
+                    calls.insert(function.clone(), sum);
+                }
+                _ => {}
+            }
+        }
+        if calls.is_empty() {
+            bail!("nothing was counted: {text}");
+        }
+        Ok(calls)
+    }
+
+    /// Runs the profiler's program, if there is one.
+    fn around(&self, moment: &str, module: Module, row: &Row) -> Result<()> {
+        let Some(program) = &self.choice.around else { return Ok(()) };
+        let symbols = std::env::temp_dir().join(format!("bench-symbols-{}", std::process::id()));
+        if moment == "begin" {
+            std::fs::write(&symbols, self.machine().run_ok("cat /proc/kallsyms")?)?;
+        }
+        let module = if module == Module::Ours { "ours" } else { "stock" };
+        let status = Command::new(program).args([moment, module, row.name]).arg(&symbols).status();
+        if !status.with_context(|| program.display().to_string())?.success() {
+            bail!("{} failed", program.display());
+        }
+        Ok(())
+    }
+
     /// From one stage to the next; the first one begins with a full resync, which is a row too.
     fn enter(&self, from: Option<Stage>, to: Stage) -> Result<Option<Figure>> {
-        let machine = self.machine();
         match (from, to) {
             (None, Connected(protocol)) => {
-                for minor in 0..2 {
-                    let disk = format!("/dev/ram{minor}");
-                    self.configure(minor, &disk, &disk, "internal")?;
-                }
+                self.configure_ram_disks()?;
                 self.connect(protocol)?;
-                return self.full_resync().map(Some);
+                if self.choice.includes(RESYNC_ROW) {
+                    return self.full_resync().map(Some);
+                }
+                self.skip_resync()?;
             }
             (Some(_), Connected(protocol)) => {
                 self.disconnect()?;
                 self.connect(protocol)?;
                 self.wait("grep -q '^ 0: cs:Connected.*UpToDate/UpToDate' /proc/drbd")?;
             }
-            (_, Disconnected) => self.disconnect()?,
+            (Some(_), Disconnected) => self.disconnect()?,
+            (None, Disconnected) => {
+                self.configure_ram_disks()?;
+                self.connect('C')?;
+                self.skip_resync()?;
+                self.disconnect()?;
+            }
             (_, Cold) => {
-                self.down()?;
+                if from.is_some() {
+                    self.down()?;
+                }
                 for minor in 0..2 {
                     let (disk, meta) = (format!("/dev/nullb{minor}"), format!("/dev/ram{}", minor + 2));
                     self.configure(minor, &disk, &meta, "flexible")?;
                 }
                 self.connect('C')?;
-                self.wait("grep -q '^ 0: cs:Connected' /proc/drbd && grep -q '^ 1: cs:Connected' /proc/drbd")?;
                 // Nothing to copy: the disks store nothing.
-                machine.run_ok("drbdsetup new-current-uuid --clear-bitmap 0 && drbdsetup primary 0")?;
+                self.skip_resync()?;
             }
         }
         Ok(None)
+    }
+
+    fn configure_ram_disks(&self) -> Result<()> {
+        for minor in 0..2 {
+            let disk = format!("/dev/ram{minor}");
+            self.configure(minor, &disk, &disk, "internal")?;
+        }
+        Ok(())
+    }
+
+    /// Declares the halves equal and promotes one.
+    fn skip_resync(&self) -> Result<()> {
+        self.wait("grep -q '^ 0: cs:Connected' /proc/drbd && grep -q '^ 1: cs:Connected' /proc/drbd")?;
+        self.machine().run_ok("drbdsetup new-current-uuid --clear-bitmap 0 && drbdsetup primary 0").map(|_| ())
     }
 
     fn configure(&self, minor: u32, disk: &str, meta: &str, index: &str) -> Result<()> {
@@ -307,21 +497,33 @@ impl Bench {
     }
 }
 
-fn report(bench: &Bench, stock: &Figures, ours: &Figures) -> Result<()> {
-    let expected: BTreeMap<_, _> = stock.iter().copied().collect();
-    let mut table = String::from("| row | C 8.4.11 | ours | ratio |\n|---|---|---|---|\n");
-    let mut slow = Vec::new();
-    for &(name, figure) in ours {
-        let Some(stock) = expected.get(name) else {
-            bail!("the C module has no row {name:?}");
-        };
-        let ratio = figure.value() / stock.value();
-        table.push_str(&format!("| {name} | {} | {} | {ratio:.2} |\n", stock.text(), figure.text()));
-        if ratio < LEAST_RATIO {
-            slow.push(format!("{name}: {ratio:.2}"));
+/// The result.
+struct Table {
+    text: String,
+    /// Rows below the least ratio.
+    slow: Vec<String>,
+}
+
+impl Table {
+    fn new(stock: &Figures, ours: &Figures) -> Result<Table> {
+        let expected: BTreeMap<_, _> = stock.iter().copied().collect();
+        let mut text = String::from("| row | C 8.4.11 | ours | ratio |\n|---|---|---|---|\n");
+        let mut slow = Vec::new();
+        for &(name, figure) in ours {
+            let Some(stock) = expected.get(name) else {
+                bail!("the C module has no row {name:?}");
+            };
+            let ratio = figure.value() / stock.value();
+            text.push_str(&format!("| {name} | {} | {} | {ratio:.2} |\n", stock.text(), figure.text()));
+            if ratio < LEAST_RATIO {
+                slow.push(format!("{name}: {ratio:.2}"));
+            }
         }
+        Ok(Table { text, slow })
     }
-    println!("{table}");
+}
+
+fn report(bench: &Bench, table: &Table, counts: &str) -> Result<()> {
     let release = bench.machine().run_ok("uname -r")?;
     let text = format!(
         "# Performance\n\n\
@@ -329,13 +531,18 @@ fn report(bench: &Bench, stock: &Figures, ours: &Figures) -> Result<()> {
          One machine with one emulated processor, whose time is counted in instructions (2 ns each), so that the figures do not \
          depend on the host. Both ends of a resource are in one kernel, connected over loopback, on RAM disks of {DISK_MIB} MiB. \
          Requests a second (fio, 1.5 s a row) unless a unit is named; the ratio is ours divided by the C module's.\n\n\
-         {table}",
-        today()?
+         {}\n\
+         ## What a write costs\n\n\
+         Calls for each write of 4 KiB under protocol C, on both nodes together and with what fio itself does; counted with \
+         kernel probes over {COUNTED_WRITES} writes on the same machine. `make bench ARGS=--counts` repeats it alone.\n\n\
+         {counts}",
+        today()?,
+        table.text
     );
     let path = PathBuf::from(FILE);
     std::fs::write(&path, text).with_context(|| path.display().to_string())?;
-    if !slow.is_empty() {
-        bail!("rows below {LEAST_RATIO}:\n{}", slow.join("\n"));
+    if !table.slow.is_empty() {
+        bail!("rows below {LEAST_RATIO}:\n{}", table.slow.join("\n"));
     }
     Ok(())
 }
