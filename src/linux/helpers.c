@@ -190,5 +190,5 @@ void drbd_h_unlink_holder(struct block_device *bdev, struct gendisk *disk)
 
 struct workqueue_struct *drbd_h_alloc_workqueue(const char *name)
 {
-	return alloc_workqueue("%s", WQ_MEM_RECLAIM | WQ_UNBOUND | WQ_HIGHPRI, 0, name);
+	return alloc_workqueue("%s", WQ_MEM_RECLAIM | WQ_UNBOUND, 0, name);
 }

@@ -116,14 +116,22 @@ pub(crate) fn enter<R>(resource: &Arc<Resource>, context: Context, f: impl FnOnc
 }
 
 /// As [`enter`] in process context, but what is to be sent is only noted in `held`, for [`send_held`]: more is about to
-/// come, and goes along.
+/// come, and goes along. Unless it `is_all`: then an acknowledgement of what was received does not wait for the disk.
 #[inline]
-pub(crate) fn enter_holding<R>(resource: &Arc<Resource>, held: &mut Wakes, f: impl FnOnce(&mut Locked) -> R) -> R {
+pub(crate) fn enter_holding<R>(
+    resource: &Arc<Resource>,
+    held: &mut Wakes,
+    is_all: impl FnOnce() -> bool,
+    f: impl FnOnce(&mut Locked) -> R,
+) -> R {
     let mut todo = Todo::new();
     let (result, wakes) = resource.locked.with(|locked| {
         let result = f(locked);
         (result, todo.collect(resource, locked, Context::Process))
     });
+    if todo.order.is_some() && todo.send.contains(Wakes::META_SENDER) && is_all() {
+        todo.send(resource, Context::Process);
+    }
     todo.look_after(resource, Context::Process, wakes);
     held.insert(todo.send);
     result

@@ -116,7 +116,8 @@ impl Receiver<'_> {
     fn hand_over(&mut self) -> Result<Step, Closing> {
         let mut left_behind = None;
         let Receiver { resource, sockets, inbox, start, end, ahead, head, expected, held, packets_held } = self;
-        let step = disk_io::enter_holding(resource, held, |locked| {
+        let is_all = || sockets.data.unread_bytes() == 0;
+        let step = disk_io::enter_holding(resource, held, is_all, |locked| {
             let now_ms = clock::monotonic_ms();
             for _ in 0..BATCH {
                 if locked.engine.link_task() != LinkTask::Run {
@@ -286,7 +287,8 @@ impl Receiver<'_> {
         }
         self.check(check, pages.segments())?;
         let mut left_behind = None;
-        let result = disk_io::enter_holding(self.resource, &mut self.held, |locked| {
+        let is_all = || self.sockets.data.unread_bytes() == 0;
+        let result = disk_io::enter_holding(self.resource, &mut self.held, is_all, |locked| {
             left_behind = locked.peer_pages.put(peer, pages);
             locked.engine.payload_received(peer, clock::monotonic_ms())
         });

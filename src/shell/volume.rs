@@ -276,13 +276,18 @@ impl Volume {
     /// Offers the requests that had to wait once more, in order of arrival.
     fn offer_parked(&self, held: &mut Wakes) {
         loop {
-            let offer = disk_io::enter_holding(&self.resource, held, |locked| {
-                let bio = locked.block.parked(self.id)?.pop_front()?;
-                match request_of(&bio) {
-                    Some(io) => Some(self.offer(locked, bio, io, false)),
-                    None => Some(Offer::End(bio, Status::NOT_SUPPORTED)),
-                }
-            });
+            let offer = disk_io::enter_holding(
+                &self.resource,
+                held,
+                || false,
+                |locked| {
+                    let bio = locked.block.parked(self.id)?.pop_front()?;
+                    match request_of(&bio) {
+                        Some(io) => Some(self.offer(locked, bio, io, false)),
+                        None => Some(Offer::End(bio, Status::NOT_SUPPORTED)),
+                    }
+                },
+            );
             match offer {
                 Some(Offer::Taken) => (),
                 Some(Offer::End(bio, status)) => bio.complete(status),
@@ -373,7 +378,7 @@ impl WorkItem for Volume {
         let mut left = Wakes::default();
         bio::plugged(|| {
             for _ in 0..MAX_ROUNDS {
-                disk_io::enter_holding(&this.resource, &mut held, |_| ());
+                disk_io::enter_holding(&this.resource, &mut held, || false, |_| ());
                 let Some(backing) = this.backing() else { break };
                 // What a transfer makes possible that ends at once is done at once.
                 let ((), ended) = this.resource.looking_after(|| metadata_io::start_all(&this, &backing));

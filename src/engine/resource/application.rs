@@ -839,9 +839,10 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// True when the application waits for no more than one request: nothing is gained by collecting packets.
+    /// True when the application waits for no more than one request: nothing is gained by collecting packets. Under
+    /// protocol A that cannot be told, because what is sent is done.
     pub fn few_requests(&self) -> bool {
-        self.upper_pending <= 1
+        self.upper_pending <= 1 && self.link.net.wire_protocol != WireProtocol::A
     }
 
     /// The next completed application request; its bio may be ended in any context.

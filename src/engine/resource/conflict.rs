@@ -167,7 +167,9 @@ impl<S: Storage> Engine<S> {
         let set_size = epoch.size.saturating_sub(epoch.refused);
         // Nothing of it is left on the peer's books: no acknowledgement is expected.
         if epoch.refused == 0 || set_size > 0 {
-            let waits = self.link.held_acks.len > 0 || epoch.refused > 0;
+            // Also behind an epoch of which nothing is left here: the peer may still be busy with what was refused of it.
+            let contested = self.link.net.two_primaries && self.is_contested(self.link.held_acks.epochs);
+            let waits = self.link.held_acks.len > 0 || epoch.refused > 0 || contested;
             if !waits || !self.link.held_acks.push(number, set_size) {
                 self.queue_meta(MetaOut::BarrierAck { number, set_size });
             }

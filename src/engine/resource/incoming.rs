@@ -618,7 +618,7 @@ impl<S: Storage> Engine<S> {
     /// a write for one of its own; but before it took the first write of a later epoch it waited for everything before, and
     /// flushed its disk's cache. So by now such an epoch is safe. spec: wire-protocol 3.6, 13 (H4)
     fn later_epoch_answered(&mut self, answered: u32) {
-        while let Some(epoch) = self.log.front().and_then(|index| self.requests.at(index)).map(|slot| slot.epoch) {
+        while let Some((_, epoch)) = self.oldest_in_log() {
             let earlier = (answered.wrapping_sub(epoch) as i32) > 0;
             if !earlier || self.link.departed.of(epoch) == 0 {
                 return;
@@ -627,21 +627,37 @@ impl<S: Storage> Engine<S> {
         }
     }
 
+    /// The oldest write on the transfer log, and its epoch. What the peer has refused is going to be written again, in a later
+    /// epoch, and does not count.
+    fn oldest_in_log(&self) -> Option<(u16, u32)> {
+        let mut at = self.log.front();
+        while let Some(index) = at {
+            match self.requests.at(index) {
+                Some(slot) if !slot.postponed => return Some((index, slot.epoch)),
+                _ => at = self.log.next(&self.requests, index),
+            }
+        }
+        None
+    }
+
     /// Writes of the oldest epoch that are on the transfer log.
     fn oldest_epoch_size(&self, epoch: u32) -> u32 {
         let mut size = 0u32;
         let mut at = self.log.front();
-        while let Some(index) = at.filter(|&index| self.requests.at(index).is_some_and(|slot| slot.epoch == epoch)) {
-            size += 1;
-            at = self.log.next(&self.requests, index);
+        while let Some(slot) = at.and_then(|index| self.requests.at(index)) {
+            match (slot.postponed, slot.epoch == epoch) {
+                (true, _) => {}
+                (false, true) => size += 1,
+                (false, false) => break,
+            }
+            at = at.and_then(|index| self.log.next(&self.requests, index));
         }
         size
     }
 
     /// The writes of the oldest epoch are safe on the peer's disk: off the transfer log.
     fn forget_epoch(&mut self, epoch: u32) {
-        for _ in 0..self.oldest_epoch_size(epoch) {
-            let Some(index) = self.log.front() else { break };
+        while let Some((index, _)) = self.oldest_in_log().filter(|(_, oldest)| *oldest == epoch) {
             let mut log = self.log;
             log.remove(&mut self.requests, index);
             self.log = log;
@@ -652,7 +668,7 @@ impl<S: Storage> Engine<S> {
     /// P_BARRIER_ACK: it must name the oldest epoch, with the right number of writes. spec: wire-protocol 3.6
     fn receive_barrier_ack(&mut self, ack: &BarrierAck) -> Result<(), Fault> {
         let found = (ack.number, ack.set_size);
-        let epoch = self.log.front().and_then(|index| self.requests.at(index)).map(|slot| slot.epoch);
+        let epoch = self.oldest_in_log().map(|(_, epoch)| epoch);
         if self.sabotaged(Sabotage::ForgetBeforeBarrier) {
             return Ok(());
         }
