@@ -123,7 +123,7 @@ pub struct Node {
 
 impl Node {
     /// The power fails while these transfers are on the disks: each sector of a write is written or not.
-    pub fn tear(&mut self, running: Running, random: &mut Random) {
+    pub fn tear(&mut self, running: Running, internal: bool, random: &mut Random) {
         for transfer in running.transfers.into_values().filter(|_| running.backing_open) {
             let stamps = match transfer.op {
                 Op::Write => transfer.data,
@@ -136,12 +136,21 @@ impl Node {
                 }
             }
         }
-        for (io, block, _) in running.meta_transfers.into_values().filter(|(io, ..)| io.write && running.backing_open) {
+        for (io, block, mark) in
+            running.meta_transfers.into_values().filter(|(io, ..)| io.write && running.backing_open)
+        {
             let mut torn = self.meta.read(io.sector);
+            let mut begun = false;
             for sector in (0..io.size_bytes as usize).step_by(512).filter(|_| random.percent(50)) {
                 torn[sector..sector + 512].copy_from_slice(&block[sector..sector + 512]);
+                begun = true;
             }
-            self.meta.write(io.sector, &torn, io.size_bytes as usize, false);
+            // The caches are flushed before the first sector of a durable write is on its way.
+            let flushed = begun && io.durable;
+            if flushed && internal {
+                self.data.flush_until(mark);
+            }
+            self.meta.write(io.sector, &torn, io.size_bytes as usize, flushed);
         }
     }
 }

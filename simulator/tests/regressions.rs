@@ -140,3 +140,56 @@ fn writes_of_two_primaries_that_meet_leave_equal_halves() {
         assert_eq!(world.faults, []);
     }
 }
+
+/// Seed 997: while an attach failed, a write was noted in the bitmap that had not been read, and that page was written.
+#[test]
+fn an_attach_that_fails_leaves_the_bitmap_on_the_disk_alone() {
+    for seed in 1..=SEEDS {
+        let mut world = synced(seed);
+        world.set_network(false);
+        world.run_until("loss noticed", 60_000, |world| world.status(0).state.conn == Conn::WFConnection);
+        for block in 0..50 {
+            assert_eq!(world.io(0, WRITE, block * 80, 8), Ok(()));
+        }
+        world.nodes[0].faults.read_percent = 100;
+        let _failed = world.io(0, Action::Read, 0, 8);
+        world.run_until("the disk is let go", 10_000, |world| !world.status(0).has_disk);
+        world.nodes[0].faults.read_percent = 0;
+        world.nodes[0].faults.meta_percent = 100;
+        assert_eq!(world.start_attach(0), Ok(()));
+        for block in 0..10 {
+            world.start(0, WRITE, block * 80, 8);
+        }
+        world.run_until("the attach fails", 10_000, |world| world.status(0).state.disk != Disk::Attaching);
+        world.nodes[0].faults.meta_percent = 0;
+        world.run_until("all operations", 60_000, |world| world.open_operations() == 0);
+        world.run_until("the disk is let go again", 10_000, |world| !world.status(0).has_disk);
+        assert_eq!(world.admin(0, AdminRequest::Secondary { volume: VOLUME }), 1);
+        assert_eq!(world.attach(0), 101);
+        assert!(world.status(0).bits_out_of_sync >= 50, "seed {seed}: {}", world.describe());
+        world.set_network(true);
+        all_the_same(&mut world);
+    }
+}
+
+/// Seed 2666 was a disk that does not exist: what a write flushes before itself is safe when that write has begun.
+#[test]
+fn a_power_cut_in_the_middle_of_a_demotion_does_not_forget_the_bitmap() {
+    for seed in 1..=4 * SEEDS {
+        let mut world = synced(seed);
+        world.set_network(false);
+        world.run_until("loss noticed", 60_000, |world| world.status(0).state.conn == Conn::WFConnection);
+        for block in 0..20 {
+            assert_eq!(world.io(0, WRITE, block * 80, 8), Ok(()));
+        }
+        world.run_for_ms(500);
+        world.nodes[0].faults.slowness = 10;
+        world.ask(0, AdminRequest::Secondary { volume: VOLUME });
+        world.run_for_us(100 + seed * 40);
+        world.power_cut(0);
+        world.nodes[0].faults.slowness = 0;
+        world.set_network(true);
+        come_back(&mut world, 0);
+        all_the_same(&mut world);
+    }
+}

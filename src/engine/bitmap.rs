@@ -349,17 +349,20 @@ impl<S: Storage> Bitmap<S> {
         self.pages_in_flight
     }
 
-    /// Takes over a page read from disk. Bits beyond the end are ignored.
+    /// Takes over a page read from disk. Bits beyond the end are ignored. Bits that were set in core meanwhile stay, and
+    /// the page has to be written because of them.
     pub fn load_page(&mut self, page: u64, block: &Block) {
         let first = first_word(page);
+        let mut differs = false;
         for (index, source) in block.chunks_exact(8).enumerate() {
             let index = first.saturating_add(index);
             let value = source.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes)) & self.valid_mask(index);
             let Some(word) = self.words.get_mut(index) else { break };
-            self.weight = self.weight - u64::from(word.count_ones()) + u64::from(value.count_ones());
-            *word = value;
+            differs |= *word & !value != 0;
+            self.weight += u64::from((value & !*word).count_ones());
+            *word |= value;
         }
-        if let Some(flags) = self.page_mut(page) {
+        if let Some(flags) = self.page_mut(page).filter(|_| !differs) {
             *flags &= !(CHANGED | HINT);
         }
     }

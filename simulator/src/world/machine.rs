@@ -9,7 +9,7 @@ impl World {
         let machine = &mut self.nodes[node];
         let mut random = self.random.clone();
         if let Some(running) = machine.running.take() {
-            machine.tear(running, &mut random);
+            machine.tear(running, self.config.internal, &mut random);
         }
         machine.incarnation += 1;
         machine.data.power_cut(&mut random);

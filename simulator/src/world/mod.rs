@@ -376,7 +376,12 @@ impl World {
 
     /// Runs for so long.
     pub fn run_for_ms(&mut self, ms: u64) {
-        let end_us = self.now_us + ms * MS;
+        self.run_for_us(ms * MS);
+    }
+
+    /// Lets that much time pass.
+    pub fn run_for_us(&mut self, us: u64) {
+        let end_us = self.now_us + us;
         while self.queue.first_key_value().is_some_and(|(key, _)| key.0 <= end_us) {
             self.step();
         }

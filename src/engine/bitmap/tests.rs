@@ -310,9 +310,18 @@ fn loading_ignores_what_lies_beyond_the_end_and_keeps_the_last_word() {
         }
         assert_eq!(bitmap.finish_load(), bits);
         assert_same(&bitmap, &vec![true; bits as usize]);
-        bitmap.load_page(0, &[0; 4096]);
-        assert_eq!(bitmap.finish_load(), bits.saturating_sub(32768));
     }
+}
+
+#[test]
+fn what_was_set_before_loading_stays_and_is_written() {
+    let mut bitmap = bitmap(8 * 40_000);
+    bitmap.set_bits(3, 4);
+    bitmap.load_page(0, &[0x10; 4096]);
+    bitmap.load_page(1, &[0; 4096]);
+    assert_eq!((bitmap.word(0), bitmap.word(1)), (0x1010_1010_1010_1018, 0x1010_1010_1010_1010));
+    assert_eq!(bitmap.finish_load(), 4096 + 1);
+    assert_eq!(sweep(&mut bitmap, Pages::Changed), [0]);
 }
 
 #[test]

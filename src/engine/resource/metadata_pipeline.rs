@@ -163,6 +163,8 @@ pub(super) struct Pipeline {
     primary_written: bool,
     /// Bits were cleared because of data that may still be in the disk's cache.
     unflushed_clears: bool,
+    /// The bitmap in core is the one on the disk with the changes since, not what there was before it was read.
+    loaded: bool,
     transaction_wanted: bool,
     transaction_number: u32,
     jobs: [Option<Job>; MAX_JOBS],
@@ -181,6 +183,7 @@ impl Pipeline {
             primary_on_disk,
             primary_written: primary_on_disk,
             unflushed_clears: false,
+            loaded: false,
             transaction_wanted: false,
             transaction_number,
             jobs: [None; MAX_JOBS],
@@ -355,6 +358,7 @@ impl<S: Storage> AttachedDisk<S> {
                     return Step::Wait;
                 }
                 self.bitmap.finish_load();
+                self.pipeline.loaded = !self.pipeline.failed;
                 self.finish(conf)
             }
         }
@@ -412,7 +416,7 @@ impl<S: Storage> AttachedDisk<S> {
         let external = !self.layout.index.is_internal();
         self.pipeline.failed = false;
         let demotes = self.pipeline.primary_on_disk && !self.superblock.flags.contains(MetaFlags::PRIMARY_IND);
-        let pages_first = demotes && self.bitmap.next_page_to_write(Pages::Changed).is_some();
+        let pages_first = demotes && self.page_to_write(Pages::Changed).is_some();
         let without_transaction = pages_first || self.pipeline.is_dirty() || !self.pipeline.transaction_wanted;
         let something = pages_first || self.pipeline.is_dirty() || self.pipeline.jobs.iter().any(Option::is_some);
         let flush = self.pipeline.unflushed_clears || (demotes && external);
@@ -463,11 +467,16 @@ impl<S: Storage> AttachedDisk<S> {
         MetadataIo { ticket: 0, write: true, sector, size_bytes: BLOCK_BYTES as u32, durable }
     }
 
+    /// A bitmap that was never loaded must not take the place of the one on the disk.
+    fn page_to_write(&mut self, which: Pages) -> Option<u64> {
+        self.pipeline.loaded.then(|| self.bitmap.next_page_to_write(which)).flatten()
+    }
+
     fn next_page(&mut self, which: Pages, buffer: &mut Block) -> Option<MetadataIo> {
         if self.pipeline.failed {
             return None;
         }
-        let page = self.bitmap.next_page_to_write(which)?;
+        let page = self.page_to_write(which)?;
         self.bitmap.copy_page(page, buffer);
         // Changed again meanwhile, it waits: two writes of one page would end in any order.
         self.bitmap.lock_page_io(page);
@@ -504,6 +513,7 @@ impl<S: Storage> AttachedDisk<S> {
             Current::FullSync { set: true, version, then } => {
                 self.pipeline.is_on_disk(version);
                 self.bitmap.set_all();
+                self.pipeline.loaded = true;
                 self.pipeline.current = Current::Pages(Job::SetAll(then));
                 Step::Event(Event::SuperblockDurable(version))
             }
