@@ -172,6 +172,30 @@ fn an_attach_that_fails_leaves_the_bitmap_on_the_disk_alone() {
     }
 }
 
+/// Seed 1635: its disk counted as one that is written to before it knew itself what would become of that disk.
+#[test]
+fn writes_of_a_primary_that_negotiates_its_disk_are_remembered_by_the_peer() {
+    for seed in 1..=4 * SEEDS {
+        let mut world = synced(seed);
+        assert_eq!(world.admin(0, AdminRequest::Detach { volume: VOLUME, force: false }), 1);
+        assert_eq!(world.io(0, WRITE, 0, 8), Ok(()));
+        assert_eq!(world.start_attach(0), Ok(()));
+        let mut block = 1;
+        while world.status(1).state.conn == Conn::Connected {
+            for _ in 0..4 {
+                world.start(0, WRITE, block % 2000 * 8, 8);
+                block += 1;
+            }
+            world.run_for_us(50);
+        }
+        world.run_for_us(seed * 20);
+        world.power_cut(0);
+        world.run_for_ms(500);
+        come_back(&mut world, 0);
+        all_the_same(&mut world);
+    }
+}
+
 /// Seed 2666 was a disk that does not exist: what a write flushes before itself is safe when that write has begun.
 #[test]
 fn a_power_cut_in_the_middle_of_a_demotion_does_not_forget_the_bitmap() {

@@ -216,7 +216,9 @@ fn wants_handshake(input: &PeerStateInput) -> bool {
 /// Steps 9 to 12.
 fn apply(input: &PeerStateInput, conn: Conn, peer_disk: Disk) -> PeerStateAction {
     let (own, received) = (input.own, input.received);
-    let negotiated = matches!(conn, Conn::Connected | Conn::WFBitMapS) && own.disk == Disk::Negotiating;
+    // A peer with a disk answers to our generations with its own. What comes before them was sent before it knew.
+    let answered = input.uuids_known || received.disk < Disk::Negotiating;
+    let negotiated = matches!(conn, Conn::Connected | Conn::WFBitMapS) && own.disk == Disk::Negotiating && answered;
     let disk = input.negotiated.filter(|_| negotiated).unwrap_or(own.disk);
     let peer_isp = received.aftr_isp || received.user_isp;
     let new = State { conn, disk, peer: received.role, pdsk: peer_disk, peer_isp, ..own };
@@ -410,6 +412,10 @@ mod tests {
             let (new, ..) = applied(&PeerStateInput { handshake: Some(HandshakeResult::To(conn)), ..base });
             assert_eq!(new.disk, disk, "{conn}");
         }
+        let before_it_knew = PeerStateInput { uuids_known: false, ..base };
+        assert_eq!(applied(&before_it_knew).0.disk, Disk::Negotiating);
+        let without_disk = PeerStateInput { received: State { disk: Disk::Diskless, ..PEER }, ..before_it_knew };
+        assert_eq!(applied(&without_disk).0.disk, Disk::Outdated);
     }
 
     #[test]

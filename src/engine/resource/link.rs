@@ -380,6 +380,7 @@ impl<S: Storage> Engine<S> {
             self.cancel_resync(id);
             self.with_volume(id, |volume| {
                 volume.peer.uuids = None;
+                volume.peer.negotiates = false;
                 volume.late_fixup = None;
                 volume.resync.sender = None;
                 volume.resync.receiver = None;

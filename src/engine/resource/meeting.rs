@@ -166,6 +166,7 @@ impl<S: Storage> Engine<S> {
     pub(super) fn receive_state(&mut self, id: VolumeId, word: u32) -> Result<(), Fault> {
         let (received, _) = State::from_word(word).map_err(Fault::State)?;
         self.check_exposed_data(id)?;
+        self.with_volume(id, |volume| volume.peer.negotiates = received.disk == Disk::Negotiating);
         // The own disk may fail during the decision: then it starts over, once.
         for _ in 0..2 {
             if self.attaches_old_data(id, received) {

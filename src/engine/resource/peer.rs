@@ -225,9 +225,10 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// A peer without a disk depends on the activity log of this node: only here is noted what it wrote last.
+    /// A peer without a disk depends on the activity log of this node: only here is noted what it wrote last. So does one
+    /// that attaches its disk and does not know yet what will become of it.
     fn is_diskless_writer(&self, id: VolumeId) -> bool {
-        self.volume(id).is_some_and(|volume| volume.state.pdsk < Disk::Inconsistent)
+        self.volume(id).is_some_and(|volume| volume.state.pdsk < Disk::Inconsistent || volume.peer.negotiates)
     }
 
     /// As [`Engine::log_activity`], for a write of a peer without a disk. spec: state-machine 19.1

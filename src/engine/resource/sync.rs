@@ -63,6 +63,7 @@ impl<S: Storage> Engine<S> {
             BitmapProgress::More => self.link.bitmap_for = Some(id),
             BitmapProgress::Done => {
                 volume.resync.receiver = None;
+                volume.peer.negotiates = false;
                 let conn = volume.state.conn;
                 self.link.bitmap_for = None;
                 match conn {

@@ -216,6 +216,9 @@ impl LogWaiters {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct PeerVolume {
     pub(super) uuids: Option<Uuids>,
+    /// By its last state packet it negotiates its disk, and it has not sent its bitmap since: it writes nothing to that
+    /// disk, whatever the disk counts as here.
+    pub(super) negotiates: bool,
     /// Usable sectors of its disk; 0 unknown or diskless.
     pub(super) disk_sectors: u64,
     /// Largest request it accepts, in bytes.
