@@ -217,3 +217,40 @@ fn a_power_cut_in_the_middle_of_a_demotion_does_not_forget_the_bitmap() {
         all_the_same(&mut world);
     }
 }
+
+/// Seed 7411: the generation that was due when the peer was lost was made when the peer was back and had everything.
+#[test]
+fn resuming_io_with_a_good_peer_makes_no_generation() {
+    for seed in 1..=SEEDS {
+        let mut world = synced(seed);
+        assert_eq!(world.admin(0, AdminRequest::SuspendIo { volume: VOLUME }), 1);
+        world.set_network(false);
+        world.run_until("loss noticed", 60_000, |world| world.status(0).state.conn == Conn::WFConnection);
+        world.set_network(true);
+        world.run_until("reconnect", 60_000, good);
+        assert_eq!(world.admin(0, AdminRequest::ResumeIo { volume: VOLUME }), 1);
+        assert_eq!(world.io(0, WRITE, 0, 8), Ok(()));
+        all_the_same(&mut world);
+        let [zero, one] = [0, 1].map(|node| world.status(node).uuids.map(|uuid| uuid & !1));
+        assert_eq!(zero, one, "seed {seed}");
+    }
+}
+
+/// Seed 7094: I/O that is frozen here does not freeze the writes of a Primary without a disk.
+#[test]
+fn a_suspended_secondary_tells_apart_what_a_diskless_primary_writes() {
+    for seed in 1..=SEEDS {
+        let mut world = synced(seed);
+        assert_eq!(world.admin(1, AdminRequest::SuspendIo { volume: VOLUME }), 1);
+        assert_eq!(world.admin(0, AdminRequest::Detach { volume: VOLUME, force: false }), 1);
+        assert_eq!(world.io(0, WRITE, 0, 8), Ok(()));
+        world.power_cut(1);
+        world.power_cut(0);
+        come_back(&mut world, 0);
+        come_back(&mut world, 1);
+        all_the_same(&mut world);
+        if let Err(reason) = world.check_acknowledged(0) {
+            panic!("seed {seed}: {reason}");
+        }
+    }
+}

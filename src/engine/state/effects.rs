@@ -356,6 +356,11 @@ fn still_suspended(old: State, ctx: &EffectContext) -> bool {
         || (ctx.susp_now.fencing && !thaw_fencing(ctx))
 }
 
+/// No data diverges before I/O is resumed. The writes of a Primary without a disk are not frozen by this node.
+fn may_wait(old: State, new: State, ctx: &EffectContext) -> bool {
+    still_suspended(old, ctx) && new.peer != Role::Primary
+}
+
 /// Row 9.10 without the question whether I/O is frozen.
 fn data_diverges(old: State, new: State, ctx: &EffectContext) -> bool {
     lost_peer_data(old.pdsk, new.pdsk) && some_primary(new) && ctx.bitmap_uuid_zero && new.disk >= Disk::UpToDate
@@ -439,10 +444,10 @@ const AFTER: &[Row] = &[
         |old, new, ctx| becomes(old, new, Conn::WFBitMapS) && ctx.current_conn == Conn::WFBitMapS,
         &[E::QueueBitmapSend],
     ),
-    row("9.10", |old, new, ctx| data_diverges(old, new, ctx) && still_suspended(old, ctx), &[E::DeferNewCurrentUuid]),
+    row("9.10", |old, new, ctx| data_diverges(old, new, ctx) && may_wait(old, new, ctx), &[E::DeferNewCurrentUuid]),
     row(
         "9.10b",
-        |old, new, ctx| data_diverges(old, new, ctx) && !still_suspended(old, ctx),
+        |old, new, ctx| data_diverges(old, new, ctx) && !may_wait(old, new, ctx),
         &[E::NewCurrentUuid, E::SendUuids],
     ),
     row(

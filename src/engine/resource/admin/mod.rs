@@ -524,7 +524,13 @@ impl<S: Storage> Engine<S> {
     /// spec: state-machine 18.9 resume-io
     fn resume_io(&mut self, id: VolumeId) {
         if self.volume(id).is_some_and(|volume| volume.generation_due) {
-            self.new_current_uuid(id);
+            let state = self.volume(id).map(|volume| (volume.state.conn, volume.state.pdsk));
+            if state.is_some_and(|(conn, pdsk)| conn >= Conn::Connected && pdsk >= Disk::Inconsistent) {
+                // The peer is back and has, or gets, all that is here.
+                self.with_volume(id, |volume| volume.generation_due = false);
+            } else {
+                self.new_current_uuid(id);
+            }
         }
         let before = self.susp;
         if before.any() && self.link.conn < Conn::WFReportParams {
