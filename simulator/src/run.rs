@@ -625,6 +625,12 @@ impl Driver {
     }
 
     fn mend(&mut self, turn: u32, bad_turns: u32) {
+        if !self.dual && (0..2).all(|node| self.is_primary(node)) {
+            // The careless one made both Primary; nothing but a demotion brings them together.
+            let poor = (0..2).find(|&node| self.world.status(node).state.disk != Disk::UpToDate);
+            let node = poor.unwrap_or_else(|| self.victim());
+            self.ask(node, Asked::Other, AdminRequest::Secondary { volume: VOLUME });
+        }
         for node in 0..2 {
             if self.asked[node] != Asked::Nothing {
                 continue;
