@@ -110,8 +110,10 @@ pub(crate) fn supervise(resource: &Arc<Resource>) {
         return;
     }
     resource.link_changed.store(false, Relaxed);
-    let task = link_task(resource);
     let mut link = resource.link.lock();
+    // Asked for under the lock, as in `register`: the thread may be through with one link and on to the next, whose
+    // sockets must not be shut down because of the one before.
+    let task = link_task(resource);
     let finished = if link.ended {
         link.ended = false;
         link.thread.take()
