@@ -18,6 +18,7 @@ fn two_primaries(seed: u64) -> World {
     config.sectors = SECTORS;
     config.disk.resync_rate = 100_000;
     config.net.two_primaries = true;
+    config.sent_us_most = if seed % 2 == 0 { 60 } else { 20_000 };
     let mut world = World::new(config);
     for node in 0..2 {
         assert_eq!(world.attach(node), 101, "attach");

@@ -218,7 +218,7 @@ impl World {
             end.sending[socket] = true;
         }
         self.schedule_at(at_us, Event::Receive { node: 1 - node, link, socket });
-        let delay = self.random.between(1, 60);
+        let delay = self.random.between(1, self.config.sent_us_most);
         self.schedule(delay, Event::Sent { node, link, socket });
     }
 

@@ -55,6 +55,9 @@ pub struct Config {
     pub disk: DiskConf,
     /// The meta data is on the data disk: what makes it durable makes data durable that was written before.
     pub internal: bool,
+    /// How long, in microseconds, a node may take at most to notice that a packet has been handed over: it can be longer than
+    /// the way to the peer and back.
+    pub sent_us_most: u64,
     /// Every read must find what was acknowledged. Not so when the administrator lets the halves diverge.
     pub check_reads: bool,
     /// Keep a readable trace.
@@ -79,6 +82,7 @@ impl Config {
             net,
             disk,
             internal: true,
+            sent_us_most: 60,
             check_reads: true,
             trace: true,
             watch: None,
