@@ -270,6 +270,21 @@ fn an_orderly_disconnect_and_connect() {
 }
 
 #[test]
+fn what_was_acknowledged_before_a_disconnect_is_not_copied_again() {
+    with_seeds(|mut world| {
+        synced(&mut world);
+        mixed_io(&mut world, 0, 3);
+        assert_eq!(world.admin(0, AdminRequest::Disconnect { force: false }), 101);
+        assert_eq!(world.status(0).state.conn, Conn::StandAlone);
+        assert_eq!(world.status(0).bits_out_of_sync, 0);
+        assert_eq!(world.connect(0), 1);
+        up_to_date(&mut world);
+        all_succeeded(&world);
+        quiet(&mut world);
+    });
+}
+
+#[test]
 fn detach_and_attach_while_connected() {
     with_seeds(|mut world| {
         synced(&mut world);

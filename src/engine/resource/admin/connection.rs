@@ -103,13 +103,20 @@ impl<S: Storage> Engine<S> {
             self.answer(OK);
             return;
         }
-        self.admin.op = Some(Op::Disconnect { stage: DisconnectStage::Ask });
         if force {
-            let _outcome = self.change_connection(Change::conn(Conn::Disconnecting), Kind::Hard, false);
-            self.admin.op = Some(Op::Disconnect { stage: DisconnectStage::Close });
-        } else {
-            self.begin_ask(Target::Connection, Change::conn(Conn::Disconnecting));
+            self.hard_disconnect();
+            return;
         }
+        self.want_barrier();
+        let until_ms = self.now_ms.saturating_add(u64::from(self.link.net.ping_timeo).saturating_mul(100));
+        self.admin.op = Some(Op::Disconnect { stage: DisconnectStage::Drain { until_ms } });
+        self.admin.poked = true;
+    }
+
+    /// What was written last counts as replicated when its barrier has been acknowledged: else it would be copied once more.
+    /// Not waited for while the application writes: then something is under way whenever the connection ends.
+    fn waits_for_last_barrier(&self) -> bool {
+        self.link.is_running() && self.upper_pending == 0 && !self.volume_ids().all(|id| self.is_drained(id))
     }
 
     /// spec: state-machine 22 disconnect
@@ -122,6 +129,13 @@ impl<S: Storage> Engine<S> {
             return;
         }
         let plain = Change::conn(Conn::Disconnecting);
+        if let DisconnectStage::Drain { until_ms } = stage {
+            if self.now_ms < until_ms && self.waits_for_last_barrier() {
+                return;
+            }
+            self.admin.op = Some(Op::Disconnect { stage: DisconnectStage::Ask });
+            self.begin_ask(Target::Connection, plain);
+        }
         let change = self.admin.ask.map(|ask| ask.change);
         let Some(result) = self.run_ask() else { return };
         match result {

@@ -185,6 +185,10 @@ struct RoleChange {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum DisconnectStage {
+    /// Until the peer has acknowledged the last barrier, but not longer than this.
+    Drain {
+        until_ms: u64,
+    },
     Ask,
     Close,
 }

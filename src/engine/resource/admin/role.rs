@@ -45,13 +45,13 @@ impl<S: Storage> Engine<S> {
         }));
         match stage {
             RoleStage::Ping { .. } => self.fresh_ping(),
-            RoleStage::Drain => self.close_epoch(),
+            RoleStage::Drain => self.want_barrier(),
             _ => self.ask_role(),
         }
     }
 
     /// The transfer log has no write of this volume any more, or keeps them because I/O is frozen.
-    fn is_drained(&self, id: VolumeId) -> bool {
+    pub(super) fn is_drained(&self, id: VolumeId) -> bool {
         let mut at = self.log.front();
         while let Some(index) = at.filter(|_| !self.susp.any()) {
             // The C module does not tell about an epoch in which it refused a write for one of its own.
@@ -240,9 +240,9 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// An answer of the peer arrived that a change of the role may wait for.
+    /// An answer of the peer arrived that a change of the role, or a disconnect, may wait for.
     pub(in crate::resource) fn check_role_wait(&mut self) {
-        if matches!(self.admin.op, Some(Op::Role(_))) {
+        if matches!(self.admin.op, Some(Op::Role(_) | Op::Disconnect { .. })) {
             self.admin.poked = true;
         }
     }
