@@ -1,7 +1,7 @@
 //! The life of a pair, step by step, each with several seeds: what an administrator does first.
 
 use engine::metadata::superblock::{UI_BITMAP, UI_CURRENT, UI_HISTORY_END, UI_HISTORY_START};
-use engine::netlink::WireProtocol;
+use engine::netlink::{OnIoError, WireProtocol};
 use engine::resource::AdminRequest;
 use engine::state::{Conn, Disk, Role};
 use simulator::node::VOLUME;
@@ -427,6 +427,36 @@ fn a_write_error_on_either_side_goes_unnoticed_by_the_application() {
             quiet(&mut world);
         });
     }
+}
+
+/// What failed stays marked on both nodes, and both see that the resync is over; the next connection does the rest.
+#[test]
+fn a_resync_that_fails_in_part_ends_on_both_nodes() {
+    with_config(
+        |config| config.disk.on_io_error = OnIoError::PassOn,
+        |mut world| {
+            synced(&mut world);
+            world.set_network(false);
+            mixed_io(&mut world, 0, 20);
+            world.run_until("loss noticed", 60_000, |world| world.status(0).state.conn == Conn::WFConnection);
+            mixed_io(&mut world, 0, 20);
+            world.nodes[1].faults.write_percent = 50;
+            world.set_network(true);
+            world.run_until("the end", 60_000, |world| {
+                let [source, target] = [0, 1].map(|node| world.status(node).state);
+                [source.conn, target.conn] == [Conn::Connected; 2]
+                    && [source.pdsk, target.disk] == [Disk::Inconsistent; 2]
+            });
+            let bits = [0, 1].map(|node| world.status(node).bits_out_of_sync);
+            // A flush that failed may have cost the target more.
+            assert!(bits[0] > 0 && bits[0] <= bits[1], "{bits:?}");
+            world.nodes[1].faults.write_percent = 0;
+            world.reset_connection();
+            up_to_date(&mut world);
+            all_succeeded(&world);
+            quiet(&mut world);
+        },
+    );
 }
 
 #[test]

@@ -42,7 +42,7 @@ const HOSTILE: &[(&str, &str)] = &[
 
 #[test]
 fn hostile_peers_are_shown_the_door() -> Result<()> {
-    let config = Config { net: "socket-check-timeout 1;".into(), ..Config::default() };
+    let config = Config::default();
     let pairing = Pairing::new([Module::Ours, Module::None], [Tools::Utils, Tools::Utils]);
     let pair = Pair::new(pairing, &config)?;
     let (victim, attacker) = (pair.first(), pair.second());

@@ -221,7 +221,7 @@ fn each(command: impl Fn(usize, &Node) -> String, index: usize) -> String {
 
 fn configuration() -> String {
     let mut text = String::from(
-        "global { usage-count no; }\ncommon { net { connect-int 3; ping-int 10; timeout 60; ping-timeout 90; } }\n",
+        "global { usage-count no; }\ncommon { net { connect-int 3; ping-int 10; timeout 60; ping-timeout 90; socket-check-timeout 5; } }\n",
     );
     for (at, case) in CASES.iter().enumerate() {
         let _ = writeln!(text, "resource g{at} {{ net {{ protocol C; {} }} disk {{ c-plan-ahead 0; }}", case.net);

@@ -28,7 +28,7 @@ fn up_and_down_leaks_nothing() -> Result<()> {
 
 #[test]
 fn connect_and_disconnect_leaks_nothing() -> Result<()> {
-    let config = Config { net: "socket-check-timeout 1;".into(), ..Config::default() };
+    let config = Config::default();
     let pair = Pair::mirrored(Pairing::new([Module::Ours; 2], [Tools::Utils; 2]), &config)?;
     let machine = pair.first();
     rounds(

@@ -237,16 +237,25 @@ fn rate(pair: &Pair) -> Result<()> {
         ensure!(seconds < ended.1 as f64 / wanted * 0.8, "still slow: {} KiB in {seconds:.1} s", ended.1);
     }
     // An application that is busy goes first: then only c-min-rate is left for the resync.
-    pair.disk_options("--c-plan-ahead=0 --resync-rate=100M --c-min-rate=500K")?;
+    pair.disk_options("--c-plan-ahead=0 --resync-rate=8M --c-min-rate=500K")?;
     let writer = Workload { sectors: SECTORS, ..Workload::default() }.spawn(pair.first())?;
     writer.wait_more(20, SOON)?;
     fall_behind(pair, 20, 40)?;
     wait_states(pair, ["SyncSource", "SyncTarget"])?;
+    // It is fast until it is seen to be faster than that.
     sleep(Duration::from_secs(3));
-    let left_kib = out_of_sync(pair, pair.second())?;
-    println!("after 3 s with a busy application: {left_kib} KiB left");
+    let began = (Instant::now(), out_of_sync(pair, pair.second())?);
+    sleep(Duration::from_secs(4));
+    let ended = (Instant::now(), out_of_sync(pair, pair.second())?);
+    let rate = began.1.saturating_sub(ended.1) as f64 / (ended.0 - began.0).as_secs_f64();
+    println!("beside a busy application: {rate:.0} KiB/s, {} KiB left", ended.1);
+    ensure!(ended.1 > 0 && rate < 2000.0, "beside a busy application: {rate:.0} KiB/s, {} KiB left", ended.1);
+    // Without it the resync does not hold back.
     pair.disk_options("--c-min-rate=0")?;
+    let changed = Instant::now();
     pair.wait_in_sync(RESYNC)?;
+    let seconds = changed.elapsed().as_secs_f64();
+    ensure!(seconds < ended.1 as f64 / 2000.0, "still held back: {} KiB in {seconds:.1} s", ended.1);
     let acks = writer.stop()?;
     pair.compare_disks()?;
     acks.check(&pair.scan(pair.first(), SECTORS)?)
@@ -354,8 +363,9 @@ fn roles(pair: &Pair) -> Result<()> {
 
 /// One device waits until the one that it follows is done.
 fn dependency(pair: &Pair) -> Result<()> {
-    let mut second_resource =
-        String::from("resource r1 {\n  net { protocol C; connect-int 3; ping-int 3; timeout 20; }\n");
+    let mut second_resource = String::from(
+        "resource r1 {\n  net { protocol C; connect-int 3; ping-int 3; timeout 20; socket-check-timeout 2; }\n",
+    );
     second_resource.push_str("  disk { resync-after r0; c-plan-ahead 0; resync-rate 100M; c-min-rate 0; }\n");
     for (name, address) in lab::NAMES.iter().zip(lab::ADDRESSES) {
         second_resource.push_str(&format!(

@@ -9,7 +9,8 @@ pub const PATH: &str = "/etc/drbd.conf";
 /// A configuration; [`Display`] writes the file. Both machines get the same one.
 ///
 /// The defaults are made for tests: a lost peer is noticed within six seconds, an emulated machine on a busy host is not taken for
-/// lost, and a resync runs as fast as it can.
+/// lost, a new pair of sockets is looked at for 0.1 s before it is used (else for `ping-timeout`, at every connection), and a
+/// resync runs as fast as it can.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// `A`, `B` or `C`.
@@ -50,7 +51,8 @@ impl Display for Config {
         let Config { protocol, net, disk, on_io_error, options, lower, meta, port } = self;
         writeln!(f, "global {{ usage-count no; }}")?;
         writeln!(f, "resource r0 {{")?;
-        writeln!(f, "  net {{ protocol {protocol}; connect-int 3; ping-int 3; timeout 20; ping-timeout 30; {net} }}")?;
+        let times = "connect-int 3; ping-int 3; timeout 20; ping-timeout 30; socket-check-timeout 1;";
+        writeln!(f, "  net {{ protocol {protocol}; {times} {net} }}")?;
         writeln!(f, "  disk {{ on-io-error {on_io_error}; c-plan-ahead 0; resync-rate 100M; c-min-rate 0; {disk} }}")?;
         if !options.is_empty() {
             writeln!(f, "  options {{ {options} }}")?;

@@ -90,6 +90,8 @@ pub enum PeerStateAction {
     FinishResync,
     /// The target says it is done but blocks are still out of sync here: nothing.
     ResyncNotComplete,
+    /// The target could not write everything and has given up: end the resync, the peer's disk stays Inconsistent.
+    ResyncFailed,
     /// The comparing side is done: finish the online verify.
     FinishVerify,
     /// Decide about a resync and call again.
@@ -187,6 +189,10 @@ fn end_of_sync(input: &PeerStateInput, peer_disk: Disk) -> Sync {
                 PeerStateAction::ResyncNotComplete
             });
         }
+    }
+    let source = matches!(own.conn, Conn::SyncSource | Conn::PausedSyncS) && own.disk == Disk::UpToDate;
+    if source && was_target && peer_disk == Disk::Inconsistent && received.conn == Conn::Connected {
+        return Sync::Ended(PeerStateAction::ResyncFailed);
     }
     if own.conn == Conn::VerifyT && both_good && received.conn == Conn::Connected {
         return Sync::Ended(PeerStateAction::FinishVerify);
@@ -313,6 +319,18 @@ mod tests {
         // A peer that has not heard of the resync yet still is its target.
         let late = State { conn: Conn::WFBitMapT, ..PEER };
         assert_eq!(applied(&input(source, late)).0.pdsk, Disk::Inconsistent);
+    }
+
+    #[test]
+    fn a_target_that_gave_up_ends_the_resync() {
+        let source = State { conn: Conn::SyncSource, pdsk: Disk::Inconsistent, ..GOOD };
+        let gave_up = State { disk: Disk::Inconsistent, ..PEER };
+        assert_eq!(receive_state(&input(source, gave_up)), PeerStateAction::ResyncFailed);
+        let goes_on = State { conn: Conn::SyncTarget, ..gave_up };
+        assert_eq!(applied(&input(source, goes_on)).0, source);
+        // What was said before this node became the source is no end.
+        let early = State { conn: Conn::WFBitMapS, ..source };
+        assert_eq!(applied(&input(early, gave_up)).0, early);
     }
 
     #[test]

@@ -242,6 +242,10 @@ impl<S: Storage> Engine<S> {
                 self.with_volume(id, |volume| volume.resync.peer_done = true);
                 self.want_barrier();
             }
+            PeerStateAction::ResyncFailed => {
+                self.with_volume(id, |volume| volume.resync.peer_failed = true);
+                self.finish_resync(id);
+            }
             PeerStateAction::RunHandshake { .. } | PeerStateAction::FailOwnDisk => {}
             PeerStateAction::FinishVerify => self.peer_finished_verify(id),
             PeerStateAction::Refuse(PeerStateRefusal::GoingDown) => return Err(Fault::Closing),

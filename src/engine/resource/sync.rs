@@ -167,6 +167,7 @@ impl<S: Storage> Engine<S> {
             resync.next_turn_ms = now_ms;
             resync.end = ResyncEnd::No;
             resync.peer_done = false;
+            resync.peer_failed = false;
             resync.done_since_ms = None;
             resync.progress = Progress::new(total_bits, now_ms);
             resync.started_ms = now_ms;
@@ -372,16 +373,17 @@ impl<S: Storage> Engine<S> {
             return;
         }
         let failed = volume.resync.failed_bits;
+        let incomplete = failed > 0 || volume.resync.peer_failed;
         let target = matches!(conn, Conn::SyncTarget | Conn::PausedSyncT);
         let source = matches!(conn, Conn::SyncSource | Conn::PausedSyncS);
         let mut change = Change::conn(Conn::Connected);
         if target || source {
-            change = match (failed > 0, target) {
+            change = match (incomplete, target) {
                 (false, _) => change.disk(Disk::UpToDate).pdsk(Disk::UpToDate),
                 (true, true) => change.disk(Disk::Inconsistent).pdsk(Disk::UpToDate),
                 (true, false) => change.disk(Disk::UpToDate).pdsk(Disk::Inconsistent),
             };
-            if failed == 0 && !wrongly {
+            if !incomplete && !wrongly {
                 volume.close_generations(target);
             }
         }

@@ -252,6 +252,8 @@ pub(super) struct Resync {
     pub(super) end: ResyncEnd,
     /// The target has told that it is done, before we were (source).
     pub(super) peer_done: bool,
+    /// The target has told that it could not write everything (source).
+    pub(super) peer_failed: bool,
     /// Nothing is left to be done since then (target).
     pub(super) done_since_ms: Option<u64>,
     /// Bits when it started.
@@ -413,6 +415,7 @@ impl<S: Storage> Volume<S> {
                 start: ResyncStart::No,
                 end: ResyncEnd::No,
                 peer_done: false,
+                peer_failed: false,
                 done_since_ms: None,
                 total_bits: 0,
                 failed_bits: 0,
