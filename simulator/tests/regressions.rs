@@ -1,6 +1,6 @@
 //! What random runs have found, each as a scenario of its own.
 
-use engine::resource::AdminRequest;
+use engine::resource::{AdminRequest, AlgorithmName};
 use engine::state::{Conn, Disk};
 use simulator::node::VOLUME;
 use simulator::world::Action;
@@ -252,5 +252,29 @@ fn a_suspended_secondary_tells_apart_what_a_diskless_primary_writes() {
         if let Err(reason) = world.check_acknowledged(0) {
             panic!("seed {seed}: {reason}");
         }
+    }
+}
+
+/// Seed 2432 with two Primaries: while an online verify keeps the data socket busy nothing sent the barrier of the last
+/// epoch, and after a while the connection was given up because of it.
+#[test]
+fn a_verify_does_not_hold_up_the_last_barrier() {
+    for seed in 1..=3 {
+        let mut config = Config::new(seed);
+        config.sectors = 1 << 20;
+        config.net.timeout = 20;
+        config.net.ko_count = 1;
+        config.net.verify_alg = AlgorithmName::from_bytes(b"crc32c").expect("a name");
+        let mut world = synced_with(config);
+        let verify = AdminRequest::Verify { volume: VOLUME, start_sector: Some(0), stop_sector: None };
+        assert_eq!(world.admin(0, verify), 1);
+        world.run_for_ms(1_000);
+        for node in 0..2 {
+            assert!(world.status(node).state.conn > Conn::Connected, "the verify is not long enough");
+        }
+        assert_eq!(world.io(0, WRITE, 0, 8), Ok(()));
+        world.run_for_ms(5_000);
+        assert!(world.status(0).state.conn > Conn::Connected, "seed {seed}: {}", world.describe());
+        assert_eq!(world.faults, []);
     }
 }

@@ -11,14 +11,37 @@ const SECTORS: u64 = 16_384;
 /// Where they meet.
 const SPOT_SECTORS: u64 = 64;
 
-/// Both Primary, connected, UpToDate.
-fn two_primaries(seed: u64) -> World {
+fn config(seed: u64) -> Config {
     let mut config = Config::new(seed);
     config.internal = false;
     config.sectors = SECTORS;
     config.disk.resync_rate = 100_000;
     config.net.two_primaries = true;
     config.sent_us_most = if seed % 2 == 0 { 60 } else { 20_000 };
+    config
+}
+
+fn good(world: &World) -> bool {
+    (0..2).all(|node| {
+        let state = world.status(node).state;
+        state.conn == Conn::Connected && state.disk == Disk::UpToDate && state.pdsk == Disk::UpToDate
+    })
+}
+
+/// Writes by both, so that the activity log does not delay the next ones.
+fn warm_up(world: &mut World) {
+    for node in 0..2 {
+        assert_eq!(world.io(node, Action::Write { fua: false }, 0, 16), Ok(()));
+    }
+    world.run_for_ms(500);
+}
+
+fn two_primaries(seed: u64) -> World {
+    two_primaries_with(config(seed))
+}
+
+/// Both Primary, connected, UpToDate.
+fn two_primaries_with(config: Config) -> World {
     let mut world = World::new(config);
     for node in 0..2 {
         assert_eq!(world.attach(node), 101, "attach");
@@ -29,12 +52,7 @@ fn two_primaries(seed: u64) -> World {
     let connected = |world: &World| (0..2).all(|node| world.status(node).state.conn == Conn::Connected);
     world.run_until("connected", 10_000, connected);
     assert_eq!(world.admin(0, AdminRequest::Primary { volume: VOLUME, force: true }), 1);
-    world.run_until("resync", 300_000, |world| {
-        (0..2).all(|node| {
-            let state = world.status(node).state;
-            state.conn == Conn::Connected && state.disk == Disk::UpToDate && state.pdsk == Disk::UpToDate
-        })
-    });
+    world.run_until("resync", 300_000, good);
     assert_eq!(world.admin(1, AdminRequest::Primary { volume: VOLUME, force: false }), 1);
     world
 }
@@ -76,5 +94,79 @@ fn writes_that_meet_leave_both_halves_equal_and_nothing_else_behind() {
         for node in [1, 0] {
             assert_eq!(world.admin(node, AdminRequest::Secondary { volume: VOLUME }), 1);
         }
+    }
+}
+
+/// Seeds 118 and 172: the deciding node answered a write as overridden while its own write, which overrides it, was still on
+/// its way to a slow disk. The other node's was acknowledged, and a reader here found what had been there before both.
+#[test]
+fn an_overridden_write_counts_when_the_one_that_overrides_it_is_on_the_disk() {
+    for seed in 1..=SEEDS {
+        let mut world = two_primaries(seed);
+        warm_up(&mut world);
+        world.nodes[0].faults.slowness = 100;
+        world.start(0, Action::Write { fua: false }, 0, 16);
+        let inside = world.start(1, Action::Write { fua: false }, 4, 8);
+        world.run_until("the inner write", 60_000, |world| world.operations[inside].result.is_some());
+        assert!(world.nodes[0].data.get(4) > 2, "seed {seed}: acknowledged, and one disk has neither");
+        world.run_until("both", 60_000, |world| world.open_operations() == 0);
+        assert_eq!(world.nodes[0].data.first_difference(&world.nodes[1].data, SECTORS), None, "seed {seed}");
+    }
+}
+
+/// Seed 171: more epochs than expected waited for the peer to be done with a write that it had been refused.
+#[test]
+fn many_epochs_wait_behind_one_with_a_refused_write() {
+    for seed in 1..=SEEDS {
+        let mut config = config(seed);
+        config.net.max_epoch_size = 1;
+        let mut world = two_primaries_with(config);
+        warm_up(&mut world);
+        let slow = (seed % 2) as usize;
+        world.nodes[slow].faults.slowness = 200;
+        world.start(1 - slow, Action::Write { fua: false }, 0, 16);
+        world.start(slow, Action::Write { fua: false }, 4, 8);
+        world.run_for_ms(1);
+        world.nodes[slow].faults.slowness = 0;
+        for block in 1..50 {
+            world.start(slow, Action::Write { fua: false }, block * 16, 8);
+        }
+        world.run_until("all operations", 60_000, |world| world.open_operations() == 0);
+        world.run_for_ms(3_000);
+        assert_eq!(world.faults, [], "seed {seed}");
+        assert_eq!(world.nodes[0].data.first_difference(&world.nodes[1].data, SECTORS), None, "seed {seed}");
+    }
+}
+
+/// Seeds 132, 283, 2213 and 2366: a Primary lost its disk while writes of the other one were in its cache only, and made the
+/// connection anew. Then the other one's data was not what it had shown, and both went on alone.
+#[test]
+fn a_primary_that_loses_its_disk_under_writes_of_the_other_one_stays_connected() {
+    for seed in 1..=SEEDS {
+        let mut world = two_primaries(seed);
+        for block in 0..30 {
+            for node in 0..2 {
+                world.start(node, Action::Write { fua: false }, (block * 2 + node as u64) * 8, 8);
+            }
+            world.run_for_us(seed * 5);
+        }
+        world.ask(1, AdminRequest::Detach { volume: VOLUME, force: seed % 3 > 0 });
+        for block in 30..60 {
+            for node in 0..2 {
+                world.start(node, Action::Write { fua: false }, (block * 2 + node as u64) * 8, 8);
+            }
+            world.run_for_us(seed * 5);
+        }
+        world.run_until("all operations", 60_000, |world| world.open_operations() == 0);
+        world.run_until("the disk is let go", 60_000, |world| !world.status(1).has_disk);
+        assert_eq!(world.faults, [], "seed {seed}");
+        assert_eq!(world.io(1, Action::Read, 0, 960), Ok(()), "seed {seed}");
+        world.poll_admin(1);
+        // Everything that the disk had in its cache is lost: the other node remembers it.
+        let mut random = world.random.clone();
+        world.nodes[1].data.power_cut(&mut random);
+        assert_eq!(world.attach(1), 101, "seed {seed}");
+        world.run_until("resync", 300_000, good);
+        assert_eq!(world.nodes[0].data.first_difference(&world.nodes[1].data, SECTORS), None, "seed {seed}");
     }
 }

@@ -43,7 +43,7 @@ pub fn replay<'a>(blocks: u32, block_at: impl Fn(u32) -> Option<&'a Block>, tabl
     let valid_at = |index| block_at(index).and_then(|block| decode(block).ok());
     let scan = Scan::of_ring(blocks, valid_at);
     let Some((oldest, newest)) = scan.oldest_and_newest else {
-        return scan.without_updates(blocks);
+        return scan.without_updates();
     };
 
     table.fill(LC_FREE);
@@ -72,18 +72,16 @@ pub fn replay<'a>(blocks: u32, block_at: impl Fn(u32) -> Option<&'a Block>, tabl
 struct Scan {
     valid_blocks: u32,
     invalid_blocks: u32,
-    first_is_invalid: bool,
     /// Logical index and number of the oldest and the newest update.
     oldest_and_newest: Option<((u32, u32), (u32, u32))>,
 }
 
 impl Scan {
     fn of_ring<'a>(blocks: u32, valid_at: impl Fn(u32) -> Option<TransactionView<'a>>) -> Scan {
-        let mut scan = Scan { valid_blocks: 0, invalid_blocks: 0, first_is_invalid: false, oldest_and_newest: None };
+        let mut scan = Scan { valid_blocks: 0, invalid_blocks: 0, oldest_and_newest: None };
         for index in 0..blocks {
             let Some(view) = valid_at(index) else {
                 scan.invalid_blocks += 1;
-                scan.first_is_invalid |= index == 0;
                 continue;
             };
             scan.valid_blocks += 1;
@@ -99,10 +97,13 @@ impl Scan {
         scan
     }
 
-    fn without_updates(&self, blocks: u32) -> Replay {
+    /// One block that is not valid is the first transaction since the log was emptied, torn: nothing before it was logged,
+    /// and nothing that depends on it was written. Its place goes by its number, which is not 0 when the disk was detached
+    /// and attached again. (drbdmeta only knows that of the first place, and calls the log damaged otherwise.)
+    fn without_updates(&self) -> Replay {
         if self.valid_blocks == 0 {
             Replay::NoUsableLog
-        } else if self.valid_blocks == blocks || (self.invalid_blocks == 1 && self.first_is_invalid) {
+        } else if self.invalid_blocks <= 1 {
             Replay::Nothing
         } else {
             Replay::Damaged { invalid_blocks: self.invalid_blocks }
@@ -198,7 +199,7 @@ mod tests {
         ring[3] = [0; 4096];
         assert_eq!(run(&ring).0, Replay::Damaged { invalid_blocks: 2 });
         ring[0] = ring[1];
-        assert_eq!(run(&ring).0, Replay::Damaged { invalid_blocks: 1 });
+        assert_eq!(run(&ring).0, Replay::Nothing, "torn in the place of its number");
         assert_eq!(run(&vec![[0; 4096]; 8]).0, Replay::NoUsableLog);
         assert_eq!(run(&[]).0, Replay::NoUsableLog);
     }

@@ -13,7 +13,7 @@ use super::slots::{List, Local, Net, Phase};
 use super::volume::{Begin, Volume};
 use super::{DataOut, Engine, Sabotage};
 use crate::netlink::{ReadBalancing, WireProtocol};
-use crate::state::{io_may_start, replicates, sends_out_of_sync, Disk, Role};
+use crate::state::{io_may_start, replicates, sends_out_of_sync, Conn, Disk, Role};
 use crate::storage::Storage;
 
 /// Where a read goes. spec: state-machine 18.5
@@ -342,6 +342,8 @@ impl<S: Storage> Engine<S> {
         }
         if local {
             self.submit_request(id, request, slot.io.op);
+        } else {
+            self.local_part_over(index);
         }
         if !local && !replicate {
             self.settle(index);
@@ -396,6 +398,7 @@ impl<S: Storage> Engine<S> {
         if slot.postponed {
             self.yield_to_peer(request.index);
         }
+        self.local_part_over(request.index);
         self.settle(request.index);
         self.check_disk_idle(slot.volume);
     }
@@ -482,8 +485,8 @@ impl<S: Storage> Engine<S> {
         waits
     }
 
-    /// Completions are withheld while I/O is suspended, and while the loss of the peer is not yet recorded on the
-    /// disk: a write that only this node has must not be acknowledged before the new generation is durable.
+    /// Completions are withheld while I/O is suspended, and while the loss of the peer, or of its disk, is not yet recorded on
+    /// the disk: a write that only this node has must not be acknowledged before the new generation is durable.
     fn completion_held(&self, slot: &super::slots::Request) -> bool {
         if self.susp.any() {
             return true;
@@ -492,7 +495,10 @@ impl<S: Storage> Engine<S> {
         if slot.net == Net::Ok {
             volume.loss_version.is_some() && self.only_peer_has(slot)
         } else {
-            volume.generation_pending()
+            // Refused by a peer whose disk has failed, as its state packet is about to tell: a new generation is due.
+            let refused =
+                slot.net == Net::Failed && volume.state.conn >= Conn::Connected && volume.state.pdsk == Disk::UpToDate;
+            refused || volume.generation_pending()
         }
     }
 
@@ -603,7 +609,10 @@ impl<S: Storage> Engine<S> {
         }
         if slot.local != Local::Ok || slot.net != Net::Ok {
             self.mark_out_of_sync(id, sector, size);
-        } else if slot.peer_in_sync && !self.overlaps.any_application(id.0, sector, size, u32::from(index)) {
+        } else if slot.peer_in_sync
+            && self.peer_has_a_disk(id)
+            && !self.overlaps.any_application(id.0, sector, size, u32::from(index))
+        {
             self.mark_in_sync(id, sector, size);
             self.check_resync_end(id);
         }
@@ -648,7 +657,7 @@ impl<S: Storage> Engine<S> {
             self.check_role_wait();
         }
         if contested {
-            self.contest_ended();
+            self.release_held_acks();
         }
         self.settle(request.index);
         Some(())

@@ -208,7 +208,9 @@ impl<S: Storage> Engine<S> {
             // What has no answer by now has failed.
             self.with_volume(id, |volume| volume.loss_version = None);
         }
-        if old.conn != Conn::WFBitMapS && new.conn == Conn::WFBitMapS {
+        // A disk that fails may forget what was in its cache; it is only sure of what it has acknowledged a barrier for.
+        let fails = new.conn >= Conn::Connected && old.pdsk >= Disk::Inconsistent && new.pdsk < Disk::Inconsistent;
+        if fails || (old.conn != Conn::WFBitMapS && new.conn == Conn::WFBitMapS) {
             self.mark_writes_under_way(id);
         }
         let mut set = effects(old, new, &self.effect_context(id, new));
@@ -219,7 +221,8 @@ impl<S: Storage> Engine<S> {
         for effect in set {
             self.carry_out(id, old, new, susp_before, effect);
         }
-        if susp_before.any() && !self.susp.any() {
+        let refusals_explained = old.pdsk == Disk::UpToDate && new.pdsk != Disk::UpToDate;
+        if refusals_explained || (susp_before.any() && !self.susp.any()) {
             self.settle_all();
         }
         if old.conn != new.conn && !matches!(new.conn, Conn::StartingSyncT | Conn::WFBitMapT) {

@@ -22,41 +22,18 @@ use crate::wire::command::Command;
 /// How long a write that has to yield waits for the one of the peer that it has to yield to.
 const YIELD_MS: u64 = 300;
 
-/// Bound: acknowledgements of epochs that are held back.
-const HELD_ACKS: usize = 16;
-
-/// Acknowledgements of epochs in which writes were refused.
+/// An acknowledgement of an epoch in which writes were refused, or of a later one.
 ///
 /// The C module takes a write that we refused off its books when it is done with it: what it expects an epoch to have depends on
 /// that moment. When it has answered the write of ours that was in the way, it is done. So the acknowledgement is held back until
-/// then, and leaves out what was refused; those of later epochs have to stay behind it. spec: wire-protocol 13 (H4)
+/// then, and leaves out what was refused; those of later epochs have to stay behind it. Each of them has a write that is on
+/// the peer's books until then, so there are no more than the peer has requests. spec: wire-protocol 13 (H4)
 #[derive(Clone, Copy, Debug)]
-pub(super) struct HeldAcks {
-    /// Number of the epoch, writes in it, and how many epochs there were before.
-    acks: [(u32, u32, u32); HELD_ACKS],
-    len: usize,
-    /// Epochs that have been received.
+pub(super) struct HeldAck {
+    number: u32,
+    set_size: u32,
+    /// How many epochs there were before.
     epochs: u32,
-}
-
-impl HeldAcks {
-    pub(super) const NONE: HeldAcks = HeldAcks { acks: [(0, 0, 0); HELD_ACKS], len: 0, epochs: 0 };
-
-    fn push(&mut self, number: u32, set_size: u32) -> bool {
-        let Some(place) = self.acks.get_mut(self.len) else { return false };
-        *place = (number, set_size, self.epochs);
-        self.len += 1;
-        true
-    }
-
-    fn front(&self) -> Option<(u32, u32, u32)> {
-        self.acks.first().copied().filter(|_| self.len > 0)
-    }
-
-    fn pop(&mut self) {
-        self.acks.rotate_left(1);
-        self.len = self.len.saturating_sub(1);
-    }
 }
 
 impl<S: Storage> Engine<S> {
@@ -129,7 +106,7 @@ impl<S: Storage> Engine<S> {
     /// Notes which local writes are in the way of a write of the peer.
     fn contest(&mut self, entry: u32) {
         let Engine { overlaps, requests, link, .. } = self;
-        let epoch = link.held_acks.epochs;
+        let epoch = link.received_epochs;
         overlaps.for_each_conflicting(entry, |id| {
             let slot = u16::try_from(id).ok().and_then(|index| requests.at_mut(index));
             if let Some(slot) = slot.filter(|slot| slot.contested.is_none()) {
@@ -138,14 +115,14 @@ impl<S: Storage> Engine<S> {
         });
     }
 
-    /// The peer has answered a local write that had been in the way of one of its own.
-    pub(super) fn contest_ended(&mut self) {
-        while let Some((number, set_size, epoch)) = self.link.held_acks.front() {
-            if self.is_contested(epoch) {
+    /// The peer has answered a local write that had been in the way of one of its own, or heard of a failed disk.
+    pub(super) fn release_held_acks(&mut self) {
+        while let Some(ack) = self.held_acks.front() {
+            if self.link.failures_unseen != 0 || self.is_contested(ack.epochs) {
                 return;
             }
-            self.link.held_acks.pop();
-            self.queue_meta(MetaOut::BarrierAck { number, set_size });
+            self.held_acks.pop();
+            self.queue_meta(MetaOut::BarrierAck { number: ack.number, set_size: ack.set_size });
         }
     }
 
@@ -165,17 +142,21 @@ impl<S: Storage> Engine<S> {
     /// Acknowledges an epoch, now or when the peer is ready for it.
     pub(super) fn send_barrier_ack(&mut self, number: u32, epoch: &ReceivedEpoch) {
         let set_size = epoch.size.saturating_sub(epoch.refused);
+        let epochs = self.link.received_epochs;
+        self.link.received_epochs = epochs.wrapping_add(1);
         // Nothing of it is left on the peer's books: no acknowledgement is expected.
         if epoch.refused == 0 || set_size > 0 {
             // Also behind an epoch of which nothing is left here: the peer may still be busy with what was refused of it.
-            let contested = self.link.net.two_primaries && self.is_contested(self.link.held_acks.epochs);
-            let waits = self.link.held_acks.len > 0 || epoch.refused > 0 || contested;
-            if !waits || !self.link.held_acks.push(number, set_size) {
+            let contested = self.link.net.two_primaries && self.is_contested(epochs);
+            let contested = contested || self.link.failures_unseen != 0;
+            let waits = !self.held_acks.is_empty() || epoch.refused > 0 || contested;
+            if !waits {
                 self.queue_meta(MetaOut::BarrierAck { number, set_size });
+            } else if !self.held_acks.push(HeldAck { number, set_size, epochs }) {
+                self.fail(Fault::TooManyEpochs, Conn::NetworkFailure);
             }
         }
-        self.link.held_acks.epochs = self.link.held_acks.epochs.wrapping_add(1);
-        self.contest_ended();
+        self.release_held_acks();
     }
 
     /// Our writes that had to let this one pass are done again.
@@ -200,7 +181,7 @@ impl<S: Storage> Engine<S> {
         if !slot.postponed {
             slot.postponed = true;
             slot.postponed_ms = now_ms;
-            self.link.departed.count(slot.epoch);
+            self.departed.count(slot.epoch);
         }
         if slot.local != Local::Pending {
             self.yield_to_peer(request.index);
@@ -212,6 +193,17 @@ impl<S: Storage> Engine<S> {
         let Engine { overlaps, peers, ready_peers, requests, .. } = self;
         let capacity = requests.capacity() as u32;
         overlaps.yield_to_peer(u32::from(index), |id| {
+            if id >= capacity {
+                peers.push(ready_peers, ((id - capacity) / 2) as u16);
+            }
+        });
+    }
+
+    /// The local part of a write has ended: the peer may hear now that its own is overridden by it.
+    pub(super) fn local_part_over(&mut self, index: u16) {
+        let Engine { overlaps, peers, ready_peers, requests, link, .. } = self;
+        let capacity = requests.capacity() as u32;
+        overlaps.written(u32::from(index), link.net.two_primaries, |id| {
             if id >= capacity {
                 peers.push(ready_peers, ((id - capacity) / 2) as u16);
             }
@@ -231,7 +223,7 @@ impl<S: Storage> Engine<S> {
             return self.postpone(request, sector);
         }
         if let Some(slot) = self.requests.get(request) {
-            self.link.departed.count(slot.epoch);
+            self.departed.count(slot.epoch);
         }
         self.leave_log(request.index);
         self.acknowledged(request, sector, Net::Ok)

@@ -168,6 +168,7 @@ impl<S: Storage> Engine<S> {
         volume.io_error = None;
         volume.counters = Counters::default();
         volume.force_detach = false;
+        volume.failure_seen = false;
         volume.attached_ms = now_ms;
         volume.holds += 1;
         let full = superblock.la_size_sectors == 0

@@ -39,6 +39,7 @@ impl<S: Storage> Engine<S> {
             if slot.postponed {
                 self.yield_to_peer(index);
             }
+            self.local_part_over(index);
             self.settle(index);
         }
     }

@@ -87,6 +87,7 @@ pub enum Fault {
     Authentication { what: &'static str },
     PeerRebooted,
     PingTimeout,
+    TooManyEpochs,
     NotDurable,
     MissingSequence { seq: u32 },
     Integrity,
@@ -143,6 +144,7 @@ impl fmt::Display for Fault {
             Fault::MissingSequence { seq } => {
                 write!(f, "packet {seq} of the peer arrived, but not the acknowledgements that it sent before")
             }
+            Fault::TooManyEpochs => f.write_str("the peer has more epochs under way than can be remembered"),
             Fault::NotDurable => f.write_str("the disk failed before the peer's writes were durable: connecting anew"),
             Fault::Integrity => f.write_str("data arrived that is not what its digest says"),
             Fault::DigestSize { command, found, expected } => {
@@ -620,7 +622,7 @@ impl<S: Storage> Engine<S> {
     fn later_epoch_answered(&mut self, answered: u32) {
         while let Some((_, epoch)) = self.oldest_in_log() {
             let earlier = (answered.wrapping_sub(epoch) as i32) > 0;
-            if !earlier || self.link.departed.of(epoch) == 0 {
+            if !earlier || self.departed.of(epoch) == 0 {
                 return;
             }
             self.forget_epoch(epoch);
@@ -673,14 +675,14 @@ impl<S: Storage> Engine<S> {
             return Ok(());
         }
         let Some(epoch) = epoch else {
-            let departed = self.link.departed.of(ack.number) > 0;
+            let departed = self.departed.of(ack.number) > 0;
             return if departed { Ok(()) } else { Err(Fault::BarrierMismatch { expected: None, found }) };
         };
         let size = self.oldest_epoch_size(epoch);
         // Writes that the peer's own overrode are off our list; the peer may have counted them.
-        let departed = self.link.departed.of(epoch);
+        let departed = self.departed.of(epoch);
         if ack.number != epoch || ack.set_size < size || ack.set_size > size.saturating_add(departed) {
-            if ack.number != epoch && self.link.departed.of(ack.number) > 0 {
+            if ack.number != epoch && self.departed.of(ack.number) > 0 {
                 return Ok(());
             }
             return Err(Fault::BarrierMismatch { expected: Some((epoch, size)), found });

@@ -10,7 +10,6 @@
 use super::api::{LinkFailure, LinkTask, Wakes};
 use super::authenticate::Authentication;
 use super::change::Kind;
-use super::conflict::HeldAcks;
 use super::fencing::FenceRun;
 use super::incoming::Fault;
 use super::metadata_pipeline::{Job, Then};
@@ -20,7 +19,7 @@ use super::work::LogLine;
 use super::{Engine, VolumeId};
 use crate::netlink::{NetConf, OnCongestion};
 use crate::state::{Change, Conn, Disk};
-use crate::storage::Storage;
+use crate::storage::{OutOfMemory, Storage};
 use crate::wire::UuidFlags;
 
 /// Version before the features are exchanged. spec: wire-protocol 1.2
@@ -50,34 +49,40 @@ pub enum Reconnect {
     Never,
 }
 
-/// Bound: epochs with departed writes that are remembered; more than there are under way.
-const DEPARTED_EPOCHS: usize = 64;
-
 /// Writes that left the transfer log before their barrier, by epoch: only conflicts of two Primaries do that.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Departed {
-    epochs: [(u32, u32); DEPARTED_EPOCHS],
-    next: usize,
+///
+/// Found by the low bits of the epoch's number; the place of an older one is taken. There are no more places needed than
+/// requests: each epoch whose acknowledgement is awaited has one.
+pub(super) struct Departed<S: Storage> {
+    epochs: S::Table<(u32, u32)>,
 }
 
-impl Departed {
-    pub(super) const NONE: Departed = Departed { epochs: [(0, 0); DEPARTED_EPOCHS], next: 0 };
+impl<S: Storage> Departed<S> {
+    pub(super) fn new(epochs: usize) -> Result<Self, OutOfMemory> {
+        Ok(Departed { epochs: S::table(epochs.max(1), |_| (0, 0))? })
+    }
 
-    /// One more of this epoch. The oldest epoch is forgotten.
+    fn place(&self, epoch: u32) -> usize {
+        epoch as usize % self.epochs.len()
+    }
+
+    /// One more of this epoch.
     pub(super) fn count(&mut self, epoch: u32) {
-        if let Some(entry) = self.epochs.iter_mut().find(|entry| entry.0 == epoch && entry.1 > 0) {
-            entry.1 += 1;
-            return;
+        let at = self.place(epoch);
+        if let Some(entry) = self.epochs.get_mut(at) {
+            let before = if entry.0 == epoch { entry.1 } else { 0 };
+            *entry = (epoch, before.saturating_add(1));
         }
-        if let Some(entry) = self.epochs.get_mut(self.next) {
-            *entry = (epoch, 1);
-        }
-        self.next = (self.next + 1) % self.epochs.len();
     }
 
     /// How many of this epoch.
     pub(super) fn of(&self, epoch: u32) -> u32 {
-        self.epochs.iter().filter(|entry| entry.0 == epoch).map(|entry| entry.1).sum()
+        self.epochs.get(self.place(epoch)).filter(|entry| entry.0 == epoch).map_or(0, |entry| entry.1)
+    }
+
+    /// Forgets all.
+    pub(super) fn clear(&mut self) {
+        self.epochs.iter_mut().for_each(|entry| *entry = (0, 0));
     }
 }
 
@@ -131,9 +136,14 @@ pub(super) struct Link {
     pub(super) sent_writes: u32,
     /// The barrier of the last epoch is sent even if no write follows.
     pub(super) barrier_due: bool,
+    /// Writes in the queue to the data socket.
+    pub(super) queued_writes: u32,
     pub(super) received_epoch: ReceivedEpoch,
-    pub(super) held_acks: HeldAcks,
-    pub(super) departed: Departed,
+    /// Volumes whose disk has failed without the peer having shown that it knows, and until when that is waited for.
+    pub(super) failures_unseen: u64,
+    pub(super) failures_unseen_until_ms: u64,
+    /// Epochs of the peer that have been closed.
+    pub(super) received_epochs: u32,
     pub(super) sequence_wait: Option<SequenceWait>,
     /// The receiver waits until the owner has looked for algorithms.
     pub(super) algorithms_pending: bool,
@@ -190,9 +200,11 @@ impl Link {
             sent_epoch: 0,
             sent_writes: 0,
             barrier_due: false,
+            queued_writes: 0,
             received_epoch: ReceivedEpoch::default(),
-            held_acks: HeldAcks::NONE,
-            departed: Departed::NONE,
+            failures_unseen: 0,
+            failures_unseen_until_ms: 0,
+            received_epochs: 0,
             sequence_wait: None,
             algorithms_pending: false,
             sending: Sending::Nothing,
@@ -250,6 +262,8 @@ impl<S: Storage> Engine<S> {
         }
         self.forget_packets();
         self.forget_abandoned();
+        self.held_acks.clear();
+        self.departed.clear();
         let link = &mut self.link;
         link.handshake = Handshake::Features;
         link.wire_version = VERSION_BEFORE_FEATURES;
@@ -264,8 +278,8 @@ impl<S: Storage> Engine<S> {
         link.ping_again = false;
         link.bitmap_for = None;
         link.received_epoch = ReceivedEpoch::default();
-        link.held_acks = HeldAcks::NONE;
-        link.departed = Departed::NONE;
+        link.failures_unseen = 0;
+        link.received_epochs = 0;
         link.sequence_wait = None;
         link.algorithms_pending = false;
         link.discarding = link.net.discard_my_data;

@@ -158,6 +158,7 @@ impl<S: Storage> Engine<S> {
         }
         if peer_knows {
             self.loss_recorded(id);
+            self.peer_saw_failure(id);
         }
         Ok(())
     }

@@ -133,8 +133,9 @@ use crate::state::{Conn, Disk, Role, Susp};
 use crate::storage::{OutOfMemory, Storage};
 use admin::Admin;
 use authenticate::HandshakeDigests;
+use conflict::HeldAck;
 use inspect::Algorithms;
-use link::Link;
+use link::{Departed, Link};
 use outgoing::{Control, DataOut, MetaOut};
 use overlaps::Overlaps;
 use ring::Ring;
@@ -196,6 +197,9 @@ pub struct Engine<S: Storage> {
     /// Entries: one for each request slot, then two for each peer slot.
     overlaps: Overlaps<S>,
     log: TransferLog,
+    /// Writes that are not on it any more, by epoch.
+    departed: Departed<S>,
+    held_acks: Ring<HeldAck, S>,
     /// Became ready during the present call; started by [`Engine::pump`].
     ready: List,
     ready_peers: List,
@@ -251,6 +255,8 @@ impl<S: Storage> Engine<S> {
             peers: PeerTable::new(peers)?,
             overlaps: Overlaps::new(requests + 2 * peers)?,
             log: TransferLog::EMPTY,
+            departed: Departed::new(requests)?,
+            held_acks: Ring::new(requests)?,
             ready: List::EMPTY,
             ready_peers: List::EMPTY,
             restarts: List::EMPTY,

@@ -126,6 +126,7 @@ impl<S: Storage> Engine<S> {
         if !self.data_out.push(entry) {
             self.internal_error("the queue to the data socket is full");
         }
+        self.link.queued_writes += u32::from(matches!(entry, DataOut::Write(_)));
         self.wakes.insert(Wakes::DATA_SENDER);
     }
 
@@ -193,6 +194,8 @@ impl<S: Storage> Engine<S> {
         }
         .unwrap_or((0, Payload::None, Sending::Nothing));
         let _taken = self.data_out.pop();
+        let written = u32::from(matches!(entry, DataOut::Write(_)));
+        self.link.queued_writes = self.link.queued_writes.saturating_sub(written);
         if head_bytes == 0 {
             // The request is gone (its connection was lost meanwhile): look at the next one.
             return self.take_data(buffer);
@@ -212,22 +215,24 @@ impl<S: Storage> Engine<S> {
     fn barrier_before(&mut self, entry: DataOut, buffer: &mut [u8]) -> Option<Outgoing> {
         let epoch = match entry {
             DataOut::Write(id) | DataOut::ReadRequest(id) | DataOut::OutOfSync(id) => self.requests.get(id)?.epoch,
-            _ => return None,
+            // A resync or an online verify may go on for hours: the barrier does not wait for a pause.
+            DataOut::Reply(_) | DataOut::ResyncRequest(_) => return self.idle_barrier(buffer),
+            DataOut::Control => return None,
         };
         (epoch != self.link.sent_epoch).then(|| self.barrier(buffer)).flatten()
     }
 
-    /// Nothing else is to be sent. The barrier goes out when it has been waiting for a tick: usually the next write comes
+    /// No other write is to be sent. The barrier goes out when it has been waiting for a tick: usually the next write comes
     /// sooner and takes it along, which saves both nodes a wake-up and a packet for every write that waits for the last.
     fn idle_barrier(&mut self, buffer: &mut [u8]) -> Option<Outgoing> {
-        let due = self.link.barrier_due && self.link.epoch != self.link.sent_epoch;
+        let due = self.link.barrier_due && self.link.epoch != self.link.sent_epoch && self.link.queued_writes == 0;
         due.then(|| self.barrier(buffer)).flatten()
     }
 
     /// A tick: an idle barrier that was not due at the last one is due now.
     pub(super) fn check_idle_barrier(&mut self) {
         let waiting = self.link.sent_writes > 0 && self.link.epoch != self.link.sent_epoch;
-        if waiting && self.data_out.is_empty() {
+        if waiting && self.link.queued_writes == 0 {
             self.link.barrier_due = true;
             self.wakes.insert(Wakes::DATA_SENDER);
         }
@@ -710,6 +715,7 @@ impl<S: Storage> Engine<S> {
     /// Drops everything queued for the sockets: the connection is over.
     pub(super) fn forget_packets(&mut self) {
         self.data_out.clear();
+        self.link.queued_writes = 0;
         self.control.clear();
         self.meta_out.clear();
         self.link.sending = Sending::Nothing;

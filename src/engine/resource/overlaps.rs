@@ -51,6 +51,8 @@ struct Entry {
     yielding: bool,
     /// A local write that the peer has answered.
     answered: bool,
+    /// A local write whose local part is over.
+    written: bool,
     first: u64,
     end: u64,
     order: u64,
@@ -68,6 +70,7 @@ const ABSENT: Entry = Entry {
     ready: false,
     yielding: false,
     answered: false,
+    written: false,
     first: 0,
     end: 0,
     order: 0,
@@ -110,8 +113,11 @@ impl<S: Storage> Overlaps<S> {
         match (entry.kind, other.kind) {
             (Application, Peer) => older || other.active,
             (Application, _) => older,
-            // The peer answered our write before it sent its own, so there is nothing to decide: ours goes first.
-            (Peer, Application) if self.resolves => other.active && other.answered,
+            // The peer answered our write before it sent its own, so there is nothing to decide: ours goes first. A write that
+            // ours overrides counts as done for the peer when it hears of that: by then ours has to be on the disk here.
+            (Peer, Application) if self.resolves => {
+                other.active && (other.answered || (!other.written && covers(other, entry)))
+            }
             (Peer, Application) => other.active && !other.yielding,
             (Peer, Peer | ResyncWrite | ResyncRead) => older,
             (Peer, ResyncRequest) => false,
@@ -186,6 +192,19 @@ impl<S: Storage> Overlaps<S> {
         }
     }
 
+    /// The local part of a local write is over, or there is none; with `tell`, `ready` is called for the writes of the peer
+    /// that waited for that.
+    pub(super) fn written(&mut self, id: u32, tell: bool, ready: impl FnMut(u32)) {
+        let Some(place) = self.entries.get_mut(id as usize).filter(|entry| entry.present && !entry.written) else {
+            return;
+        };
+        place.written = true;
+        let entry = *place;
+        if self.resolves && tell {
+            self.release_waiters(&entry, ready);
+        }
+    }
+
     /// Calls `visit` for every local write under way that a write of the peer conflicts with.
     pub(super) fn for_each_conflicting(&self, id: u32, mut visit: impl FnMut(u32)) {
         let Some(entry) = self.entries.get(id as usize).copied().filter(|entry| entry.present) else { return };
@@ -213,8 +232,7 @@ impl<S: Storage> Overlaps<S> {
         let mut covered = None;
         self.for_each_overlapping(&entry, |other, found| {
             if other != id && found.kind == Kind::Application && found.active && !found.answered {
-                let covers = found.first <= entry.first && found.end >= entry.end;
-                covered = Some(covered.unwrap_or(false) || covers);
+                covered = Some(covered.unwrap_or(false) || covers(found, &entry));
             }
         });
         covered
@@ -384,6 +402,11 @@ impl<S: Storage> Overlaps<S> {
     }
 }
 
+/// Nothing of `inner` is outside of `outer`.
+fn covers(outer: &Entry, inner: &Entry) -> bool {
+    outer.first <= inner.first && outer.end >= inner.end
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -471,7 +494,10 @@ mod tests {
         let mut overlaps: Overlaps<HeapStorage> = Overlaps::new(8).unwrap();
         overlaps.set_resolves(true);
         assert!(insert(&mut overlaps, 0, Kind::Application, 0, 0, 8192));
-        assert!(overlaps.insert(1, Kind::Peer, 0, 8, 4096), "it does not wait");
+        assert!(!overlaps.insert(1, Kind::Peer, 0, 8, 4096), "overridden, but not before ours is on the disk");
+        let mut ready = Vec::new();
+        overlaps.written(0, true, |id| ready.push(id));
+        assert_eq!(ready, [1]);
         assert_eq!(overlaps.conflict(1), Some(true), "covered completely");
         assert!(remove(&mut overlaps, 1).is_empty());
         assert!(overlaps.insert(2, Kind::Peer, 0, 12, 4096));

@@ -14,7 +14,7 @@ use super::overlaps::Kind;
 use super::slots::{List, PeerKind, PeerPhase};
 use super::volume::{Begin, DiskError, FlushFor};
 use super::{Engine, Sabotage};
-use crate::state::{Conn, Disk};
+use crate::state::{Conn, Disk, Role};
 use crate::storage::Storage;
 use crate::wire::command::Command;
 use crate::wire::{BlockRequest, Data, DataFlags, ID_SYNCER};
@@ -33,8 +33,8 @@ pub(super) struct ReceivedEpoch {
     written: u64,
     /// Cache flushes under way, before the acknowledgement.
     flushes: u32,
-    /// A disk failed before its cache was flushed: this epoch is never acknowledged.
-    lost: bool,
+    /// Volumes whose disk failed before its cache was flushed: the writer must not forget what it wrote there.
+    lost: u64,
     /// Writes of it that were refused for one of our own.
     pub(super) refused: u32,
 }
@@ -411,7 +411,7 @@ impl<S: Storage> Engine<S> {
                     self.link.received_epoch.flushes += 1;
                     self.submit_flush(id, FlushFor::Barrier);
                 }
-                _ => self.link.received_epoch.lost = true,
+                _ => self.link.received_epoch.lost |= 1 << id.0,
             }
         }
         if self.link.received_epoch.flushes == 0 {
@@ -441,7 +441,7 @@ impl<S: Storage> Engine<S> {
             self.disk_failed(id, DiskError::Write);
         }
         match purpose {
-            Some(FlushFor::Barrier) => self.barrier_flushed(result),
+            Some(FlushFor::Barrier) => self.barrier_flushed(id, result),
             Some(FlushFor::Metadata) => self.metadata_flushed(id, result.is_ok()),
             None => {}
         }
@@ -451,9 +451,9 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    fn barrier_flushed(&mut self, result: IoResult) {
+    fn barrier_flushed(&mut self, id: VolumeId, result: IoResult) {
         let epoch = &mut self.link.received_epoch;
-        epoch.lost |= result.is_err();
+        epoch.lost |= u64::from(result.is_err()) << id.0;
         if epoch.flushes > 0 {
             epoch.flushes -= 1;
             if epoch.flushes == 0 {
@@ -464,13 +464,53 @@ impl<S: Storage> Engine<S> {
 
     fn acknowledge_epoch(&mut self) {
         let epoch = core::mem::take(&mut self.link.received_epoch);
-        if epoch.lost && epoch.barrier.is_some() {
+        if epoch.lost != 0 && epoch.barrier.is_some() && !self.failure_is_told(epoch.lost) {
             // Without the acknowledgement the writer keeps in mind what may be missing here.
             self.fail(Fault::NotDurable, Conn::NetworkFailure);
         } else if let Some(number) = epoch.barrier {
             self.send_barrier_ack(number, &epoch);
         }
         self.wakes.insert(Wakes::RECEIVER);
+    }
+
+    /// The caches of these disks are lost. A Primary depends on the connection then, and if it were made anew the peer's
+    /// data would not be what the application here has seen. So it waits until the peer has heard of the failure, from
+    /// when on that one keeps the writes in mind in its bitmap, before anything more is acknowledged.
+    fn failure_is_told(&mut self, volumes: u64) -> bool {
+        let lost = |id: &VolumeId| volumes & (1 << id.0) != 0;
+        let relies_on_peer = |id: VolumeId| {
+            let state = self.volume(id).map(|volume| volume.state);
+            state.is_some_and(|state| state.role == Role::Primary && state.pdsk == Disk::UpToDate)
+        };
+        if !self.volume_ids().filter(lost).all(relies_on_peer) {
+            return false;
+        }
+        let unseen = self.volume_ids().filter(lost);
+        let unseen = unseen.filter(|id| self.volume(*id).is_some_and(|volume| !volume.failure_seen));
+        let unseen = unseen.fold(0, |all, id| all | (1 << id.0));
+        if unseen != 0 && self.link.failures_unseen == 0 {
+            self.link.failures_unseen_until_ms = self.now_ms + u64::from(self.link.net.timeout) * 100;
+        }
+        self.link.failures_unseen |= unseen;
+        true
+    }
+
+    /// The peer knows that the disk of this volume has failed.
+    pub(super) fn peer_saw_failure(&mut self, id: VolumeId) {
+        let Some(volume) = self.volume_mut(id).filter(|volume| volume.state.disk <= Disk::Failed) else { return };
+        volume.failure_seen = true;
+        if self.link.failures_unseen != 0 {
+            self.link.failures_unseen &= !(1 << id.0);
+            self.release_held_acks();
+        }
+    }
+
+    /// The clock: the peer has not shown that it knows of a failure here.
+    pub(super) fn check_failures_unseen(&mut self) {
+        if self.link.failures_unseen != 0 && self.now_ms > self.link.failures_unseen_until_ms {
+            self.link.failures_unseen = 0;
+            self.fail(Fault::NotDurable, Conn::NetworkFailure);
+        }
     }
 
     /// P_DATA_REQUEST. spec: wire-protocol 7

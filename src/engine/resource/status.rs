@@ -7,6 +7,7 @@ use super::verify::is_verifying;
 use super::volume::Counters;
 use super::Engine;
 use crate::activity_log::Statistics;
+use crate::netlink::WireProtocol;
 use crate::netlink::{DiskConf, NetConf, ResourceOpts};
 use crate::resync::Figures;
 use crate::state::{Aggregates, Conn, Role, State, Susp};
@@ -140,6 +141,8 @@ pub struct RequestView {
     pub size_bytes: u32,
     /// Its local part is on the disk.
     pub on_disk: bool,
+    /// When it counts as completed.
+    pub protocol: WireProtocol,
 }
 
 impl<S: Storage> Engine<S> {
@@ -150,6 +153,7 @@ impl<S: Storage> Engine<S> {
             op: slot.io.op,
             sector: slot.io.sector,
             size_bytes: slot.io.size_bytes,
+            protocol: slot.protocol,
             on_disk: slot.local == Local::Pending,
         })
     }

@@ -461,12 +461,17 @@ impl<S: Storage> Engine<S> {
         self.check_idle_barrier();
         self.check_request_timeouts();
         self.check_sequence_timeout();
+        self.check_failures_unseen();
         self.check_disk_timeouts();
         self.congestion_ended();
         self.check_meta_lost();
         self.restart_forgotten();
         self.catch_up();
         self.admin_step();
+    }
+
+    pub(super) fn peer_has_a_disk(&self, id: VolumeId) -> bool {
+        self.volume(id).is_some_and(|volume| volume.state.pdsk >= Disk::Inconsistent)
     }
 
     /// True while somebody has to call [`Engine::tick`].

@@ -325,6 +325,9 @@ pub(super) struct Volume<S: Storage> {
     /// that is durable, or the peer has begun a generation of its own (`loss_known`).
     pub(super) loss_version: Option<u32>,
     pub(super) loss_known: bool,
+    /// The peer knows that this disk has failed, or was detached: writes of its that are here, perhaps only in the disk's
+    /// cache, are on its own list of what has to be resynced.
+    pub(super) failure_seen: bool,
     pub(super) degraded_wait: bool,
     pub(super) force_detach: bool,
     /// When the disk was attached.
@@ -394,6 +397,7 @@ impl<S: Storage> Volume<S> {
             generation_version: None,
             loss_version: None,
             loss_known: false,
+            failure_seen: false,
             degraded_wait: false,
             force_detach: false,
             attached_ms: 0,

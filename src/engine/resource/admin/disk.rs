@@ -72,6 +72,7 @@ impl<S: Storage> Engine<S> {
         match self.run_ask() {
             None => {}
             Some(Ok(outcome)) => {
+                self.peer_saw_failure(id);
                 self.admin.op = Some(Op::Detach { volume: id, asked: true, result: outcome.code() });
                 self.admin.poked = true;
             }

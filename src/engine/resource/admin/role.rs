@@ -55,7 +55,7 @@ impl<S: Storage> Engine<S> {
         let mut at = self.log.front();
         while let Some(index) = at.filter(|_| !self.susp.any()) {
             // The C module does not tell about an epoch in which it refused a write for one of its own.
-            let untold = |slot: &Request| slot.phase == Phase::Completed && self.link.departed.of(slot.epoch) > 0;
+            let untold = |slot: &Request| slot.phase == Phase::Completed && self.departed.of(slot.epoch) > 0;
             if self.requests.at(index).is_some_and(|slot| slot.volume == id && !untold(slot)) {
                 return false;
             }
