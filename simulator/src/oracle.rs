@@ -1,7 +1,7 @@
 //! What the application may see: every write it made, when it began, and when it was acknowledged.
 
 use crate::disk::Stamp;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Never.
 const NEVER: u64 = u64::MAX;
@@ -25,6 +25,14 @@ pub struct Written {
     pub stable: bool,
     /// The only good copy lost its power while it was under way: it may be acknowledged and gone.
     pub doomed: bool,
+    /// It was made under protocol A: it may be acknowledged before the peer has it.
+    pub early: bool,
+}
+
+impl Written {
+    fn sectors(&self) -> std::ops::Range<u64> {
+        self.sector..self.sector + self.count
+    }
 }
 
 /// All writes of the application.
@@ -47,6 +55,7 @@ impl Oracle {
             end_us: NEVER,
             stable: false,
             doomed: false,
+            early: false,
         });
         for sector in sector..sector + count {
             self.by_sector.entry(sector).or_default().push(index as u32);
@@ -75,8 +84,28 @@ impl Oracle {
         }
     }
 
+    /// This write is made under protocol A.
+    pub fn early(&mut self, stamp: Stamp) {
+        self.writes[stamp as usize - 1].early = true;
+    }
+
+    /// This node has neither its disk nor the peer any more, whose disk holds these stamps: what was made under protocol A
+    /// and has not got there is nowhere. That is two failures at once, and protocol A promises that one is survived.
+    pub fn out_of_reach(&mut self, node: usize, held: impl Fn(u64) -> Stamp) {
+        let sectors: BTreeSet<u64> =
+            self.writes.iter().filter(|write| write.early && write.node == node).flat_map(Written::sectors).collect();
+        for sector in sectors {
+            self.forget_newer(sector, held(sector), |write| write.early && write.node == node);
+        }
+    }
+
     /// The only good copy lost its power and holds `stamp` in this sector now: what was written later is gone.
     pub fn lost(&mut self, sector: u64, stamp: Stamp) {
+        self.forget_newer(sector, stamp, |_| true);
+    }
+
+    /// Those of the writes that are newer than what the sector holds may be gone.
+    fn forget_newer(&mut self, sector: u64, stamp: Stamp, which: impl Fn(&Written) -> bool) {
         let here = self.by_sector.get(&sector).map(Vec::as_slice).unwrap_or_default();
         let ends = here.iter().map(|&index| &self.writes[index as usize]).zip(here);
         let held = ends.filter(|(write, &index)| match stamp {
@@ -86,7 +115,7 @@ impl Oracle {
         let end_us = held.map(|(write, _)| write.end_us).max().unwrap_or(0);
         for &index in here {
             let write = &mut self.writes[index as usize];
-            if write.start_us > end_us {
+            if write.start_us > end_us && which(write) {
                 write.end_us = NEVER;
             }
         }
@@ -144,5 +173,36 @@ impl Oracle {
             "sector {sector} holds {stamp} at {start_us}..{end_us} us, which is older than an acknowledged write; writes: {}",
             known.join(", ")
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Seed 15785: the network was cut, the disk failed before the Primary noticed that, and later it read from the peer.
+    #[test]
+    fn without_disk_and_peer_only_early_writes_of_that_node_may_be_gone() {
+        let mut oracle = Oracle::default();
+        let mut write = |sector, node, early| {
+            let start_us = (oracle.len() as u64 + 1) * 10;
+            let stamp = oracle.begin(node, sector, 1, false, start_us);
+            if early {
+                oracle.early(stamp);
+            }
+            oracle.acknowledge(stamp, false, start_us + 5);
+            stamp
+        };
+        let there = write(0, 0, true);
+        let early = write(0, 0, true);
+        let old = write(1, 0, true);
+        let late = write(1, 0, false);
+        let other = [write(2, 1, true), write(2, 1, true)];
+        oracle.out_of_reach(0, |sector| [there, old, other[0]][sector as usize]);
+        let may_hold = |sector, stamp| oracle.check(sector, stamp, 1000, 1001).is_ok();
+        assert!(may_hold(0, there) && may_hold(0, early), "an early write that the peer has not got");
+        assert!(!may_hold(0, 0), "the peer has that");
+        assert!(!may_hold(1, old) && may_hold(1, late), "not made under protocol A");
+        assert!(!may_hold(2, other[0]) && may_hold(2, other[1]), "of the other node");
     }
 }

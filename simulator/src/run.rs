@@ -280,6 +280,10 @@ impl Driver {
         }
     }
 
+    fn is_connected(&self, node: usize) -> bool {
+        self.world.is_on(node) && self.world.status(node).state.conn >= Conn::Connected
+    }
+
     fn is_primary(&self, node: usize) -> bool {
         self.world.is_on(node) && self.world.status(node).state.role == Role::Primary
     }
@@ -346,9 +350,13 @@ impl Driver {
         }
         let own = self.world.status(node).state;
         let other = 1 - node;
-        if self.careful && self.dual && !self.world.is_on(other) && own.conn >= Conn::Connected {
-            // The survivor does not know yet that it is one: if both crash as Primaries neither is the newer one.
-            return;
+        if self.careful && self.dual && own.role == Role::Primary && !self.is_connected(other) {
+            // If both crash as Primaries of one generation neither is the newer one: the survivor has to note first that it
+            // is one.
+            let [own, other] = [node, other].map(|node| self.world.superblock(node).uuids[UI_CURRENT] & !1);
+            if own == other {
+                return;
+            }
         }
         let mirrored = self.both_good() && self.strict;
         if self.careful && own.disk == Disk::UpToDate && (own.role == Role::Primary || mirrored) {
@@ -360,16 +368,7 @@ impl Driver {
         let given_up = self.invalidating == Some(other);
         if given_up || !self.world.is_on(other) || self.world.status(other).state.disk != Disk::UpToDate {
             // No other copy could take over: what was in the disk's cache is gone, as with any disk.
-            let sectors: Vec<u64> = self.world.oracle.sectors().collect();
-            for sector in sectors {
-                let stamp = self.world.nodes[node].data.get(sector);
-                self.world.oracle.lost(sector, stamp);
-            }
-            for operation in self.world.operations.iter().filter(|operation| operation.result.is_none()) {
-                if operation.stamp != 0 {
-                    self.world.oracle.doom(operation.stamp);
-                }
-            }
+            self.world.only_left(node);
         }
         self.asked[node] = Asked::Nothing;
         self.crashes += 1;

@@ -46,6 +46,10 @@ impl World {
                 assert!(place.is_none(), "a slot was reused while its bio is under way");
                 let data = if op == Op::Write { vec![operation.stamp; operation.count as usize] } else { Vec::new() };
                 *place = Some(Upper { request, operation: number, data });
+                let early = running.engine.request(request).is_some_and(|view| view.protocol == WireProtocol::A);
+                if early && operation.stamp != 0 {
+                    self.oracle.early(operation.stamp);
+                }
             }
             Submit::Later => running.parked.push_back(number),
             Submit::Failed(error) => self.finish(number, Err(error), &[]),
@@ -124,6 +128,19 @@ impl World {
         self.oracle
             .sectors()
             .try_for_each(|sector| self.oracle.check(sector, data.get(sector), self.now_us, self.now_us))
+    }
+
+    /// The disk of this node, as it is now, is all that is left: what is not on it may be gone.
+    pub fn only_left(&mut self, node: usize) {
+        let sectors: Vec<u64> = self.oracle.sectors().collect();
+        for sector in sectors {
+            self.oracle.lost(sector, self.nodes[node].data.get(sector));
+        }
+        for operation in self.operations.iter().filter(|operation| operation.result.is_none()) {
+            if operation.stamp != 0 {
+                self.oracle.doom(operation.stamp);
+            }
+        }
     }
 
     /// Those of one node.

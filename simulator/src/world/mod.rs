@@ -25,12 +25,13 @@ use engine::metadata::layout::{Layout, MetaIndex, Striping};
 use engine::metadata::replay::{replay, Replay, MAX_SLOTS};
 use engine::metadata::superblock::{Magic, MetaFlags, Superblock};
 use engine::metadata::transaction::Transaction;
-use engine::netlink::{DiskConf, NetConf, ResizeParms};
+use engine::netlink::{DiskConf, NetConf, ResizeParms, WireProtocol};
 use engine::resource::{
     hmac_of, AdminRequest, AlgorithmName, AttachTables, Backing, BackingLimits, DeviceSizes, Fault, Finding, Helper,
     IoError, IoFlags, IoRequest, IoResult, LinkFailure, LinkTask, LocalIo, LogLine, Next, Notice, Op, PacketHead,
     Payload, PeerId, Reconnect, RequestId, Submit, TableLimits, VolumeStatus, Wakes, Work, PACKET_BUFFER_BYTES,
 };
+use engine::state::{Conn, Disk, Role};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use link::Connection;
@@ -218,6 +219,8 @@ pub struct World {
     next_connection: u64,
     meeting: bool,
     next_transfer: u64,
+    /// The first lines of a long trace, and the last ones; what was between is gone.
+    beginning: Vec<String>,
     trace: VecDeque<String>,
     watched: trace::Watched,
     buffer: Vec<u8>,
@@ -265,6 +268,7 @@ impl World {
             next_connection: 1,
             meeting: false,
             next_transfer: 0,
+            beginning: Vec::new(),
             trace: VecDeque::new(),
             watched: Default::default(),
             buffer: vec![0; PACKET_BUFFER_BYTES],
@@ -286,7 +290,9 @@ impl World {
     /// A line for whoever reads a failed run.
     pub fn note(&mut self, line: impl FnOnce() -> String) {
         if self.config.trace {
-            if self.trace.len() >= TRACE_LINES {
+            if self.trace.len() >= TRACE_LINES && self.beginning.is_empty() {
+                self.beginning = self.trace.drain(..TRACE_LINES / 2).collect();
+            } else if self.trace.len() >= TRACE_LINES {
                 self.trace.pop_front();
             }
             self.trace.push_back(format!("{:>12.3} ms  {}", self.now_us as f64 / 1000.0, line()));
@@ -295,7 +301,7 @@ impl World {
 
     /// The trace so far.
     pub fn trace(&self) -> impl Iterator<Item = &str> {
-        self.trace.iter().map(String::as_str)
+        self.beginning.iter().chain(&self.trace).map(String::as_str)
     }
 
     fn schedule(&mut self, after_us: u64, event: Event) {

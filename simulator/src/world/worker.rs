@@ -12,12 +12,20 @@ impl World {
                     Notice::State { from, to, .. } => format!("node {node} STATE {from} -> {to}"),
                     other => format!("node {node} {other:?}"),
                 });
+                if let Notice::State { to, .. } = notice {
+                    if to.role == Role::Primary && to.disk <= Disk::Failed && to.conn < Conn::Connected {
+                        let peer = &self.nodes[1 - node].data;
+                        self.oracle.out_of_reach(node, |sector| peer.get(sector));
+                    }
+                }
                 self.history.push((node, notice));
             }
             Work::Log(line) => {
                 self.note(|| format!("node {node} LOG {line}"));
                 match line {
                     LogLine::Fault { fault } => self.faults.push((node, fault)),
+                    // The other node has lost its power, and now this disk fails: that is two failures.
+                    LogLine::DiskError { .. } if !self.is_on(1 - node) => self.only_left(1 - node),
                     LogLine::PeerExposedDataDiffers { .. } => self.old_data_refused += 1,
                     LogLine::ResyncDone { source: false, .. } => self.resyncs += 1,
                     LogLine::Decision { comparison, decision, .. } => {
