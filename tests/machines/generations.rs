@@ -136,6 +136,22 @@ const CASES: &[Case] = &[
 /// Cases in which the node wins that happens to have accepted the second socket: seen as if it were the first.
 const EITHER: [&str; 3] = ["40 both crashed", "0pri zero, none changed", "0pri least, alike"];
 
+/// In how many cases of a run one of two nodes that refuse may be too slow.
+const MOST_SLOW: usize = 4;
+
+/// Both nodes refuse, but one of them saw the other end the connection before it had come to its own verdict, and waits for
+/// the other now: two C modules do that, too, when a machine is busy.
+fn was_too_slow(expected: &str, found: &str) -> bool {
+    let refuses = |line: &str| line.trim_start().starts_with("StandAlone");
+    let slower = |line: &str| {
+        let state = line.split(" rule ").next().unwrap_or_default();
+        state.replacen("StandAlone", "WFConnection", 1)
+    };
+    let differing: Vec<_> = expected.lines().zip(found.lines()).filter(|(expected, found)| expected != found).collect();
+    let both = expected.lines().filter(|line| refuses(line)).count() == 2;
+    matches!(differing.as_slice(), [(expected, found)] if both && *found == slower(expected))
+}
+
 fn mirrored(text: &str) -> String {
     let swap = |word: &str| match word.contains(':') {
         true => word.replace('D', "?").replace('E', "D").replace('?', "E"),
@@ -459,7 +475,12 @@ fn compare(found: &[String]) -> Result<()> {
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let lines: Vec<&str> = text.lines().collect();
     let expected: Vec<String> = lines.chunks(4).map(|lines| lines.join("\n")).collect();
-    let different = expected.iter().zip(found).filter(|(expected, found)| expected != found);
+    let (slow, different): (Vec<_>, Vec<_>) = expected
+        .iter()
+        .zip(found)
+        .filter(|(expected, found)| expected != found)
+        .partition(|(expected, found)| was_too_slow(expected, found));
+    let different = different.into_iter().chain(slow.into_iter().skip(MOST_SLOW));
     let mut message = String::new();
     for (expected, found) in different {
         write!(message, "\nexpected {expected}\nfound    {found}\n")?;
@@ -471,4 +492,17 @@ fn compare(found: &[String]) -> Result<()> {
         return Ok(());
     }
     bail!("not what two C modules do:{message}")
+}
+
+#[test]
+fn of_two_nodes_that_refuse_only_one_may_be_too_slow() {
+    let of = |first: &str, second: &str| format!("90\n  {first}\n  {second}\n  data a b");
+    let refuses = "StandAlone Secondary/Unknown A:0 110000 rule 90, helpers: split-brain";
+    let waits = "WFConnection Secondary/Unknown A:0 110000";
+    let both = of(refuses, refuses);
+    assert!(was_too_slow(&both, &of(refuses, waits)) && was_too_slow(&both, &of(waits, refuses)));
+    assert!(!was_too_slow(&both, &of(waits, waits)));
+    assert!(!was_too_slow(&both, &of(refuses, &waits.replace("A:0", "B:0"))));
+    let meet = of("Connected Secondary/Secondary A:0", "Connected Secondary/Secondary A:0");
+    assert!(!was_too_slow(&meet, &of("Connected Secondary/Secondary A:0", waits)));
 }

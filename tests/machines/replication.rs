@@ -41,7 +41,7 @@ const STEPS: &[Step] = &[
 ];
 
 fn replication(pairing: Pairing) -> Result<()> {
-    rows::run(pairing, &Config::default(), STEPS)
+    rows::run(pairing, &Config::default(), STEPS, &[])
 }
 
 /// Protocols A, B and C take turns while the primary writes.

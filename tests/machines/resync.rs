@@ -22,17 +22,20 @@ const FAST: &str = "--c-plan-ahead=0 --resync-rate=100M";
 
 #[test]
 fn ours_with_ours() -> Result<()> {
-    resync(Pairing::OURS)
+    resync(Pairing::OURS, &["pause", "invalidate", "interrupted", "dependency"])
 }
 
 #[test]
 fn ours_primary_c_secondary() -> Result<()> {
-    resync(Pairing::OURS_PRIMARY)
+    resync(Pairing::OURS_PRIMARY, &["verify", "checksums", "thin", "roles", "crash"])
 }
 
 #[test]
 fn c_primary_ours_secondary() -> Result<()> {
-    resync(Pairing::C_PRIMARY)
+    resync(
+        Pairing::C_PRIMARY,
+        &["verify", "checksums", "pause", "rate", "thin", "invalidate", "interrupted", "roles", "dependency"],
+    )
 }
 
 const STEPS: &[Step] = &[
@@ -52,8 +55,8 @@ fn configuration() -> Config {
     Config { net: "verify-alg crc32c;".into(), ..Config::default() }
 }
 
-fn resync(pairing: Pairing) -> Result<()> {
-    rows::run(pairing, &configuration(), STEPS)
+fn resync(pairing: Pairing, short: &[&str]) -> Result<()> {
+    rows::run(pairing, &configuration(), STEPS, short)
 }
 
 /// Disconnects, has the first machine write random data, and connects again: that much has to be copied.
@@ -146,31 +149,23 @@ fn checksums(pair: &Pair) -> Result<()> {
     let (first, second) = (pair.first(), pair.second());
     let same = "dd if=/dev/drbd0 of=/dev/drbd0 bs=1M count=8 iflag=direct oflag=direct conv=notrunc status=none";
     // The same data again is different for the bitmap, not for a checksum.
-    for (options, saves) in [
-        ("--csums-alg=crc32c --csums-after-crash-only=no", true),
-        ("--csums-alg=md5 --csums-after-crash-only=yes", false),
-        ("--csums-alg=md5 --csums-after-crash-only=no", true),
-    ] {
-        pair.net_options(options)?;
+    for (algorithm, after_crash_only, saves) in [("crc32c", "no", true), ("md5", "yes", false), ("md5", "no", true)] {
+        let net = format!("verify-alg crc32c; csums-alg {algorithm}; csums-after-crash-only {after_crash_only};");
+        pair.configure(&Config { net, ..configuration() })?;
+        pair.both("drbdadm adjust r0")?;
         first.run_ok("drbdadm disconnect r0")?;
         first.run_ok(same)?;
         write_mib(first, 9, 1)?;
-        let reconnect =
-            format!("drbdadm connect r0 && sleep 0.2 && drbdsetup net-options {} {options}", addresses(first));
         let before_kib = pair.device(second)?.counter("nr")?;
-        first.run_ok(&reconnect)?;
+        first.run_ok("drbdadm connect r0")?;
         pair.wait_in_sync(SOON)?;
         let received_kib = pair.device(second)?.counter("nr")? - before_kib;
-        ensure!(received_kib == if saves { 1024 } else { 9 * 1024 }, "{options}: {received_kib} KiB were received");
+        let context = format!("{algorithm}, after a crash only: {after_crash_only}");
+        ensure!(received_kib == if saves { 1024 } else { 9 * 1024 }, "{context}: {received_kib} KiB were received");
         pair.compare_disks()?;
     }
-    pair.net_options("--csums-alg= --csums-after-crash-only=no")
-}
-
-/// Own address and the peer's, as drbdsetup takes them.
-fn addresses(machine: &Machine) -> String {
-    let [own, peer] = if machine.name() == lab::NAMES[0] { [0, 1] } else { [1, 0] };
-    format!("ipv4:{}:7788 ipv4:{}:7788", lab::ADDRESSES[own], lab::ADDRESSES[peer])
+    pair.configure(&configuration())?;
+    pair.both("drbdadm adjust r0")
 }
 
 /// The administrator of either side pauses the resync; it goes on when nobody wants it paused any more.
@@ -264,6 +259,8 @@ fn rate(pair: &Pair) -> Result<()> {
 /// What is nothing but zeroes on the source is not sent but deallocated on the target.
 fn thin(pair: &Pair) -> Result<()> {
     let (first, second) = (pair.first(), pair.second());
+    // A turn ends where a request ends: one that is cut short is no thin one.
+    pair.disk_options(FAST)?;
     for zeroes_if_aligned in ["yes", "no"] {
         pair.disk_options(&format!("--rs-discard-granularity=65536 --discard-zeroes-if-aligned={zeroes_if_aligned}"))?;
         write_mib(first, 20, 16)?;

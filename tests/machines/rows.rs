@@ -10,11 +10,15 @@ use std::time::Instant;
 /// A step: its name and what it does. It finds both disks UpToDate and connected, the first machine primary, and leaves them so.
 pub(crate) type Step = (&'static str, fn(&Pair) -> Result<()>);
 
-/// Runs the steps in order on a mirrored pair; `LAB_ROWS=diskless-primary,verify` runs only those. After a step that failed the
-/// pair is made anew, so that one run tells of all that fail.
-pub(crate) fn run(pairing: Pairing, config: &Config, steps: &[Step]) -> Result<()> {
+/// Runs the steps in order on a mirrored pair; `LAB_ROWS=diskless-primary,verify` runs only those, `LAB_SHORT=1` only the ones
+/// in `short`, if that is not empty. After a step that failed the pair is made anew, so that one run tells of all that fail.
+pub(crate) fn run(pairing: Pairing, config: &Config, steps: &[Step], short: &[&str]) -> Result<()> {
     let wanted = std::env::var("LAB_ROWS").unwrap_or_default();
-    let is_wanted = |name: &str| wanted.is_empty() || wanted.split(',').any(|word| word == name);
+    let short = if std::env::var_os("LAB_SHORT").is_some() { short } else { &[] };
+    let is_wanted = |name: &str| match wanted.as_str() {
+        "" => short.is_empty() || short.contains(&name),
+        names => names.split(',').any(|word| word == name),
+    };
     let pair = Pair::mirrored(pairing, config)?;
     let mut failed = Vec::new();
     for (name, step) in steps.iter().filter(|(name, _)| is_wanted(name)) {
