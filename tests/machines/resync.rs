@@ -155,7 +155,8 @@ fn checksums(pair: &Pair) -> Result<()> {
         pair.both("drbdadm adjust r0")?;
         first.run_ok("drbdadm disconnect r0")?;
         first.run_ok(same)?;
-        write_mib(first, 9, 1)?;
+        // Beyond what the writers use.
+        write_mib(first, 17, 1)?;
         let before_kib = pair.device(second)?.counter("nr")?;
         first.run_ok("drbdadm connect r0")?;
         pair.wait_in_sync(SOON)?;
