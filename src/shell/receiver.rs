@@ -30,9 +30,10 @@ const LOOK_AGAIN_MS: u32 = 1000;
 
 /// What has arrived and was not handed over yet is, in this order, in `inbox[start..end]`, in `ahead` and in the socket.
 ///
-/// Writes come one after the other and mostly have the same size. So where a packet with data was the last, the next is
-/// received into a piece of the inbox as large as the head of that packet and into pages for as much data, in one call. If
-/// it is another packet, what came into the pages is copied back.
+/// Writes come one after the other and mostly have the same size, and mostly the same packets between them. So where a packet
+/// with data was the last, what comes next is received into a piece of the inbox as large as the usual packets between and the
+/// head of that packet, and into pages for as much data, in one call. If it is something else, what came into the pages is
+/// copied back.
 struct Receiver<'a> {
     resource: &'a Arc<Resource>,
     sockets: &'a Sockets,
@@ -42,12 +43,57 @@ struct Receiver<'a> {
     ahead: Option<Ahead>,
     /// Header of the packet in front, once it is there and understood.
     head: Option<PacketHead>,
-    /// Bytes of the last packet's head, and of its data.
-    expected: Option<(usize, usize)>,
+    /// What may come next.
+    forecast: Forecast,
     /// To be sent before the next wait.
     held: Wakes,
     /// Packets since something was sent.
     packets_held: usize,
+}
+
+/// What may come next, by what came last.
+#[derive(Default)]
+struct Forecast {
+    /// Bytes to come until the next data begins, and bytes of that data.
+    expected: Option<(usize, usize)>,
+    /// Bytes of the packets taken since the last data.
+    taken: usize,
+    /// Bytes between the last data and the head of the packet before it; the same, when it was so twice in a row.
+    last_between: usize,
+    usual_between: usize,
+}
+
+impl Forecast {
+    /// Bytes of a packet have been taken.
+    fn take(&mut self, bytes: usize) {
+        self.taken = self.taken.saturating_add(bytes);
+        self.expected = match self.expected {
+            Some((head_bytes, data_bytes)) if head_bytes > bytes => {
+                Some((head_bytes.saturating_sub(bytes), data_bytes))
+            }
+            _ => None,
+        };
+    }
+
+    /// What was taken last is the head of a packet, of `head_bytes`, that wants this.
+    fn follow(&mut self, next: &Next, head_bytes: usize) {
+        let data_bytes = match *next {
+            Next::Payload { size_bytes, .. } if size_bytes as usize <= AHEAD_BYTES_MAX => size_bytes as usize,
+            Next::Payload { .. } | Next::ReadReply { .. } => 0,
+            Next::Packet => return,
+            Next::Authenticate | Next::Drain { .. } => {
+                self.expected = None;
+                return;
+            }
+        };
+        let between = self.taken.saturating_sub(head_bytes);
+        if between == self.last_between {
+            self.usual_between = between;
+        }
+        self.last_between = between;
+        self.taken = 0;
+        self.expected = Some((self.usual_between.saturating_add(head_bytes), data_bytes));
+    }
 }
 
 /// Pages that were ready for data.
@@ -84,7 +130,7 @@ pub(crate) fn run(resource: &Arc<Resource>, sockets: &Arc<Sockets>) -> Closing {
         end: 0,
         ahead: None,
         head: None,
-        expected: None,
+        forecast: Forecast::default(),
         held: Wakes::default(),
         packets_held: 0,
     };
@@ -115,7 +161,7 @@ impl Receiver<'_> {
     /// Hands packets to the engine, as far as they are there.
     fn hand_over(&mut self) -> Result<Step, Closing> {
         let mut left_behind = None;
-        let Receiver { resource, sockets, inbox, start, end, ahead, head, expected, held, packets_held } = self;
+        let Receiver { resource, sockets, inbox, start, end, ahead, head, forecast, held, packets_held } = self;
         let is_all = || sockets.data.unread_bytes() == 0;
         let step = disk_io::enter_holding(resource, held, is_all, |locked| {
             let now_ms = clock::monotonic_ms();
@@ -133,6 +179,7 @@ impl Receiver<'_> {
                         };
                         let known = locked.engine.data_header(header, now_ms).map_err(|_fault| Closing)?;
                         *start = start.saturating_add(bytes);
+                        forecast.take(bytes);
                         *head = Some(known);
                         packet_arrived(sockets);
                         known
@@ -148,15 +195,15 @@ impl Receiver<'_> {
                 let next = locked.engine.data_packet(&known, body, now_ms).map_err(|_fault| Closing)?;
                 let at = *start;
                 *start = start.saturating_add(known.body_bytes);
+                forecast.take(known.body_bytes);
                 *head = None;
                 *packets_held = packets_held.saturating_add(1);
                 if matches!(next, Next::Packet) {
-                    *expected = None;
                     continue;
                 }
                 let check = locked.hashes.for_receiving(&next, &locked.engine);
                 let head_bytes = locked.engine.data_header_bytes().saturating_add(known.body_bytes);
-                *expected = expectation(&next, head_bytes);
+                forecast.follow(&next, head_bytes);
                 match (next, &check) {
                     (Next::Payload { peer, size_bytes }, Check::No) if start == end => {
                         let Some(pages) = whole(ahead, size_bytes as usize) else {
@@ -201,8 +248,10 @@ impl Receiver<'_> {
         }
         self.before_receiving();
         // Of what is expected no more than the head goes into the inbox.
-        let (until, data_bytes) = match self.expected {
-            Some((head_bytes, data_bytes)) if self.end < head_bytes => (head_bytes, data_bytes),
+        let (until, data_bytes) = match self.forecast.expected {
+            Some((head_bytes, data_bytes)) if self.end < head_bytes && head_bytes <= INBOX_BYTES => {
+                (head_bytes, data_bytes)
+            }
             _ => (INBOX_BYTES, 0),
         };
         let wanted = until.saturating_sub(self.end);
@@ -239,7 +288,7 @@ impl Receiver<'_> {
     /// was something.
     fn take_back(&mut self) -> bool {
         let Some(ahead) = self.ahead.as_mut().filter(|ahead| ahead.start < ahead.end) else { return false };
-        self.expected = None;
+        self.forecast.expected = None;
         let place = self.inbox.get_mut(self.end..).unwrap_or_default();
         let copied = ahead.copy_to(place);
         self.end = self.end.saturating_add(copied);
@@ -401,17 +450,6 @@ fn copy(from: &[u8], to: &mut [u8]) -> usize {
         to.copy_from_slice(from);
     }
     bytes
-}
-
-/// What the packet after this one may look like.
-fn expectation(next: &Next, head_bytes: usize) -> Option<(usize, usize)> {
-    match *next {
-        Next::Payload { size_bytes, .. } if size_bytes as usize <= AHEAD_BYTES_MAX => {
-            Some((head_bytes, size_bytes as usize))
-        }
-        Next::Payload { .. } | Next::ReadReply { .. } => Some((head_bytes, 0)),
-        Next::Packet | Next::Authenticate | Next::Drain { .. } => None,
-    }
 }
 
 /// The pages, if they hold all of the data.
