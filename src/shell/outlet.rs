@@ -13,8 +13,10 @@ use kernel::sync::{new_mutex, Mutex};
 /// The sending side of a socket.
 #[pin_data]
 pub(crate) struct Outlet<T> {
-    /// Something may have become ready since whoever is sending looked.
-    pending: Atomic<bool>,
+    /// Not 0: something may have become ready since whoever is sending looked. Set by anybody, and then the state is tried
+    /// for; cleared only by who holds the state, before looking, and looked at after letting go of it. So whoever fails to
+    /// get the state has left its work to somebody who will still see the flag.
+    pending: Atomic<i32>,
     #[pin]
     state: Mutex<T>,
 }
@@ -23,22 +25,18 @@ impl<T: Unpin> Outlet<T> {
     /// Around `state`.
     pub(crate) fn new(state: T) -> impl PinInit<Self> {
         pin_init!(Self {
-            pending: Atomic::new(false),
+            pending: Atomic::new(0),
             state <- new_mutex!(state, "drbd::Outlet::state"),
         })
     }
 
     /// Calls `send`, now or, by whoever is sending, soon. Process context.
     pub(crate) fn offer(&self, mut send: impl FnMut(&mut T)) {
-        self.pending.xchg(true, Full);
-        // Who does not get the state has told its holder, who looks again after letting go of it.
-        while let Some(mut state) = self.state.try_lock() {
-            self.pending.xchg(false, Full);
+        self.pending.xchg(1, Full);
+        while self.is_pending() {
+            let Some(mut state) = self.state.try_lock() else { return };
+            self.pending.xchg(0, Full);
             send(&mut state);
-            drop(state);
-            if !self.pending.xchg(false, Full) {
-                return;
-            }
         }
     }
 
@@ -46,12 +44,17 @@ impl<T: Unpin> Outlet<T> {
     pub(crate) fn take(&self, mut send: impl FnMut(&mut T)) {
         loop {
             let mut state = self.state.lock();
-            self.pending.xchg(false, Full);
+            self.pending.xchg(0, Full);
             send(&mut state);
             drop(state);
-            if !self.pending.xchg(false, Full) {
+            if !self.is_pending() {
                 return;
             }
         }
+    }
+
+    /// Looks at the flag after everything that came before is visible to others: a plain load could be early.
+    fn is_pending(&self) -> bool {
+        self.pending.fetch_add(0, Full) != 0
     }
 }
