@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Faults on purpose: lets requests to lower devices fail as the module's parameters `enable_faults`, `fault_rate` and
+//! Faults on purpose: lets requests to lower devices, and what is received, fail as the module's parameters `enable_faults`, `fault_rate` and
 //! `fault_devs` say, so that it can be tried what happens then. All is off unless `enable_faults` is set.
 // spec: proc-and-sysfs 4
 
@@ -24,16 +24,25 @@ pub(crate) enum Fault {
     ReadAhead = 6,
     /// Making a bitmap.
     BitmapMemory = 7,
+    /// Memory for a request of the peer: the connection is given up.
+    PeerRequest = 8,
+    /// Data that is received: some of it arrives as something else.
+    Receive = 9,
 }
 
 /// Minors that `fault_devs` can name; 0 in it means all.
 const NAMED_MINORS: u32 = 32;
 
+/// Whether this fails now and then. Any context; one look at a variable.
+#[inline]
+pub(crate) fn is_enabled(fault: Fault) -> bool {
+    param::enable_faults() & (1 << fault as u32) != 0
+}
+
 /// Has this to fail now? Any context. One look at a variable while faults are off.
 #[inline]
 pub(crate) fn strikes(minor: u32, fault: Fault) -> bool {
-    let enabled = param::enable_faults();
-    enabled & (1 << fault as u32) != 0 && draw(minor)
+    is_enabled(fault) && draw(minor)
 }
 
 #[inline(never)]

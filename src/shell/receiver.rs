@@ -7,6 +7,7 @@
 
 use super::connection::{failed, is_running, Closing, Sockets};
 use super::disk_io::{self, tell_device_sizes};
+use super::faults;
 use super::hashes::{self, Check};
 use super::log::log_info;
 use super::resource::{Locked, Processors, Resource};
@@ -334,6 +335,7 @@ impl Receiver<'_> {
             let received = self.sockets.data.receive_pages(&mut pages, done, size_bytes);
             done = done.saturating_add(self.some(received)?);
         }
+        self.inject_faults(peer, &mut pages)?;
         self.check(check, pages.segments())?;
         let mut left_behind = None;
         let is_all = || self.sockets.data.unread_bytes() == 0;
@@ -343,6 +345,24 @@ impl Receiver<'_> {
         });
         drop(left_behind);
         result.map_err(|_fault| Closing)
+    }
+
+    /// What the module's parameters ask for: there is no memory for the request, or the data is not what was sent.
+    fn inject_faults(&self, peer: PeerId, pages: &mut PageChain) -> Result<(), Closing> {
+        use faults::Fault as Injected;
+        if !faults::is_enabled(Injected::PeerRequest) && !faults::is_enabled(Injected::Receive) {
+            return Ok(());
+        }
+        let Some(minor) = self.resource.look(|locked| locked.engine.peer_minor(peer)) else { return Ok(()) };
+        if faults::strikes(minor, Injected::PeerRequest) {
+            return Err(failed(self.resource, LinkFailure::DataReceive));
+        }
+        for segment in pages.segments_mut() {
+            if faults::strikes(minor, Injected::Receive) {
+                segment.iter_mut().take(8).for_each(|byte| *byte = !*byte);
+            }
+        }
+        Ok(())
     }
 
     /// Pages for so many bytes of data, and how many of these are in them already.

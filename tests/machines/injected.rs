@@ -19,6 +19,8 @@ const RESYNC_WRITE: u32 = 1 << 2;
 const DATA_WRITE: u32 = 1 << 4;
 const DATA_READ: u32 = 1 << 5;
 const BITMAP_MEMORY: u32 = 1 << 7;
+const PEER_REQUEST: u32 = 1 << 8;
+const RECEIVE: u32 = 1 << 9;
 
 #[test]
 fn ours_with_ours() -> Result<()> {
@@ -32,13 +34,14 @@ fn ours_primary_c_secondary() -> Result<()> {
 
 fn all_faults(pairing: Pairing) -> Result<()> {
     ensure!(!Pairing::is_module_replaced(), "the C module has no such parameters");
-    let config = Config { on_io_error: "pass_on".into(), ..Config::default() };
+    let config = Config { on_io_error: "pass_on".into(), net: "verify-alg crc32c;".into(), ..Config::default() };
     let pair = Pair::mirrored(pairing, &config)?;
     let mut acks = write(pair.first(), 1)?;
     not_meant(&pair, &mut acks)?;
     reads_and_writes(&pair, &mut acks)?;
     if pairing.modules[1] == Module::Ours {
         resync_writes(&pair, &mut acks)?;
+        received(&pair, &mut acks)?;
     }
     meta_data(&pair, &mut acks)?;
     acks.check(&pair.scan(pair.first(), SECTORS)?)?;
@@ -134,6 +137,28 @@ fn resync_writes(pair: &Pair, acks: &mut Acks) -> Result<()> {
     repaired(pair)
 }
 
+/// What arrives as something else is found by a verify run; a request without memory costs the connection, and no more.
+fn received(pair: &Pair, acks: &mut Acks) -> Result<()> {
+    let (first, second) = (pair.first(), pair.second());
+    inject(second, RECEIVE, 100, 0)?;
+    acks.merge(&write(first, 8)?);
+    nothing_fails(second)?;
+    ensure!(pair.compare_disks().is_err(), "nothing arrived as something else");
+    first.run_ok("drbdsetup verify 0")?;
+    for machine in pair.machines() {
+        pair.wait(machine, RESYNC, "the end of the verify run", |device| device.connection == "Connected")?;
+    }
+    ensure!(pair.device(first)?.counter("oos")? > 0, "the verify run found nothing");
+    repaired(pair)?;
+    let before = injected(second)?;
+    inject(second, PEER_REQUEST, 100, 0)?;
+    acks.merge(&write(first, 9)?);
+    ensure!(injected(second)? > before, "no fault was counted");
+    nothing_fails(second)?;
+    pair.wait_in_sync(RESYNC)?;
+    pair.compare_disks()
+}
+
 /// Meta data that cannot be written costs the disk, that cannot be read, or has no room in memory, keeps it away.
 fn meta_data(pair: &Pair, acks: &mut Acks) -> Result<()> {
     let first = pair.first();
@@ -141,7 +166,7 @@ fn meta_data(pair: &Pair, acks: &mut Acks) -> Result<()> {
     // A part of the disk that the activity log does not know yet.
     first.run_ok("dd if=/dev/urandom of=/dev/drbd0 bs=4k count=1 seek=15000 oflag=direct status=none")?;
     wait_disks(pair, first, "Diskless/UpToDate")?;
-    acks.merge(&write(first, 7)?);
+    acks.merge(&write(first, 10)?);
     for fault in [META_READ, BITMAP_MEMORY] {
         inject(first, fault, 100, 0)?;
         let attach = first.run("drbdadm attach r0")?;

@@ -164,6 +164,11 @@ impl<S: Storage> Engine<S> {
         self.peers.get(id).is_some_and(|slot| !matches!(slot.kind, K::Read | K::Write))
     }
 
+    /// The minor that a request of the peer, or to it, is about.
+    pub fn peer_minor(&self, id: PeerId) -> Option<u32> {
+        self.peers.get(id).and_then(|slot| self.volume(slot.volume)).map(|volume| volume.minor)
+    }
+
     /// One volume.
     pub fn volume_status(&self, id: VolumeId) -> Option<VolumeStatus> {
         let volume = self.volume(id)?;
