@@ -58,11 +58,37 @@ fn skipped(pairing: Pairing) -> Result<()> {
     );
     pair.first().run_ok("drbdadm primary r0")?;
     let acks = Workload { sectors: SECTORS, count: Some(40), ..Workload::default() }.run(pair.first(), SOON)?;
+    new_generation(&pair)?;
     pair.hand_over(pair.first(), pair.second())?;
     acks.check(&pair.scan(pair.second(), SECTORS)?)?;
     pair.compare_disks()?;
     pair.both("drbdadm down r0")?;
     pair.finish()
+}
+
+/// Without `--clear-bitmap` the command begins a new generation; at the next connection nothing has to be copied for it.
+fn new_generation(pair: &Pair) -> Result<()> {
+    let (first, second) = (pair.first(), pair.second());
+    ensure!(!first.run("drbdadm new-current-uuid r0/0")?.success(), "not while it is connected");
+    first.run_ok("drbdadm secondary r0 && drbdadm disconnect r0")?;
+    let before = generations(first)?;
+    first.run_ok("drbdadm new-current-uuid r0/0")?;
+    let after = generations(first)?;
+    ensure!(after[0] != before[0] && after[1] == before[0], "from {before:x?} to {after:x?}");
+    let received = |machine| pair.device(machine)?.counter("nr");
+    let before_kib = received(second)?;
+    first.run_ok("drbdadm connect r0")?;
+    pair.wait_in_sync(SOON)?;
+    let now = [generations(first)?[0], generations(second)?[0]];
+    ensure!(now == [after[0]; 2] && received(second)? == before_kib, "{now:x?} after {after:x?}");
+    first.run_ok("drbdadm primary r0").map(|_| ())
+}
+
+/// Current, bitmap and the last two generations, without their lowest bits, which tell who was Primary.
+fn generations(machine: &lab::Machine) -> Result<Vec<u64>> {
+    let set = machine.run_ok("drbdsetup get-gi 0")?;
+    let uuids = set.trim().split(':').take(4).map(|uuid| u64::from_str_radix(uuid, 16));
+    Ok(uuids.map(|uuid| uuid.map(|uuid| uuid & !1)).collect::<Result<_, _>>()?)
 }
 
 /// The link is too slow for the writer: the nodes part, and catch up when it has finished.
