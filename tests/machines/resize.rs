@@ -5,7 +5,7 @@ use anyhow::{bail, ensure, Context};
 use lab::Machine;
 use machine_tests::config::Config;
 use machine_tests::guest::Workload;
-use machine_tests::pair::{Pair, Pairing, SOON};
+use machine_tests::pair::{Pair, Pairing, RESYNC, SOON};
 use machine_tests::Result;
 use std::time::{Duration, Instant};
 
@@ -52,7 +52,7 @@ fn life(pairing: Pairing, config: &Config) -> Result<()> {
     pair.both("drbdadm create-md --force r0 && drbdadm up r0")?;
     pair.wait_connected()?;
     pair.first().run_ok("drbdadm primary --force r0")?;
-    pair.wait_in_sync(SOON)?;
+    pair.wait_in_sync(RESYNC)?;
     let small = sectors(pair.first())?;
 
     // The first machine is asked, which is primary, with a writer running.
