@@ -1,5 +1,6 @@
 //! The host's side of [`crate::protocol`]: commands in a machine, any number at the same time, each wait with a time limit.
 
+use crate::limit::stretched;
 use crate::protocol::{Message, Status, CHUNK_BYTES, HELLO};
 use anyhow::{bail, Context, Result};
 use std::collections::HashMap;
@@ -182,7 +183,7 @@ impl Process {
         }
         self.signal(nix::sys::signal::Signal::SIGKILL)?;
         let seconds = self.started.elapsed().as_secs_f32();
-        match self.end(KILL_GRACE)? {
+        match self.end(stretched(KILL_GRACE))? {
             Some(output) => bail!("{}: `{}` still ran after {seconds:.1} s: {output}", self.shared.name, self.command),
             None => Err(anyhow::Error::new(Stuck {
                 machine: self.shared.name.clone(),
@@ -195,7 +196,7 @@ impl Process {
     /// Kills the command and waits for its end.
     pub fn kill(&self) -> Result<Output> {
         self.signal(nix::sys::signal::Signal::SIGKILL)?;
-        self.wait(KILL_GRACE)
+        self.wait(stretched(KILL_GRACE))
     }
 
     /// The end, or `None` when it does not come within `limit`.

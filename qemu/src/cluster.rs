@@ -7,7 +7,7 @@ use crate::paths::{Paths, RunDirectory};
 use crate::qemu::Accelerator;
 use crate::wire::{End, Wire};
 use crate::NAMES;
-use anyhow::{Context, Result};
+use anyhow::{ensure, Context, Result};
 use std::io::{self, Write};
 use std::ops::Deref;
 use std::path::Path;
@@ -16,6 +16,9 @@ use std::time::{Duration, Instant};
 
 /// What the debug kernel needs at least.
 const DEBUG_MEMORY_MIB: u32 = 1536;
+
+/// Limit for the search for leaked memory.
+const LEAKS_LIMIT: Duration = Duration::from_secs(60);
 
 /// Which kernel module a machine runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -376,6 +379,7 @@ impl Machine {
              dmsetup ls 2>/dev/null | awk '$2 != \"\" && $1 != \"No\" { print $1 }' | xargs -r -n1 dmsetup resume; \
              test -d /sys/module/drbd && drbdadm down all",
         )?;
+        self.check_leaks()?;
         self.run_ok(
             "test ! -d /sys/module/drbd || rmmod drbd || { cat /proc/drbd; fuser -v -m /dev/drbd*; exit 1; } 2>&1",
         )?;
@@ -387,6 +391,17 @@ impl Machine {
             self.run_ok(&format!("blkdiscard -f {device}"))?;
         }
         self.throttle_nothing()
+    }
+
+    /// Fails when the debug kernel finds memory that nothing points to. With the module still loaded, so that it can name who
+    /// allocated it.
+    fn check_leaks(&self) -> Result<()> {
+        const FILE: &str = "/sys/kernel/debug/kmemleak";
+        // Reported is what two scans saw unchanged, and what is older than five seconds.
+        let command = format!("test ! -w {FILE} || {{ echo scan >{FILE}; sleep 6; echo scan >{FILE}; cat {FILE}; }}");
+        let found = self.run_ok_for(LEAKS_LIMIT, &command)?;
+        ensure!(found.is_empty(), "{}: nothing points to\n{found}", self.name());
+        Ok(())
     }
 
     fn throttle_nothing(&self) -> Result<()> {

@@ -13,11 +13,12 @@
 //!
 //! * [`cluster`]: one or two machines with a private link ([`wire`]), a module and tools; [`machine`]: one of them.
 //! * [`client`] (host) and [`agent`] (guest) speak [`protocol`] over a virtio-serial port: commands, files.
-//! * [`faults`]: disks that fail or are slow, by the device mapper in the machine.
+//! * [`faults`]: disks that fail or are slow, by the device mapper in the machine; memory that cannot be had.
 //! * [`console`]: the serial log and the complaints of a kernel in it.
 //! * [`script`]: the language of `lab try`.
 //!
-//! Every wait has a time limit, and the error says what was expected, what was found, and the end of the serial log.
+//! Every wait has a time limit ([`limit`]), and the error says what was expected, what was found, and the end of the serial
+//! log.
 
 pub mod agent;
 pub mod client;
@@ -26,6 +27,7 @@ pub mod console;
 pub mod disk;
 pub mod faults;
 pub mod initrd;
+pub mod limit;
 pub mod machine;
 pub mod paths;
 pub mod protocol;
@@ -40,6 +42,7 @@ pub use client::{Output, Process};
 pub use cluster::{shared, Cluster, Module, Options, Setup, Shared, Tools};
 pub use console::Mark;
 pub use disk::Disk;
+pub use limit::{is_debug_kernel, stretched};
 pub use machine::{Machine, Throttle};
 pub use qemu::Accelerator;
 pub use wire::{Direction, Quality, Wire};

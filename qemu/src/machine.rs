@@ -6,6 +6,7 @@ use crate::client::{Client, Output, Process, Stuck};
 use crate::cluster::Setup;
 use crate::console::{Console, Mark};
 use crate::disk::Disk;
+use crate::limit::stretched;
 use crate::paths::{Paths, RunDirectory};
 use crate::qemu::{self, Accelerator};
 use crate::qmp::Qmp;
@@ -126,7 +127,7 @@ impl Machine {
 
     /// The same with another time limit. A command that takes longer is killed and is an error.
     pub fn run_for(&self, limit: Duration, command: &str) -> Result<Output> {
-        let outcome = self.spawn(command)?.wait(limit);
+        let outcome = self.spawn(command)?.wait(stretched(limit));
         outcome.map_err(|error| {
             let mut lines = TAIL_LINES;
             if error.is::<Stuck>() {
@@ -162,7 +163,7 @@ impl Machine {
             self.client()?.spawn(&["sh", "-c", "mkdir -p \"$(dirname \"$1\")\" && cat >\"$1\"", "put", path])?;
         process.write(data)?;
         process.close_input()?;
-        let output = process.wait(COMMAND_LIMIT)?;
+        let output = process.wait(stretched(COMMAND_LIMIT))?;
         if !output.success() {
             bail!("{}: putting {path}: {output}", self.plan.name);
         }
@@ -177,13 +178,13 @@ impl Machine {
     /// Writes an executable file in the machine.
     pub fn put_program(&self, path: &str, data: &[u8]) -> Result<()> {
         self.put(path, data)?;
-        self.client()?.spawn(&["chmod", "755", path])?.wait(COMMAND_LIMIT)?;
+        self.client()?.spawn(&["chmod", "755", path])?.wait(stretched(COMMAND_LIMIT))?;
         Ok(())
     }
 
     /// Reads a file of the machine.
     pub fn get(&self, path: &str) -> Result<Vec<u8>> {
-        let output = self.client()?.spawn(&["cat", path])?.wait(COMMAND_LIMIT)?;
+        let output = self.client()?.spawn(&["cat", path])?.wait(stretched(COMMAND_LIMIT))?;
         if !output.success() {
             bail!("{}: getting {path}: {output}", self.plan.name);
         }
@@ -198,6 +199,7 @@ impl Machine {
         command: &str,
         mut check: impl FnMut(&str) -> bool,
     ) -> Result<String> {
+        let limit = stretched(limit);
         let until = Instant::now() + limit;
         loop {
             let output = self.run(command)?;
@@ -226,6 +228,7 @@ impl Machine {
 
     /// Waits until the console has shown a text after `mark`.
     pub fn wait_console(&self, limit: Duration, mark: Mark, text: &str) -> Result<()> {
+        let limit = stretched(limit);
         let until = Instant::now() + limit;
         while !self.console.since(mark).contains(text) {
             if Instant::now() > until {
@@ -276,7 +279,7 @@ impl Machine {
         // The command is not expected to come back.
         self.spawn("sync; echo s >/proc/sysrq-trigger; echo u >/proc/sysrq-trigger; echo b >/proc/sysrq-trigger")?;
         let Some(mut live) = self.lock().take() else { bail!("{} is off", self.plan.name) };
-        let until = Instant::now() + COMMAND_LIMIT;
+        let until = Instant::now() + stretched(COMMAND_LIMIT);
         while live.child.try_wait()?.is_none() {
             if Instant::now() > until {
                 live.child.kill()?;
@@ -330,7 +333,7 @@ impl Machine {
 
     /// Waits until the machine answers and checks that its boot went well.
     pub(crate) fn wait_ready(&self, limit: Duration) -> Result<()> {
-        let ready = self.client()?.wait_ready(limit);
+        let ready = self.client()?.wait_ready(stretched(limit));
         ready.map_err(|error| anyhow!("{error:#}\n{}", self.console.tail(TAIL_LINES)))?;
         let failures = self.run(&format!("cat {FAILURES} 2>/dev/null"))?.text();
         if !failures.is_empty() {
@@ -363,7 +366,7 @@ impl Machine {
 
     /// Has the kernel print the stacks of all tasks that wait in it.
     fn show_blocked_tasks(&self) {
-        let show = || self.spawn("echo w >/proc/sysrq-trigger; sleep 1")?.wait(Duration::from_secs(10));
+        let show = || self.spawn("echo w >/proc/sysrq-trigger; sleep 1")?.wait(stretched(Duration::from_secs(10)));
         if let Err(error) = show() {
             eprintln!("lab: {}: no stacks: {error:#}", self.plan.name);
         }

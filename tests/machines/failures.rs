@@ -3,7 +3,7 @@
 
 use anyhow::{bail, ensure};
 use lab::faults::FaultyDisk;
-use lab::{Machine, Module, Process};
+use lab::{stretched, Machine, Module, Process};
 use machine_tests::acks::Acks;
 use machine_tests::config::Config;
 use machine_tests::guest::Workload;
@@ -139,7 +139,7 @@ fn still_waits(write: &Process) -> Result<()> {
 }
 
 fn ends_well(write: &Process, limit: Duration) -> Result<()> {
-    let output = write.wait(limit)?;
+    let output = write.wait(stretched(limit))?;
     ensure!(output.success(), "the write failed: {output}");
     Ok(())
 }
@@ -151,7 +151,7 @@ fn calls(machine: &Machine, event: &str) -> Result<Vec<Call>> {
 
 /// Waits for so many calls of an event, and checks how the program was called.
 fn called(pair: &Pair, machine: &Machine, event: &str, times: usize) -> Result<()> {
-    let until = Instant::now() + SOON;
+    let until = Instant::now() + stretched(SOON);
     let mut found = calls(machine, event)?;
     while found.len() < times {
         if Instant::now() > until {
@@ -300,7 +300,7 @@ impl Run<'_> {
             let output = first.run(command)?;
             ensure!(output.error_text().contains("Input/output error"), "expected an error: {output}");
         }
-        ensure!(begin.elapsed() < Duration::from_secs(10), "the errors took {:?}", begin.elapsed());
+        ensure!(begin.elapsed() < stretched(Duration::from_secs(10)), "the errors took {:?}", begin.elapsed());
         self.restore();
         self.wait_disks(first, "Diskless/UpToDate")?;
         self.attach_first()?;

@@ -7,7 +7,7 @@
 //! whose has survived.
 
 use anyhow::{bail, Context};
-use lab::{Machine, Mark, ADDRESSES, NAMES};
+use lab::{stretched, Machine, Mark, ADDRESSES, NAMES};
 use machine_tests::config::{self, Config};
 use machine_tests::helpers;
 use machine_tests::pair::{Pair, Pairing};
@@ -377,7 +377,7 @@ impl Names {
 
 /// Waits until nothing moves any more on either node.
 fn rest(pair: &Pair) -> Result<()> {
-    let until = Instant::now() + REST;
+    let until = Instant::now() + stretched(REST);
     let look = || -> Result<Vec<[String; 2]>> {
         let texts = [pair.first().run_ok("cat /proc/drbd")?, pair.second().run_ok("cat /proc/drbd")?];
         let states = texts.map(|text| states(&text));

@@ -2,7 +2,7 @@
 //! the new end, the device becomes smaller and larger again; whoever made the modules, whoever is asked.
 
 use anyhow::{bail, ensure, Context};
-use lab::Machine;
+use lab::{stretched, Machine};
 use machine_tests::config::Config;
 use machine_tests::guest::Workload;
 use machine_tests::pair::{Pair, Pairing, RESYNC, SOON};
@@ -111,7 +111,7 @@ fn sectors(machine: &Machine) -> Result<u64> {
 
 /// Waits until both devices have the same size, one that is wanted.
 fn wait_size(pair: &Pair, wanted: impl Fn(u64) -> bool) -> Result<u64> {
-    let until = Instant::now() + SOON;
+    let until = Instant::now() + stretched(SOON);
     loop {
         let sizes = [sectors(pair.first())?, sectors(pair.second())?];
         if sizes[0] == sizes[1] && wanted(sizes[0]) {

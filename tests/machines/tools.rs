@@ -3,7 +3,7 @@
 
 use crate::transcript::{Compare, Transcript};
 use anyhow::{anyhow, ensure};
-use lab::{Machine, Module, Tools};
+use lab::{stretched, Machine, Module, Tools};
 use machine_tests::config::Config;
 use machine_tests::pair::{Pair, Pairing, SOON};
 use machine_tests::Result;
@@ -172,7 +172,7 @@ fn adjusted(pair: &Pair, transcript: &mut Transcript, config: &Config) -> Result
 
 /// Waits until a command that follows events has said so much; it may go on or end then. Returns what it has said.
 fn wait_said(events: &lab::Process, wanted: &str) -> Result<String> {
-    let until = Instant::now() + SOON;
+    let until = Instant::now() + stretched(SOON);
     loop {
         let text = String::from_utf8_lossy(&events.stdout()).into_owned();
         if text.contains(wanted) {

@@ -3,7 +3,7 @@
 
 use crate::acks::{Acks, Scan};
 use anyhow::{bail, Context, Result};
-use lab::{Machine, Process};
+use lab::{stretched, Machine, Process};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -92,6 +92,7 @@ impl Writer {
     /// Waits until at least `writes` more writes have been acknowledged.
     pub fn wait_more(&self, writes: u64, limit: Duration) -> Result<()> {
         let wanted = self.acks()?.writes() + writes;
+        let limit = stretched(limit);
         let until = std::time::Instant::now() + limit;
         while self.acks()?.writes() < wanted {
             if std::time::Instant::now() > until || !self.process.running() {
@@ -109,11 +110,16 @@ impl Writer {
     /// Ends it; none of its writes may have failed.
     pub fn stop(self) -> Result<Acks> {
         self.process.close_input()?;
-        let output = self.process.wait(STOP_LIMIT)?;
+        let output = self.process.wait(stretched(STOP_LIMIT))?;
         if !output.success() {
             bail!("the writer failed: {}", output.error_text());
         }
         Acks::parse(&output.stdout)
+    }
+
+    /// Waits for its end, which may be a write that failed.
+    pub fn end(self, limit: Duration) -> Result<Acks> {
+        Acks::parse(&self.process.wait(stretched(limit))?.stdout)
     }
 
     /// What it was promised before its machine lost power.

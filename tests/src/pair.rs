@@ -6,7 +6,7 @@ use crate::guest;
 use crate::helpers;
 use crate::proc_drbd::Device;
 use anyhow::{bail, Context, Result};
-use lab::{shared, Disk, Machine, Module, Options, Shared, Tools, ADDRESSES, NAMES};
+use lab::{shared, stretched, Disk, Machine, Module, Options, Shared, Tools, ADDRESSES, NAMES};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -289,6 +289,7 @@ pub fn wait_minor(
     what: &str,
     wanted: impl Fn(&Device) -> bool,
 ) -> Result<Device> {
+    let limit = stretched(limit);
     let until = Instant::now() + limit;
     loop {
         let device = minor(machine, number)?;

@@ -11,7 +11,7 @@ use crate::guest::{Workload, Writer};
 use crate::pair::{Pair, Pairing, DISK_MIB, RESYNC, SOON};
 use crate::pattern::Random;
 use anyhow::{bail, Context, Result};
-use lab::{Direction, Disk, Machine, Process, Quality};
+use lab::{stretched, Direction, Disk, Machine, Process, Quality};
 use std::fmt::{self, Display};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -197,7 +197,7 @@ impl Torture<'_> {
     fn stop_load(&mut self) -> Result<()> {
         let Some(Load { writers, zeroes }) = self.load.take() else { return Ok(()) };
         if !zeroes.running() {
-            let output = zeroes.wait(SOON)?;
+            let output = zeroes.wait(stretched(SOON))?;
             bail!("{}: zeroing blocks failed: {output}", self.primary().name());
         }
         zeroes.kill()?;
