@@ -17,6 +17,10 @@ use std::time::{Duration, Instant};
 /// What the debug kernel needs at least.
 const DEBUG_MEMORY_MIB: u32 = 1536;
 
+/// While it looks for its processor's features again the debug kernel forgets for a moment that it uses page tables of five
+/// levels, and an interrupt just then is reported by KASAN. Four do.
+const DEBUG_ARGUMENTS: &str = " no5lvl";
+
 /// Limit for the search for leaked memory.
 const LEAKS_LIMIT: Duration = Duration::from_secs(60);
 
@@ -220,7 +224,8 @@ impl Cluster {
             None if paths.debug_kernel() => Accelerator::TcgOneThread,
             None => Accelerator::probe(&paths)?,
         };
-        let least_memory_mib = if paths.debug_kernel() { DEBUG_MEMORY_MIB } else { 0 };
+        let (least_memory_mib, more_arguments) =
+            if paths.debug_kernel() { (DEBUG_MEMORY_MIB, DEBUG_ARGUMENTS) } else { (0, "") };
         let ends = NAMES.map(|name| End::new(&run.sockets, name));
         let two = options.machines == 2;
         let wire = if two { Some(Wire::new(&ends[0], &ends[1])?) } else { None };
@@ -234,7 +239,7 @@ impl Cluster {
                 disks: options.disks.clone(),
                 mtu: options.mtu,
                 accelerator,
-                kernel_arguments: options.kernel_arguments.clone(),
+                kernel_arguments: format!("{}{more_arguments}", options.kernel_arguments),
                 net: two.then_some(end),
                 initrd: initrd.clone(),
             };
