@@ -134,19 +134,20 @@ impl LowerDevice {
         to_result(unsafe { raw::blkdev_issue_flush(self.as_raw()) })
     }
 
-    /// Discards a range and waits. May sleep.
+    /// Discards a range and waits. May sleep. For memory it waits for no I/O: that may be a request for our disk which waits
+    /// for this one.
     pub(crate) fn discard(&self, sector: u64, sectors: u64) -> Result {
         mem::might_sleep();
-        // SAFETY: The device is open. The flags of the scope decide about I/O for memory.
-        to_result(unsafe { raw::blkdev_issue_discard(self.as_raw(), sector, sectors, raw::GFP_KERNEL) })
+        // SAFETY: The device is open.
+        to_result(unsafe { raw::blkdev_issue_discard(self.as_raw(), sector, sectors, raw::DRBD_CONST_GFP_NOIO) })
     }
 
-    /// Makes a range read as zeroes and waits; `unmap` allows to deallocate. May sleep.
+    /// Makes a range read as zeroes and waits; `unmap` allows to deallocate. May sleep, as [`LowerDevice::discard`].
     pub(crate) fn zero_out(&self, sector: u64, sectors: u64, unmap: bool) -> Result {
         mem::might_sleep();
         let flags = if unmap { 0 } else { raw::DRBD_CONST_BLKDEV_ZERO_NOUNMAP };
         // SAFETY: As above.
-        to_result(unsafe { raw::blkdev_issue_zeroout(self.as_raw(), sector, sectors, raw::GFP_KERNEL, flags) })
+        to_result(unsafe { raw::blkdev_issue_zeroout(self.as_raw(), sector, sectors, raw::DRBD_CONST_GFP_NOIO, flags) })
     }
 
     #[inline]
