@@ -1,4 +1,5 @@
-//! Disks that fail, are slow or hang, in the machine, by the device mapper: a device over a real one whose table changes.
+//! What fails in a machine on demand: disks that fail, are slow or hang, by the device mapper (a device over a real one whose
+//! table changes), and, with the debug kernel, memory that cannot be had.
 
 use crate::Machine;
 use anyhow::{Context, Result};
@@ -24,6 +25,47 @@ impl Machine {
         let table = disk.linear(0, sectors);
         self.run_ok(&format!("dmsetup create {name} --table '{table}'"))?;
         Ok(disk)
+    }
+}
+
+/// Allocations let fail at most, between two calls of [`Machine::fail_allocations`].
+const MOST_FAILURES: u64 = 1_000_000;
+
+/// Sets up both ways to fail of the kernel, `failslab` and `fail_page_alloc`, for allocations with code of the module `drbd` in
+/// their call chain, whatever the task, those that may sleep included. Arguments: probability in percent, most failures.
+const FAIL_ALLOCATIONS: &str = r#"
+set -e
+text=$(awk '$2 ~ /^[tT]$/ && $4 == "[drbd]" { print $1 }' /proc/kallsyms | sort)
+test -n "$text"
+for way in failslab fail_page_alloc; do
+    cd /sys/kernel/debug/$way
+    echo 0 >probability
+    echo 0x${text%%$'\n'*} >require-start
+    printf '0x%x' $((0x${text##*$'\n'} + 4096)) >require-end
+    echo 32 >stacktrace-depth
+    echo N >task-filter
+    echo N >ignore-gfp-wait
+    echo 0 >verbose
+    echo 1 >interval
+    echo $most >times
+    echo $percent >probability
+done"#;
+
+impl Machine {
+    /// Lets so many of a hundred allocations of the module `drbd` fail, also those that it causes in the network stack, the
+    /// block layer and elsewhere. The debug kernel can do that.
+    pub fn fail_allocations(&self, percent: u32) -> Result<()> {
+        let smallest = "echo 0 >/sys/kernel/debug/fail_page_alloc/min-order";
+        self.run_ok(&format!("percent={percent} most={MOST_FAILURES}; {smallest}; {FAIL_ALLOCATIONS}")).map(|_| ())
+    }
+
+    /// No allocation fails any more. Returns how many did.
+    pub fn stop_failing_allocations(&self) -> Result<u64> {
+        let left = self.run_ok(
+            "cd /sys/kernel/debug; for way in failslab fail_page_alloc; do echo 0 >$way/probability; cat $way/times; done",
+        )?;
+        let left = left.lines().map(|left| left.parse::<u64>().with_context(|| format!("failures left: {left:?}")));
+        left.map(|left| Ok(MOST_FAILURES.saturating_sub(left?))).sum()
     }
 }
 

@@ -5,6 +5,7 @@
 //! wrong in the test.
 
 mod bad_input;
+mod failing_allocations;
 mod failures;
 mod features;
 mod generations;

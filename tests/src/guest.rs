@@ -117,11 +117,6 @@ impl Writer {
         Acks::parse(&output.stdout)
     }
 
-    /// Waits for its end, which may be a write that failed.
-    pub fn end(self, limit: Duration) -> Result<Acks> {
-        Acks::parse(&self.process.wait(stretched(limit))?.stdout)
-    }
-
     /// What it was promised before its machine lost power.
     pub fn last_words(self) -> Result<Acks> {
         self.acks()

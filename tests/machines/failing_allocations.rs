@@ -1,0 +1,49 @@
+//! Memory that cannot be had: every now and then an allocation fails which the module does or causes. It may refuse what it is
+//! asked to do, and fail requests with an error; it does not die, hang or leak. Only the debug kernel can do that.
+
+use anyhow::ensure;
+use lab::{is_debug_kernel, Module, Tools};
+use machine_tests::config::Config;
+use machine_tests::pair::{Pair, Pairing};
+use machine_tests::Result;
+use std::time::Duration;
+
+/// Limit of some rounds of configuration.
+const ROUNDS_LIMIT: Duration = Duration::from_secs(120);
+
+/// An administrator tries everything once, and takes no notice of what is refused.
+const TRY_EVERYTHING: &str = "
+drbdadm up r0
+drbdadm primary --force r0
+dd if=/dev/zero of=/dev/drbd0 bs=64k count=4 oflag=direct
+blkdiscard --length 65536 /dev/drbd0
+cat /proc/drbd
+drbdsetup show
+drbdsetup events2 --now
+drbdsetup disk-options 0 --al-extents=257
+drbdadm disconnect r0
+drbdadm secondary r0
+drbdadm detach r0
+drbdadm attach r0
+drbdadm down r0";
+
+#[test]
+fn configuration() -> Result<()> {
+    if !is_debug_kernel() {
+        return Ok(());
+    }
+    let pair = Pair::new(Pairing::new([Module::Ours, Module::None], [Tools::Ours; 2]), &Config::default())?;
+    let machine = pair.first();
+    machine.run_ok("drbdadm create-md --force r0")?;
+    for percent in [1, 3, 10, 30] {
+        machine.fail_allocations(percent)?;
+        machine.run_for(ROUNDS_LIMIT, &format!("for round in $(seq 5); do {TRY_EVERYTHING}\ndone >/dev/null 2>&1"))?;
+        let failed = machine.stop_failing_allocations()?;
+        ensure!(failed > 0, "no allocation has failed");
+        machine.run_ok("drbdadm down r0 && test -z \"$(drbdsetup show)\"")?;
+    }
+    machine.run_ok("drbdadm up r0 && drbdadm primary --force r0")?;
+    machine.run_ok("dd if=/dev/zero of=/dev/drbd0 bs=64k count=4 oflag=direct status=none")?;
+    machine.run_ok("drbdadm down r0")?;
+    pair.finish()
+}
