@@ -8,6 +8,7 @@
 //! tell for each sector that is read whether it may hold what it holds.
 
 pub mod disk;
+pub mod draw;
 pub mod inspect;
 pub mod network;
 pub mod node;

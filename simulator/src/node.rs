@@ -2,6 +2,7 @@
 
 use crate::disk::{DataDisk, MetaDisk, Stamp};
 use crate::Random;
+use engine::netlink::ResourceOpts;
 use engine::resource::{Engine, LocalIo, MetadataIo, Op, PeerId, RequestId, TableLimits, VolumeId};
 use engine::storage::HeapStorage;
 use std::collections::{BTreeMap, VecDeque};
@@ -85,8 +86,8 @@ pub struct Running {
 
 impl Running {
     /// A freshly booted machine: one diskless volume.
-    pub fn new(limits: TableLimits) -> Self {
-        let mut engine = HeapEngine::new(&Default::default(), limits).expect("memory");
+    pub fn new(limits: TableLimits, options: &ResourceOpts) -> Self {
+        let mut engine = HeapEngine::new(options, limits).expect("memory");
         assert_eq!(engine.add_volume(0, 0, 0), Ok(VOLUME));
         Running {
             engine,

@@ -1,6 +1,7 @@
 //! What the application may see: every write it made, when it began, and when it was acknowledged.
 
 use crate::disk::Stamp;
+use engine::netlink::WireProtocol;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Never.
@@ -27,6 +28,8 @@ pub struct Written {
     pub doomed: bool,
     /// It was made under protocol A: it may be acknowledged before the peer has it.
     pub early: bool,
+    /// It was made under protocol C.
+    pub strict: bool,
 }
 
 impl Written {
@@ -56,6 +59,7 @@ impl Oracle {
             stable: false,
             doomed: false,
             early: false,
+            strict: false,
         });
         for sector in sector..sector + count {
             self.by_sector.entry(sector).or_default().push(index as u32);
@@ -84,9 +88,11 @@ impl Oracle {
         }
     }
 
-    /// This write is made under protocol A.
-    pub fn early(&mut self, stamp: Stamp) {
-        self.writes[stamp as usize - 1].early = true;
+    /// This write is made under this protocol.
+    pub fn protocol(&mut self, stamp: Stamp, protocol: WireProtocol) {
+        let write = &mut self.writes[stamp as usize - 1];
+        write.early = protocol == WireProtocol::A;
+        write.strict = protocol == WireProtocol::C;
     }
 
     /// This node has neither its disk nor the peer any more, whose disk holds these stamps: what was made under protocol A
@@ -124,6 +130,18 @@ impl Oracle {
     /// The only good copy lost its power while this write was under way.
     pub fn doom(&mut self, stamp: Stamp) {
         self.writes[stamp as usize - 1].doomed = true;
+    }
+
+    /// One of a sector's contents was acknowledged under protocol C, and was written after the other one was acknowledged.
+    pub fn is_newer(&self, sector: u64, stamp: Stamp, other: Stamp) -> bool {
+        let here = self.by_sector.get(&sector).map(Vec::as_slice).unwrap_or_default();
+        // Zeroes may have been there from the beginning, or be of any of these writes.
+        let end_us = match other {
+            0 if here.iter().any(|&index| self.writes[index as usize].zeroes) => return false,
+            0 => 0,
+            _ => self.write(other).map_or(NEVER, |write| write.end_us),
+        };
+        self.write(stamp).is_some_and(|write| write.strict && write.end_us != NEVER && write.start_us > end_us)
     }
 
     /// The write of a stamp.
@@ -188,7 +206,7 @@ mod tests {
             let start_us = (oracle.len() as u64 + 1) * 10;
             let stamp = oracle.begin(node, sector, 1, false, start_us);
             if early {
-                oracle.early(stamp);
+                oracle.protocol(stamp, WireProtocol::A);
             }
             oracle.acknowledge(stamp, false, start_us + 5);
             stamp

@@ -6,12 +6,13 @@
 //! told to give up its changes.
 
 use crate::disk::Stamp;
+use crate::draw;
 use crate::node::VOLUME;
 use crate::world::{Action, Config, World};
 use crate::Random;
 use engine::metadata::superblock::{UI_BITMAP, UI_CURRENT};
-use engine::netlink::{NetConf, ReadBalancing, WireProtocol};
-use engine::resource::{AdminRequest, AlgorithmName, TableLimits};
+use engine::netlink::{Fencing, NetConf, OnCongestion, WireProtocol};
+use engine::resource::{AdminRequest, TableLimits};
 use engine::state::{Conn, Disk, Role};
 use std::collections::BTreeSet;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -54,12 +55,18 @@ pub fn run(seed: u64) -> Report {
 }
 
 /// What is asked of a run besides its seed.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Wishes {
     /// The trace of a failed run notes every change of this sector.
     pub watch: Option<u64>,
     /// Percentage of runs in which both nodes may be Primary.
     pub two_primaries: u64,
+}
+
+impl Default for Wishes {
+    fn default() -> Self {
+        Wishes { watch: None, two_primaries: 8 }
+    }
 }
 
 /// As [`run`], with wishes.
@@ -125,6 +132,8 @@ struct Driver {
     weak: usize,
     asked: [Asked; 2],
     detached_primary: bool,
+    /// One of the disks got new meta data in the end.
+    started_over: bool,
     /// This node's data is being given up, or may be before long.
     invalidating: Option<usize>,
     crashes: u64,
@@ -137,24 +146,9 @@ impl Driver {
         let mut random = Random::new(seed ^ 0x5eed_5eed_5eed_5eed);
         let careful = !random.percent(15);
         let dual = random.percent(wishes.two_primaries);
-        let letters = [WireProtocol::C, WireProtocol::C, WireProtocol::B, WireProtocol::A];
-        let wire_protocol = if dual { WireProtocol::C } else { random.pick(&letters) };
-        let some = |random: &mut Random, percent: u64, name: &str| {
-            let algorithm = AlgorithmName::from_bytes(name.as_bytes()).ok().filter(|_| random.percent(percent));
-            algorithm.unwrap_or(AlgorithmName::EMPTY)
-        };
-        let net = NetConf {
-            wire_protocol,
-            two_primaries: dual,
-            verify_alg: some(&mut random, 30, "crc32c"),
-            csums_alg: some(&mut random, 20, "crc32c"),
-            integrity_alg: some(&mut random, 15, "crc32c"),
-            max_epoch_size: random.pick(&[2048, 2048, 20, 3]),
-            ko_count: if dual { 7 } else { random.pick(&[7, 2, 1]) },
-            timeout: if dual { 60 } else { random.pick(&[60, 20]) },
-            use_rle: random.percent(80),
-            ..NetConf::default()
-        };
+        let kind = draw::Kind { careful, dual };
+        let net = draw::net(&mut random, kind);
+        let wire_protocol = net.wire_protocol;
         let slots = random.pick(&[64, 64, 16, 200]);
         let mut config = Config::new(seed);
         config.net = net;
@@ -165,20 +159,17 @@ impl Driver {
         let peer_slots = random.pick(&[16, 64, 200]);
         let peer_requests = if dual { 2 * slots.max(peer_slots) } else { peer_slots };
         config.limits = TableLimits { volumes: 1, requests: slots, peer_requests };
-        config.disk.read_balancing = random.pick(&[
-            ReadBalancing::PreferLocal,
-            ReadBalancing::PreferLocal,
-            ReadBalancing::RoundRobin,
-            ReadBalancing::PreferRemote,
-            ReadBalancing::LeastPending,
-            ReadBalancing::Striping32K,
-        ]);
+        config.disk = draw::disk(&mut random, kind, config.disk, &net);
+        config.resource = draw::resource(&mut random);
         config.internal = random.percent(70);
-        config.disk.rs_discard_granularity = random.pick(&[0, 0, 65_536]);
+        config.sent_us_most = random.pick(&[60, 60, 20_000]);
+        let fence = draw::fence(&mut random, kind);
         let weak = random.below(2) as usize;
         change(&mut config);
+        let mut world = World::new(config);
+        world.fence = fence;
         Driver {
-            world: World::new(config),
+            world,
             random,
             careful,
             dual,
@@ -187,6 +178,7 @@ impl Driver {
             weak,
             asked: [Asked::Nothing; 2],
             detached_primary: false,
+            started_over: false,
             invalidating: None,
             crashes: 0,
             cuts: 0,
@@ -350,13 +342,14 @@ impl Driver {
         }
         let own = self.world.status(node).state;
         let other = 1 - node;
-        if self.careful && self.dual && own.role == Role::Primary && !self.is_connected(other) {
+        if self.dual && own.role == Role::Primary && !self.is_connected(other) {
             // If both crash as Primaries of one generation neither is the newer one: the survivor has to note first that it
             // is one.
             let [own, other] = [node, other].map(|node| self.world.superblock(node).uuids[UI_CURRENT] & !1);
-            if own == other {
+            if own == other && self.careful {
                 return;
             }
+            self.world.overwrite_allowed |= own == other;
         }
         let mirrored = self.both_good() && self.strict;
         if self.careful && own.disk == Disk::UpToDate && (own.role == Role::Primary || mirrored) {
@@ -427,7 +420,10 @@ impl Driver {
             return;
         }
         if self.world.status(node).state.conn == Conn::StandAlone {
-            let conf = self.world.config.net;
+            let mut conf = self.world.config.net;
+            if !self.careful && self.random.percent(15) && !self.is_primary(node) {
+                conf.discard_my_data = true;
+            }
             self.connect(node, &conf);
         } else if self.random.percent(40) && !(self.careful && self.both_write()) {
             let force = self.random.percent(20);
@@ -437,7 +433,8 @@ impl Driver {
 
     fn connect(&mut self, node: usize, conf: &NetConf) {
         self.know_algorithms(node);
-        self.ask(node, Asked::Other, AdminRequest::Connect { conf });
+        let conf = draw::net_of(node, conf);
+        self.ask(node, Asked::Other, AdminRequest::Connect { conf: &conf });
     }
 
     fn know_algorithms(&mut self, node: usize) {
@@ -453,7 +450,7 @@ impl Driver {
             return;
         }
         let state = self.world.status(node).state;
-        match self.random.below(4) {
+        match self.random.below(5) {
             0 if self.both_good() => {
                 let request = AdminRequest::Verify { volume: VOLUME, start_sector: Some(0), stop_sector: None };
                 self.ask(node, Asked::Other, request);
@@ -464,18 +461,33 @@ impl Driver {
                 self.ask(node, Asked::Other, AdminRequest::ResumeIo { volume: VOLUME });
             }
             2 if !self.dual => self.ask(node, Asked::Other, AdminRequest::SuspendIo { volume: VOLUME }),
+            3 => self.outdate(node),
             _ if !self.dual && self.both_good() && self.asked == [Asked::Nothing; 2] => {
                 let letter = self.random.pick(&[WireProtocol::A, WireProtocol::B, WireProtocol::C]);
+                if letter == WireProtocol::A && self.world.config.disk.fencing == Fencing::ResourceAndStonith {
+                    return;
+                }
                 self.strict &= letter == WireProtocol::C;
                 self.world.config.net.wire_protocol = letter;
+                if letter != WireProtocol::A {
+                    self.world.config.net.on_congestion = OnCongestion::Block;
+                }
                 self.set_net_options(node);
             }
             _ => {}
         }
     }
 
+    /// As the program does that fences a peer: it is not to be promoted while another node has newer data.
+    fn outdate(&mut self, node: usize) {
+        let good = |node: usize| self.world.is_on(node) && self.world.status(node).state.disk == Disk::UpToDate;
+        if !self.dual && !self.is_primary(node) && !self.is_connected(node) && good(1 - node) {
+            self.ask(node, Asked::Other, AdminRequest::Outdate { volume: VOLUME });
+        }
+    }
+
     fn set_net_options(&mut self, node: usize) {
-        let conf = self.world.config.net;
+        let conf = draw::net_of(node, &self.world.config.net);
         self.know_algorithms(node);
         self.ask(node, Asked::Other, AdminRequest::NetOptions { conf: &conf });
     }
@@ -527,6 +539,7 @@ impl Driver {
         let sound = survivor.read_percent + survivor.write_percent + survivor.meta_percent == 0;
         if self.both_good() && self.world.config.sectors < 100_000 && sound && (sure || !self.careful) {
             self.invalidating = Some(victim);
+            self.world.overwrite_allowed = true;
             self.ask(node, Asked::Other, request);
         }
     }
@@ -556,6 +569,7 @@ impl Driver {
     fn check(&mut self) {
         if self.asked == [Asked::Nothing; 2] && self.both_good() {
             self.invalidating = None;
+            self.world.overwrite_allowed = false;
         }
         let world = &self.world;
         if !self.both_good() {
@@ -624,6 +638,9 @@ impl Driver {
     }
 
     fn mend(&mut self, turn: u32, bad_turns: u32) {
+        if turn > 20 && self.is_hopeless() && self.start_over() {
+            return;
+        }
         if !self.dual && (0..2).all(|node| self.is_primary(node)) {
             // The careless one made both Primary; nothing but a demotion brings them together.
             let poor = (0..2).find(|&node| self.world.status(node).state.disk != Disk::UpToDate);
@@ -644,7 +661,10 @@ impl Driver {
                 // Its options may be those from before the last change.
                 self.set_net_options(node);
             } else if !status.has_disk {
-                if !self.attach(node) {
+                if turn > 20 && self.is_primary(node) && !self.world.refusals.is_empty() {
+                    // Its data is refused time and again: whoever is Primary with the other's data does not get out of that.
+                    self.ask(node, Asked::Other, AdminRequest::Secondary { volume: VOLUME });
+                } else if !self.attach(node) {
                     // A Primary without good data has shown what this disk does not have: it has to give up first.
                     for primary in (0..2).filter(|&node| self.is_primary(node)).collect::<Vec<_>>() {
                         self.ask(primary, Asked::Other, AdminRequest::Secondary { volume: VOLUME });
@@ -655,6 +675,7 @@ impl Driver {
                 let refused = !self.world.refusals.is_empty();
                 if refused {
                     let state = status.state;
+                    self.world.overwrite_allowed = true;
                     conf.discard_my_data = node == self.victim() && state.role == Role::Secondary;
                     if state.role == Role::Primary {
                         self.ask(node, Asked::Other, AdminRequest::Secondary { volume: VOLUME });
@@ -677,12 +698,50 @@ impl Driver {
         }
     }
 
+    /// There is no good disk, or they have no past in common: nothing comes together by itself.
+    fn is_hopeless(&self) -> bool {
+        let unrelated = |refusal: &String| refusal.contains("never held the same data");
+        !self.started_over && (!self.has_good_disk() || self.world.refusals.iter().any(unrelated))
+    }
+
+    /// One disk is declared to be good, the other one gets new meta data. False: there is nothing to be done just now.
+    fn start_over(&mut self) -> bool {
+        let worse = self.victim();
+        let better = 1 - worse;
+        let [state, other] = [better, worse].map(|node| self.world.status(node));
+        self.world.overwrite_allowed = true;
+        if self.asked != [Asked::Nothing; 2] {
+            return true;
+        }
+        if state.state.disk != Disk::UpToDate {
+            if !state.has_disk {
+                return false;
+            }
+            let promote = AdminRequest::Primary { volume: VOLUME, force: true };
+            let demote = AdminRequest::Secondary { volume: VOLUME };
+            let primary = self.is_primary(better);
+            self.ask(better, Asked::Other, if primary { demote } else { promote });
+        } else if other.has_disk {
+            self.ask(worse, Asked::Other, AdminRequest::Detach { volume: VOLUME, force: true });
+        } else {
+            self.world.create_md(worse);
+            self.started_over = true;
+        }
+        true
+    }
+
+    fn has_good_disk(&self) -> bool {
+        (0..2).any(|node| self.world.status(node).state.disk == Disk::UpToDate)
+    }
+
     /// After a split brain: whose changes are given up.
     fn victim(&self) -> usize {
         // A node that met a Primary without disk may have begun a generation before that one refused its old data.
         // So may one whose consent to the detach of the Primary was lost with the connection. The protocol is like that;
         // neither of them has written anything.
         let excused = !self.careful || self.world.old_data_refused > 0 || self.detached_primary;
+        // With the disks that fail kept, there may be no good one: one of the nodes has to be forced.
+        let excused = excused || self.world.passes_on();
         assert!(excused, "refused: {:?}", self.world.refusals);
         let complete = |node: usize| self.world.check_acknowledged(node).is_ok();
         usize::from(complete(0) || !complete(1))

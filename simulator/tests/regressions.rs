@@ -1,5 +1,6 @@
 //! What random runs have found, each as a scenario of its own.
 
+use engine::netlink::{Fencing, OnNoData};
 use engine::resource::{AdminRequest, AlgorithmName};
 use engine::state::{Conn, Disk};
 use simulator::node::VOLUME;
@@ -276,5 +277,67 @@ fn a_verify_does_not_hold_up_the_last_barrier() {
         world.run_for_ms(5_000);
         assert!(world.status(0).state.conn > Conn::Connected, "seed {seed}: {}", world.describe());
         assert_eq!(world.faults, []);
+    }
+}
+
+/// Without an activity log on the disk a transaction was over before those who wait for it were told that it had begun.
+#[test]
+fn writes_go_on_without_an_activity_log() {
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.disk.al_updates = false;
+        let mut world = synced_with(config);
+        for extent in 0..12 {
+            assert_eq!(world.io(0, WRITE, extent * 8192, 8), Ok(()));
+        }
+        world.set_network(false);
+        world.run_until("loss noticed", 60_000, |world| world.status(0).state.conn == Conn::WFConnection);
+        for extent in 0..12 {
+            assert_eq!(world.io(0, WRITE, extent * 8192 + 8, 8), Ok(()));
+        }
+    }
+}
+
+/// What the peer had refused because its disk failed was ended, and sent once more when frozen I/O went on.
+#[test]
+fn what_has_been_ended_is_not_sent_again() {
+    for seed in 1..=4 * SEEDS {
+        let mut config = Config::new(seed);
+        config.disk.fencing = Fencing::ResourceAndStonith;
+        let mut world = synced_with(config);
+        world.helper_exit_code = 1;
+        world.nodes[1].faults.write_percent = 100;
+        for block in 0..20 {
+            world.start(0, WRITE, block * 8, 8);
+        }
+        world.run_until("the peer lets its disk go", 60_000, |world| !world.status(1).has_disk);
+        world.run_for_us(seed * 10);
+        world.reset_connection();
+        world.run_until("loss noticed", 60_000, |world| world.status(0).state.conn < Conn::Connected);
+        world.run_until("reconnect", 60_000, |world| world.status(0).state.conn == Conn::Connected);
+        world.run_until("all operations", 60_000, |world| world.open_operations() == 0);
+    }
+}
+
+/// Seed 2496: I/O was frozen for want of a disk when the connection ended; with the disk back it went on, but writes of before
+/// stayed on the list of what the peer has to confirm, and the demotion waited for that.
+#[test]
+fn a_demotion_does_not_wait_for_a_connection_that_ended_while_io_was_frozen() {
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.resource.on_no_data = OnNoData::SuspendIo;
+        let mut world = synced_with(config);
+        for block in 0..8 {
+            world.start(0, WRITE, block * 8, 8);
+        }
+        world.run_until("acknowledged", 60_000, |world| world.open_operations() == 0);
+        assert_eq!(world.admin(1, AdminRequest::Detach { volume: VOLUME, force: true }), 1);
+        assert_eq!(world.admin(0, AdminRequest::Detach { volume: VOLUME, force: true }), 1);
+        world.run_until("frozen", 60_000, |world| world.is_suspended(0));
+        assert_eq!(world.admin(0, AdminRequest::Disconnect { force: true }), 101);
+        world.run_until("the disk is let go", 60_000, |world| !world.status(0).has_disk);
+        assert_eq!(world.attach(0), 101);
+        assert_eq!(world.admin(0, AdminRequest::Secondary { volume: VOLUME }), 1);
+        assert_eq!(world.engine_of(0).usage(), Default::default());
     }
 }

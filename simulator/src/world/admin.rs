@@ -58,7 +58,7 @@ impl World {
     /// As `drbdadm connect`.
     #[track_caller]
     pub fn connect(&mut self, node: usize) -> i32 {
-        let conf = self.config.net;
+        let conf = crate::draw::net_of(node, &self.config.net);
         self.tell_algorithms(
             node,
             &[conf.verify_alg, conf.csums_alg, conf.integrity_alg, hmac_of(&conf.cram_hmac_alg)],

@@ -46,9 +46,8 @@ impl World {
                 assert!(place.is_none(), "a slot was reused while its bio is under way");
                 let data = if op == Op::Write { vec![operation.stamp; operation.count as usize] } else { Vec::new() };
                 *place = Some(Upper { request, operation: number, data });
-                let early = running.engine.request(request).is_some_and(|view| view.protocol == WireProtocol::A);
-                if early && operation.stamp != 0 {
-                    self.oracle.early(operation.stamp);
+                if let (Some(view), true) = (running.engine.request(request), operation.stamp != 0) {
+                    self.oracle.protocol(operation.stamp, view.protocol);
                 }
             }
             Submit::Later => running.parked.push_back(number),
@@ -98,7 +97,9 @@ impl World {
         if operation.stamp != 0 {
             self.oracle.acknowledge(operation.stamp, operation.action == Action::Write { fua: true }, now_us);
         }
-        if operation.action == Action::Flush {
+        // Without a disk it is the peer's cache that counts; if the network does not get there either, those are two failures.
+        let no_disk = self.status(operation.node).state.disk <= Disk::Failed;
+        if operation.action == Action::Flush && !(no_disk && self.network_up != [true, true]) {
             self.oracle.flushed(operation.node, operation.start_us);
         }
         if operation.action == Action::Read && self.config.check_reads {

@@ -185,7 +185,7 @@ const META_SECTORS: u64 = 1 << 16;
 
 pub(super) fn boot(config: &Config) -> Running {
     #[allow(unused_mut)] // Only changed to be broken.
-    let mut running = Running::new(config.limits);
+    let mut running = Running::new(config.limits, &config.resource);
     #[cfg(feature = "sabotage")]
     if let Some(how) = config.sabotage {
         running.engine.sabotage(how);

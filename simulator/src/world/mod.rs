@@ -25,7 +25,7 @@ use engine::metadata::layout::{Layout, MetaIndex, Striping};
 use engine::metadata::replay::{replay, Replay, MAX_SLOTS};
 use engine::metadata::superblock::{Magic, MetaFlags, Superblock};
 use engine::metadata::transaction::Transaction;
-use engine::netlink::{DiskConf, NetConf, ResizeParms, WireProtocol};
+use engine::netlink::{DiskConf, NetConf, OnIoError, ResizeParms, ResourceOpts};
 use engine::resource::{
     hmac_of, AdminRequest, AlgorithmName, AttachTables, Backing, BackingLimits, DeviceSizes, Fault, Finding, Helper,
     IoError, IoFlags, IoRequest, IoResult, LinkFailure, LinkTask, LocalIo, LogLine, Next, Notice, Op, PacketHead,
@@ -54,6 +54,8 @@ pub struct Config {
     pub net: NetConf,
     /// Options of the disks.
     pub disk: DiskConf,
+    /// Options of the resource.
+    pub resource: ResourceOpts,
     /// The meta data is on the data disk: what makes it durable makes data durable that was written before.
     pub internal: bool,
     /// How long, in microseconds, a node may take at most to notice that a packet has been handed over: it can be longer than
@@ -82,6 +84,7 @@ impl Config {
             limits,
             net,
             disk,
+            resource: ResourceOpts::default(),
             internal: true,
             sent_us_most: 60,
             check_reads: true,
@@ -91,6 +94,17 @@ impl Config {
             sabotage: None,
         }
     }
+}
+
+/// What the program fence-peer exits with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fence {
+    /// The same as all programs.
+    AsOthers,
+    /// What is true of the other node.
+    Truthful,
+    /// Any of the agreed codes, and others.
+    Any,
 }
 
 /// What the application does.
@@ -188,6 +202,10 @@ pub struct World {
     pub network_up: [bool; 2],
     /// Exit code of the helpers.
     pub helper_exit_code: i32,
+    /// What fence-peer says.
+    pub fence: Fence,
+    /// A policy, the administrator or a broken disk allows that data is overwritten which is nowhere else.
+    pub overwrite_allowed: bool,
     /// Every state packet and change, for tests of the order of states.
     pub history: Vec<(usize, Notice)>,
     /// Kinds of packets that were sent.
@@ -249,6 +267,8 @@ impl World {
             random: Random::new(config.seed),
             network_up: [true, true],
             helper_exit_code: 0,
+            fence: Fence::AsOthers,
+            overwrite_allowed: false,
             history: Vec::new(),
             packets: BTreeSet::new(),
             rules: BTreeSet::new(),

@@ -1,6 +1,7 @@
 //! The worker of a resource: notices, helper programs, orders to the owner.
 
 use super::*;
+use engine::handshake::DecidedBy;
 
 impl World {
     pub(super) fn work(&mut self, node: usize) {
@@ -12,7 +13,10 @@ impl World {
                     Notice::State { from, to, .. } => format!("node {node} STATE {from} -> {to}"),
                     other => format!("node {node} {other:?}"),
                 });
-                if let Notice::State { to, .. } = notice {
+                if let Notice::State { from, to, .. } = notice {
+                    if from.conn != Conn::WFBitMapT && to.conn == Conn::WFBitMapT {
+                        self.check_overwrite(node);
+                    }
                     if to.role == Role::Primary && to.disk <= Disk::Failed && to.conn < Conn::Connected {
                         let peer = &self.nodes[1 - node].data;
                         self.oracle.out_of_reach(node, |sector| peer.get(sector));
@@ -26,10 +30,16 @@ impl World {
                     LogLine::Fault { fault } => self.faults.push((node, fault)),
                     // The other node has lost its power, and now this disk fails: that is two failures.
                     LogLine::DiskError { .. } if !self.is_on(1 - node) => self.only_left(1 - node),
+                    // So it is when the administrator wants a disk that fails not to be let go, and it is the only good one.
+                    LogLine::DiskError { .. } if self.passes_on() && !self.is_mirrored(node) => {
+                        self.only_left(1 - node)
+                    }
+                    LogLine::DiskError { .. } => self.overwrite_allowed = true,
                     LogLine::PeerExposedDataDiffers { .. } => self.old_data_refused += 1,
                     LogLine::ResyncDone { source: false, .. } => self.resyncs += 1,
-                    LogLine::Decision { comparison, decision, .. } => {
+                    LogLine::Decision { comparison, decision, by, .. } => {
                         self.rules.insert(format!("{:?}", comparison.rule));
+                        self.overwrite_allowed |= matches!(by, DecidedBy::Policy(_) | DecidedBy::DiscardMyData);
                         if let SyncDecision::Refuse(reason) = decision {
                             self.refusals.push(format!("node {node}: {reason}"));
                         }
@@ -39,7 +49,7 @@ impl World {
                 assert!(!matches!(line, LogLine::InternalError { .. }), "node {node}: {line}");
             }
             Work::Helper { helper, ticket, .. } => {
-                let exit_code = self.helper_exit_code;
+                let exit_code = self.exit_code(node, helper);
                 self.helpers.push((node, helper));
                 self.note(|| format!("node {node} helper {helper} -> {exit_code}"));
                 let delay = self.random.between(100, 20_000);
@@ -57,6 +67,57 @@ impl World {
                 self.engine(node, |engine, now| engine.algorithms_looked_for(now));
             }
             Work::Capacity { .. } | Work::Limits { .. } | Work::Uevent { .. } | Work::ResyncDependencies => {}
+        }
+    }
+
+    fn exit_code(&mut self, node: usize, helper: Helper) -> i32 {
+        match (helper, self.fence) {
+            (Helper::FencePeer, Fence::Truthful) => self.truth_about_peer(1 - node),
+            (Helper::FencePeer, Fence::Any) => self.random.pick(&[0, 1, 3, 4, 5, 6, 7]),
+            _ => self.helper_exit_code,
+        }
+    }
+
+    /// spec: state-machine 12
+    fn truth_about_peer(&self, other: usize) -> i32 {
+        if !self.is_on(other) {
+            return 5;
+        }
+        let state = self.status(other).state;
+        match (state.role, state.disk) {
+            (Role::Primary, _) => 6,
+            (_, Disk::Inconsistent) => 3,
+            (_, Disk::Outdated) => 4,
+            // It cannot be reached, and may be as good as this one.
+            _ => 1,
+        }
+    }
+
+    /// The administrator wants a disk that fails not to be let go.
+    pub fn passes_on(&self) -> bool {
+        self.config.disk.on_io_error == OnIoError::PassOn
+    }
+
+    fn is_mirrored(&self, node: usize) -> bool {
+        let state = self.status(node).state;
+        state.conn >= Conn::Connected && state.pdsk == Disk::UpToDate
+    }
+
+    /// This node's data is about to be overwritten: is what was acknowledged and is only here given up by somebody?
+    fn check_overwrite(&mut self, node: usize) {
+        if self.overwrite_allowed {
+            return;
+        }
+        let [own, other] = [node, 1 - node].map(|node| &self.nodes[node].data);
+        let lost =
+            self.oracle.sectors().find(|&sector| self.oracle.is_newer(sector, own.get(sector), other.get(sector)));
+        if let Some(sector) = lost {
+            panic!(
+                "nobody said that node {node} may lose what it has in sector {sector}: {} and not {}; {}",
+                own.get(sector),
+                other.get(sector),
+                self.describe()
+            );
         }
     }
 }

@@ -485,8 +485,8 @@ impl<S: Storage> Engine<S> {
         waits
     }
 
-    /// Completions are withheld while I/O is suspended, and while the loss of the peer, or of its disk, is not yet recorded on
-    /// the disk: a write that only this node has must not be acknowledged before the new generation is durable.
+    /// Completions are withheld while I/O is suspended, and while the loss of the peer, or of its disk, is not yet recorded:
+    /// a write that only this node has must not be acknowledged before the new generation is durable.
     fn completion_held(&self, slot: &super::slots::Request) -> bool {
         if self.susp.any() {
             return true;
@@ -495,10 +495,8 @@ impl<S: Storage> Engine<S> {
         if slot.net == Net::Ok {
             volume.loss_version.is_some() && self.only_peer_has(slot)
         } else {
-            // Refused by a peer whose disk has failed, as its state packet is about to tell: a new generation is due.
-            let refused =
-                slot.net == Net::Failed && volume.state.conn >= Conn::Connected && volume.state.pdsk == Disk::UpToDate;
-            refused || volume.generation_pending()
+            // The peer's disk has failed, as its state packet is about to tell: a new generation is due.
+            slot.refused || volume.generation_pending()
         }
     }
 
@@ -640,10 +638,14 @@ impl<S: Storage> Engine<S> {
             return None;
         }
         let id = slot.volume;
+        let state = self.volume(id)?.state;
+        let is_good = state.conn >= Conn::Connected && state.pdsk == Disk::UpToDate;
+        let slot = self.requests.get_mut(request)?;
         let pending = slot.net == Net::Waiting || slot.net == Net::Queued;
         if result == Net::Failed || slot.net != Net::Failed {
             slot.net = result;
         }
+        slot.refused |= result == Net::Failed && is_good;
         let contested = slot.contested.take().is_some();
         self.overlaps.answered(u32::from(request.index));
         let slot = self.requests.get_mut(request)?;
@@ -729,6 +731,7 @@ impl<S: Storage> Engine<S> {
         slot.net = if slot.notice_only { Net::None } else { Net::Failed };
         slot.notice_only = false;
         slot.postponed = false;
+        slot.refused = false;
         self.record(index);
         if pending {
             if let Some(volume) = self.volume_mut(id) {
@@ -738,8 +741,8 @@ impl<S: Storage> Engine<S> {
         self.settle(index);
     }
 
-    /// The connection is back while I/O was frozen: what has no acknowledgement is sent again, as new packets in the
-    /// present epoch; what has one is on the peer's disk. spec: state-machine 18.6 (RESEND); wire-protocol 11.2 (3)
+    /// The connection is back while I/O was frozen: what has no acknowledgement is sent again, in the present epoch; what has
+    /// one is on the peer's disk. spec: state-machine 18.6 (RESEND); wire-protocol 11.2 (3)
     pub(super) fn resend(&mut self) {
         let mut at = self.log.front();
         while let Some(index) = at {
@@ -747,7 +750,8 @@ impl<S: Storage> Engine<S> {
             let request = self.requests.id(index);
             let epoch = self.link.epoch;
             let Some(slot) = self.requests.at_mut(index) else { continue };
-            if slot.net == Net::Ok {
+            // What has been ended, though the peer refused it, is in the bitmap; its pages are not ours any more.
+            if slot.net == Net::Ok || slot.phase == Phase::Completed {
                 let mut log = self.log;
                 log.remove(&mut self.requests, index);
                 self.log = log;
@@ -765,8 +769,7 @@ impl<S: Storage> Engine<S> {
             let request = self.requests.id(index);
             let epoch = self.link.epoch;
             let Some(slot) = self.requests.at_mut(index) else { continue };
-            let read = slot.phase == Phase::Active && slot.io.op == Op::Read;
-            if read && matches!(slot.net, Net::Queued | Net::Waiting) {
+            if slot.phase == Phase::Active && slot.io.op == Op::Read && matches!(slot.net, Net::Queued | Net::Waiting) {
                 slot.net = Net::Queued;
                 slot.epoch = epoch;
                 self.queue_data(DataOut::ReadRequest(request));
@@ -798,16 +801,6 @@ impl<S: Storage> Engine<S> {
                 Op::Write | Op::Discard | Op::WriteZeroes { .. } => self.log_activity(index),
             }
         }
-    }
-
-    /// Completions that were withheld may go now.
-    pub(super) fn settle_all(&mut self) {
-        for index in 0..self.requests.capacity() as u16 {
-            if self.requests.at(index).is_some_and(|slot| slot.phase == Phase::Active) {
-                self.settle(index);
-            }
-        }
-        self.reopen_gate();
     }
 
     /// Marks a range as different from the peer's; true when a bit changed.

@@ -222,6 +222,9 @@ impl<S: Storage> Engine<S> {
             self.carry_out(id, old, new, susp_before, effect);
         }
         let refusals_explained = old.pdsk == Disk::UpToDate && new.pdsk != Disk::UpToDate;
+        if refusals_explained {
+            self.explain_refusals(id);
+        }
         if refusals_explained || (susp_before.any() && !self.susp.any()) {
             self.settle_all();
         }
@@ -230,6 +233,15 @@ impl<S: Storage> Engine<S> {
         }
         self.reopen_gate();
         self.admin_step();
+    }
+
+    /// What the peer refused it refused because its disk is not good any more.
+    fn explain_refusals(&mut self, id: VolumeId) {
+        for index in 0..self.requests.capacity() as u16 {
+            if let Some(slot) = self.requests.at_mut(index).filter(|slot| slot.volume == id) {
+                slot.refused = false;
+            }
+        }
     }
 
     /// The source of a resync whose last block is done loses its target, which may have finished without our hearing of
@@ -311,6 +323,10 @@ impl<S: Storage> Engine<S> {
                 self.thaw(Susp { no_data: false, ..self.susp });
             }
             Effect::ThawNoDataRestartDisk => {
+                if self.link.conn < Conn::WFReportParams {
+                    // The connection that it was sent on is gone, and nobody waits for the next one.
+                    self.fail_network_parts();
+                }
                 self.restart_failed();
                 self.thaw(Susp { no_data: false, ..self.susp });
             }
@@ -448,6 +464,16 @@ impl<S: Storage> Engine<S> {
     pub fn set_paused_by_dependency(&mut self, id: VolumeId, paused: bool, now_ms: u64) {
         self.now_ms = now_ms;
         let _outcome = self.change(id, Change::aftr_isp(paused), Kind::Hard);
+    }
+
+    /// Completions that were withheld may go now.
+    pub(super) fn settle_all(&mut self) {
+        for index in 0..self.requests.capacity() as u16 {
+            if self.requests.at(index).is_some_and(|slot| slot.phase == super::slots::Phase::Active) {
+                self.settle(index);
+            }
+        }
+        self.reopen_gate();
     }
 
     /// A reason for suspended I/O is gone.

@@ -14,7 +14,7 @@ use super::outgoing::{MetaOut, Sending};
 use super::overlaps::Kind;
 use super::peer::ReceivedEpoch;
 use super::slots::{Local, Net, PeerPhase, PeerRequest, Phase, Request};
-use super::Engine;
+use super::{Engine, Sabotage};
 use crate::state::Conn;
 use crate::storage::Storage;
 use crate::wire::command::Command;
@@ -84,6 +84,9 @@ impl<S: Storage> Engine<S> {
         }
         let entry = self.overlap_entry(peer.index, false);
         let Some(covered) = self.overlaps.conflict(entry) else { return false };
+        if self.sabotaged(Sabotage::IgnoreConflict) {
+            return false;
+        }
         let command = if covered || self.link.apv < 100 { Command::Superseded } else { Command::RetryWrite };
         self.queue_meta(MetaOut::Ack {
             command,

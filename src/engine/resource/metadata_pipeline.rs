@@ -166,6 +166,8 @@ pub(super) struct Pipeline {
     /// The bitmap in core is the one on the disk with the changes since, not what there was before it was read.
     loaded: bool,
     transaction_wanted: bool,
+    /// One has begun since the owner asked last: without a log on the disk it may be over by now as well.
+    transaction_begun: bool,
     transaction_number: u32,
     jobs: [Option<Job>; MAX_JOBS],
 }
@@ -185,6 +187,7 @@ impl Pipeline {
             unflushed_clears: false,
             loaded: false,
             transaction_wanted: false,
+            transaction_begun: false,
             transaction_number,
             jobs: [None; MAX_JOBS],
         }
@@ -432,6 +435,7 @@ impl<S: Storage> AttachedDisk<S> {
             if !self.log.start_transaction() {
                 return false;
             }
+            self.pipeline.transaction_begun = true;
             let mut evicts = false;
             for extent in self.log.evicted_extents() {
                 self.bitmap.hint_extent(extent);
@@ -593,11 +597,7 @@ impl<S: Storage> Engine<S> {
             if matches!(step, Step::Io(_) | Step::Flush) {
                 disk.pipeline.moved_ms = now_ms;
             }
-            let begun = matches!(
-                disk.pipeline.current,
-                Current::EvictedPages | Current::Transaction | Current::DataFlush { transaction: true }
-            );
-            if begun && matches!(before, Current::Idle | Current::DataFlushed) {
+            if core::mem::take(&mut disk.pipeline.transaction_begun) {
                 log.begin_transaction();
                 peer_log.begin_transaction();
             }

@@ -630,6 +630,9 @@ impl<S: Storage> Engine<S> {
         }
         if self.link.is_running() {
             self.queue_data(DataOut::Reply(peer));
+            if self.sabotaged(Sabotage::ReuseSlotEarly) {
+                self.reply_sent(peer);
+            }
         } else {
             self.reply_sent(peer);
         }

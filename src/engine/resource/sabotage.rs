@@ -24,12 +24,14 @@ pub enum Sabotage {
     NeverCloseEpoch,
     ReadStaleBlocks,
     KeepHold,
+    IgnoreConflict,
+    ReuseSlotEarly,
 }
 
 #[cfg(feature = "sabotage")]
 impl Sabotage {
     /// All of them.
-    pub const ALL: [Sabotage; 13] = [
+    pub const ALL: [Sabotage; 15] = [
         Sabotage::AcknowledgeWithoutPeer,
         Sabotage::AcknowledgeBeforeDisk,
         Sabotage::SkipBarrierFlush,
@@ -43,6 +45,8 @@ impl Sabotage {
         Sabotage::NeverCloseEpoch,
         Sabotage::ReadStaleBlocks,
         Sabotage::KeepHold,
+        Sabotage::IgnoreConflict,
+        Sabotage::ReuseSlotEarly,
     ];
 }
 

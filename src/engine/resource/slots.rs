@@ -79,6 +79,8 @@ pub(super) struct Request {
     pub(super) in_log: bool,
     /// The peer cleared its bits for this write (P_RS_WRITE_ACK).
     pub(super) peer_in_sync: bool,
+    /// The peer has refused it, and its state packet that tells why has not come yet.
+    pub(super) refused: bool,
     pub(super) in_activity_log: bool,
     pub(super) in_overlaps: bool,
     /// Its local part has pages of its own.
@@ -121,6 +123,7 @@ impl Request {
         notice_only: false,
         in_log: false,
         peer_in_sync: false,
+        refused: false,
         in_activity_log: false,
         in_overlaps: false,
         copied: false,

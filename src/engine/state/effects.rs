@@ -317,6 +317,14 @@ fn usable(new: State) -> bool {
     new.disk >= Disk::Inconsistent
 }
 
+/// The peer attaches a disk. When we did so at the same time we may have heard of that before its disk was negotiated, and
+/// what we said of ours was too early for it: it is told again. (The C module says it once.)
+fn peer_attaches(old: State, new: State) -> bool {
+    let begins = old.pdsk == Disk::Diskless && new.pdsk > Disk::Diskless && new.pdsk != Disk::Unknown;
+    let ends = old.pdsk == Disk::Attaching && new.pdsk > Disk::Failed && new.pdsk != Disk::Unknown;
+    begins || ends
+}
+
 fn both_up_to_date(state: State) -> bool {
     state.disk == Disk::UpToDate && state.pdsk == Disk::UpToDate
 }
@@ -434,11 +442,7 @@ const AFTER: &[Row] = &[
     row("9.5b", |old, _, ctx| thaw_by_disk(old, ctx), &[E::ThawNoDataRestartDisk]),
     row("9.6", |_, _, ctx| thaw_fencing(ctx), &[E::ThawFencing]),
     row("9.7", |old, new, ctx| !source(old) && source(new) && ctx.apv >= 96 && usable(new), &[E::SyncUuid]),
-    row(
-        "9.8",
-        |old, new, _| old.pdsk == Disk::Diskless && new.pdsk > Disk::Diskless && new.pdsk != Disk::Unknown,
-        &[E::ResetResync, E::SendUuids, E::SendState],
-    ),
+    row("9.8", |old, new, _| peer_attaches(old, new), &[E::ResetResync, E::SendUuids, E::SendState]),
     row(
         "9.9",
         |old, new, ctx| becomes(old, new, Conn::WFBitMapS) && ctx.current_conn == Conn::WFBitMapS,
