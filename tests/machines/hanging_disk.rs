@@ -39,6 +39,10 @@ fn hangs_twice(pairing: Pairing) -> Result<()> {
         writer.wait_more(20, SOON)?;
         disk.hang()?;
         if by_command {
+            // Something has to be on the disk, or it would be gone at once.
+            pair.wait(pair.first(), SOON, "a request that hangs", |device| {
+                device.counter("lo").is_ok_and(|requests| requests > 0)
+            })?;
             pair.first().run_ok("drbdsetup detach 0 --force")?;
         }
         pair.wait(pair.first(), SOON, "a disk given up", |device| device.disks == "Failed/UpToDate")?;
