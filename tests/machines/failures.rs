@@ -194,7 +194,7 @@ fn failing_disks(pairing: Pairing) -> Result<()> {
     };
     let pair = Pair::with_helper(pairing, &config)?;
     failing_disks_of(&pair, config)?;
-    pair.both("drbdadm down r0; dmsetup remove lower meta")?;
+    pair.one_by_one("drbdadm down r0; dmsetup remove lower meta")?;
     pair.finish()
 }
 
@@ -338,7 +338,7 @@ fn silent_peers(pairing: Pairing) -> Result<()> {
     let config = Config { lower: "/dev/mapper/lower".into(), net: "ko-count 2;".into(), ..Config::default() };
     let pair = Pair::with_helper(pairing, &config)?;
     silent_peers_of(&pair, config, first_is_c(pairing))?;
-    pair.both("drbdadm down r0; dmsetup remove lower")?;
+    pair.one_by_one("drbdadm down r0; dmsetup remove lower")?;
     pair.finish()
 }
 
@@ -456,7 +456,7 @@ fn fencing(pairing: Pairing) -> Result<()> {
     run.frozen(first_is_c(pairing))?;
     run.objections()?;
     drop(run);
-    pair.both("drbdadm down r0")?;
+    pair.one_by_one("drbdadm down r0")?;
     pair.finish()
 }
 

@@ -62,7 +62,7 @@ fn skipped(pairing: Pairing) -> Result<()> {
     pair.hand_over(pair.first(), pair.second())?;
     acks.check(&pair.scan(pair.second(), SECTORS)?)?;
     pair.compare_disks()?;
-    pair.both("drbdadm down r0")?;
+    pair.one_by_one("drbdadm down r0")?;
     pair.finish()
 }
 
@@ -105,6 +105,6 @@ fn congested(pairing: Pairing) -> Result<()> {
     pair.wait_in_sync(RESYNC)?;
     pair.compare_disks()?;
     acks.check(&pair.scan(pair.first(), SECTORS)?)?;
-    pair.both("drbdadm down r0")?;
+    pair.one_by_one("drbdadm down r0")?;
     pair.finish()
 }

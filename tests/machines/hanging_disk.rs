@@ -58,7 +58,7 @@ fn hangs_twice(pairing: Pairing) -> Result<()> {
     let acks = writer.stop()?;
     pair.compare_disks()?;
     acks.check(&pair.scan(pair.first(), SECTORS)?)?;
-    pair.both("drbdadm down r0")?;
+    pair.one_by_one("drbdadm down r0")?;
     disk.remove()?;
     other.remove()?;
     pair.finish()

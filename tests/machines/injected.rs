@@ -45,7 +45,7 @@ fn all_faults(pairing: Pairing) -> Result<()> {
     }
     meta_data(&pair, &mut acks)?;
     acks.check(&pair.scan(pair.first(), SECTORS)?)?;
-    pair.both("drbdadm down r0")?;
+    pair.one_by_one("drbdadm down r0")?;
     pair.finish()
 }
 

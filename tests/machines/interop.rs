@@ -41,7 +41,7 @@ fn mirror(pairing: Pairing) -> Result<()> {
     file_system(&pair)?;
     clean_disconnect(&pair)?;
     pair.compare_disks()?;
-    pair.both("drbdadm down r0")?;
+    pair.one_by_one("drbdadm down r0")?;
     pair.finish()
 }
 

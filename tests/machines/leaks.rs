@@ -38,7 +38,7 @@ fn connect_and_disconnect_leaks_nothing() -> Result<()> {
          drbdsetup wait-sync 0",
     )?;
     pair.compare_disks()?;
-    pair.both("drbdadm down r0")?;
+    pair.one_by_one("drbdadm down r0")?;
     pair.finish()
 }
 
@@ -59,7 +59,7 @@ fn loading_and_unloading_leaks_nothing() -> Result<()> {
 #[test]
 fn an_unloaded_module_leaves_no_trace() -> Result<()> {
     let pair = Pair::mirrored(Pairing::OURS, &Config::default())?;
-    pair.both("drbdadm down r0 && rmmod drbd")?;
+    pair.one_by_one("drbdadm down r0 && rmmod drbd")?;
     for machine in pair.machines() {
         for (what, command) in [
             ("/proc/drbd", "ls /proc/drbd"),

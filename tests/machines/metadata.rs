@@ -80,7 +80,7 @@ fn life(pairing: Pairing, config: &Config) -> Result<Vec<String>> {
     pair.second().run_ok("drbdadm disconnect r0")?;
     pair.wait(pair.first(), SOON, "a peer that left", |device| device.connection == "WFConnection")?;
     workload.run(pair.first(), SOON)?;
-    pair.both("drbdadm down r0")?;
+    pair.one_by_one("drbdadm down r0")?;
     let mut dumps = Vec::new();
     for machine in pair.machines() {
         dumps.extend(normalise(&dump(machine, config)?));
@@ -170,6 +170,6 @@ fn a_crashed_log_is_applied_by_both_alike() -> Result<()> {
     pair.wait_in_sync(RESYNC)?;
     acks.check(&pair.scan(machine, 32 << 11)?)?;
     pair.compare_disks()?;
-    pair.both("drbdadm down r0")?;
+    pair.one_by_one("drbdadm down r0")?;
     pair.finish()
 }

@@ -76,7 +76,7 @@ fn primary_loses_power(pairing: Pairing) -> Result<()> {
     pair.compare_disks()?;
     pair.hand_over(second, first)?;
     acks.check(&pair.scan(first, SECTORS)?)?;
-    pair.both("drbdadm down r0")?;
+    pair.one_by_one("drbdadm down r0")?;
     pair.finish()
 }
 
@@ -102,6 +102,6 @@ fn secondary_loses_power(pairing: Pairing) -> Result<()> {
     pair.compare_disks()?;
     pair.hand_over(first, second)?;
     acks.check(&pair.scan(second, SECTORS)?)?;
-    pair.both("drbdadm down r0")?;
+    pair.one_by_one("drbdadm down r0")?;
     pair.finish()
 }

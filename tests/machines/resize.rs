@@ -80,7 +80,7 @@ fn life(pairing: Pairing, config: &Config) -> Result<()> {
     acks.check(&pair.scan(pair.first(), large)?)?;
 
     // Everything was written down: it comes up again as it was.
-    pair.both("drbdadm down r0")?;
+    pair.one_by_one("drbdadm down r0")?;
     pair.both("drbdadm up r0")?;
     pair.wait_connected()?;
     pair.wait_in_sync(SOON)?;
@@ -88,7 +88,7 @@ fn life(pairing: Pairing, config: &Config) -> Result<()> {
     ensure!(sectors(pair.first())? == large, "the size is forgotten");
     acks.check(&pair.scan(pair.first(), large)?)?;
     filled(&pair, large, 2_000_000)?;
-    pair.both("drbdadm down r0")?;
+    pair.one_by_one("drbdadm down r0")?;
     pair.finish()
 }
 

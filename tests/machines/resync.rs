@@ -413,7 +413,7 @@ fn dependency(pair: &Pair) -> Result<()> {
     wait_minor(second, 1, RESYNC, "both disks UpToDate", synced)?;
     let bytes = 512 * first.run_ok("cat /sys/block/drbd1/size")?.parse::<u64>()?;
     compare_disk_files([&first.disk_file("sda"), &second.disk_file("sda")], 0, bytes)?;
-    pair.both("drbdadm down r1")?;
+    pair.one_by_one("drbdadm down r1")?;
     pair.configure(&configuration())
 }
 

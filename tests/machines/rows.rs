@@ -35,7 +35,7 @@ pub(crate) fn run(pairing: Pairing, config: &Config, steps: &[Step], short: &[&s
         bail!("these rows failed: {}", failed.join(", "));
     }
     pair.compare_disks()?;
-    pair.both("drbdadm down all")?;
+    pair.one_by_one("drbdadm down all")?;
     pair.finish()
 }
 

@@ -43,7 +43,7 @@ fn mixed(pairing: Pairing) -> Result<()> {
             ensure!(found == expected, "{}: a block of {found} bytes, not {expected}", pair.machines()[index].name());
         }
         life(&pair)?;
-        pair.both("drbdadm down r0 && dmsetup remove lower")?;
+        pair.one_by_one("drbdadm down r0 && dmsetup remove lower")?;
         pair.machines()[with_4k].run_ok("losetup --detach /dev/loop0")?;
     }
     pair.finish()

@@ -160,6 +160,12 @@ impl Pair {
         machine.put(config::PATH, config.to_string().as_bytes())
     }
 
+    /// Runs a command first on the first machine, then on the second: what takes a connection down. When both ask for that in the
+    /// same moment the C module may refuse (concurrent state changes), and so does ours as the node that decides.
+    pub fn one_by_one(&self, command: &str) -> Result<()> {
+        self.machines().iter().try_for_each(|machine| machine.run_ok(command).map(|_| ()))
+    }
+
     /// Runs a command on both at the same time; both must succeed.
     pub fn both(&self, command: &str) -> Result<()> {
         thread::scope(|scope| {

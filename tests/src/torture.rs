@@ -117,7 +117,7 @@ pub fn run(plan: Plan, tell: &mut dyn FnMut(&Report, &str)) -> Result<Report> {
     }
     torture.stop_load()?;
     let report = torture.report;
-    pair.both("drbdadm down r0")?;
+    pair.one_by_one("drbdadm down r0")?;
     pair.finish()?;
     Ok(report)
 }
