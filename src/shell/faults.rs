@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Faults on purpose: lets requests to lower devices, and what is received, fail as the module's parameters `enable_faults`, `fault_rate` and
-//! `fault_devs` say, so that it can be tried what happens then. All is off unless `enable_faults` is set.
+//! Faults on purpose: lets requests to lower devices, and what is received, fail as the module's parameters
+//! `enable_faults`, `fault_rate` and `fault_devs` say, so that it can be tried what happens then. All is off unless
+//! `enable_faults` is set.
 // spec: proc-and-sysfs 4
 
 use crate::linux::{clock, param};

@@ -278,7 +278,8 @@ impl Receiver<'_> {
     /// reserve.
     fn pages_ahead(&mut self, data_bytes: usize) -> Option<Ahead> {
         let ready = self.ahead.take().map(|ahead| ahead.pages).filter(|pages| pages.bytes() == data_bytes);
-        if data_bytes == 0 {
+        // Faults are injected where data is received for a packet that is known.
+        if data_bytes == 0 || injects_faults() {
             return None;
         }
         let pages = ready.or_else(|| PageChain::at_hand(&self.resource.shared.pages, data_bytes))?;
@@ -350,7 +351,7 @@ impl Receiver<'_> {
     /// What the module's parameters ask for: there is no memory for the request, or the data is not what was sent.
     fn inject_faults(&self, peer: PeerId, pages: &mut PageChain) -> Result<(), Closing> {
         use faults::Fault as Injected;
-        if !faults::is_enabled(Injected::PeerRequest) && !faults::is_enabled(Injected::Receive) {
+        if !injects_faults() {
             return Ok(());
         }
         let Some(minor) = self.resource.look(|locked| locked.engine.peer_minor(peer)) else { return Ok(()) };
@@ -470,6 +471,12 @@ fn copy(from: &[u8], to: &mut [u8]) -> usize {
         to.copy_from_slice(from);
     }
     bytes
+}
+
+/// Some of the faults on purpose concern what is received.
+#[inline]
+fn injects_faults() -> bool {
+    faults::is_enabled(faults::Fault::PeerRequest) || faults::is_enabled(faults::Fault::Receive)
 }
 
 /// The pages, if they hold all of the data.
