@@ -1,24 +1,31 @@
 //! The guest's side of [`crate::protocol`]: starts commands for the host and reports what they say.
 //!
 //! Every command is the leader of a process group of its own, so that a signal reaches what it started too. Time limits are
-//! the host's business. A command counts as ended when its process has ended; output that background processes still
-//! produce afterwards is not waited for longer than [`DRAIN`].
+//! the host's business. A command counts as ended when its process has ended and everything it said is on its way to the host;
+//! output that background processes still produce afterwards is not waited for longer than [`DRAIN`].
 
 use crate::protocol::{Message, Status, CHUNK_BYTES, HELLO};
+use nix::errno::Errno;
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::{killpg, Signal};
 use nix::sys::wait::{waitid, Id, WaitPidFlag};
 use nix::unistd::Pid;
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::Duration;
+use std::thread::{self, JoinHandle};
 
-/// How long output is collected after the end of a command whose pipes something else keeps open.
-const DRAIN: Duration = Duration::from_millis(300);
+/// Milliseconds without output after which a command that has ended is not listened to any longer, although something else
+/// keeps its pipe open.
+const DRAIN: u16 = 300;
+
+/// How many bytes are still forwarded after the end of a command: more than a pipe holds.
+const MOST_AFTER_END: usize = 1 << 20;
 
 /// Serves one host until its stream ends.
 ///
@@ -73,18 +80,20 @@ impl Agent {
         if let Some(pipe) = child.stdin.take() {
             thread::spawn(move || write_all(pipe, &data));
         }
-        let (done, ended) = mpsc::channel();
-        self.forward(id, child.stdout.take(), Message::Stdout, done.clone());
-        self.forward(id, child.stderr.take(), Message::Stderr, done);
+        let ended = Arc::new(AtomicBool::new(false));
+        let forwarders = [
+            self.forward(id, child.stdout.take(), Message::Stdout, &ended),
+            self.forward(id, child.stderr.take(), Message::Stderr, &ended),
+        ];
         // Not reaped yet: the number stays taken while a signal may still be on its way to it.
         let pid = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
-        while waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) == Err(nix::errno::Errno::EINTR) {}
+        while waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) == Err(Errno::EINTR) {}
         lock(&self.running).remove(&id);
         let status = child.wait();
-        for _ in 0..2 {
-            if ended.recv_timeout(DRAIN).is_err() {
-                break;
-            }
+        ended.store(true, Ordering::Release);
+        for forwarder in forwarders {
+            // One that panicked has nothing more to say.
+            let _ = forwarder.join();
         }
         let message = match status {
             Ok(status) => match (status.code(), status.signal()) {
@@ -100,27 +109,34 @@ impl Agent {
     fn forward(
         self: &Arc<Self>,
         id: u32,
-        pipe: Option<impl Read + Send + 'static>,
+        pipe: Option<impl Read + AsFd + Send + 'static>,
         wrap: fn(u32, Vec<u8>) -> Message,
-        done: Sender<()>,
-    ) {
-        let agent = Arc::clone(self);
+        ended: &Arc<AtomicBool>,
+    ) -> JoinHandle<()> {
+        let (agent, ended) = (Arc::clone(self), Arc::clone(ended));
         thread::spawn(move || {
+            let Some(mut pipe) = pipe else { return };
             let mut buffer = vec![0; CHUNK_BYTES];
-            if let Some(mut pipe) = pipe {
-                loop {
-                    match pipe.read(&mut buffer) {
-                        Ok(0) => break,
-                        Ok(count) if agent.send(&wrap(id, buffer[..count].to_vec())).is_err() => break,
-                        Ok(_) => (),
-                        Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
-                        Err(_) => break,
-                    }
+            let mut left = MOST_AFTER_END;
+            while left > 0 {
+                // Asked before the pipe is: what an ended command said is in the pipe then.
+                let over = ended.load(Ordering::Acquire);
+                match readable(&pipe) {
+                    Ok(false) if over => break,
+                    Ok(false) => continue,
+                    Ok(true) => (),
+                    Err(_) => break,
+                }
+                match pipe.read(&mut buffer) {
+                    Ok(0) => break,
+                    Ok(count) if agent.send(&wrap(id, buffer[..count].to_vec())).is_err() => break,
+                    Ok(count) if over => left = left.saturating_sub(count),
+                    Ok(_) => (),
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+                    Err(_) => break,
                 }
             }
-            // The command's attendant may have stopped waiting.
-            let _ = done.send(());
-        });
+        })
     }
 
     fn feed(&self, id: u32, data: Option<Vec<u8>>) {
@@ -149,6 +165,15 @@ fn spawn(arguments: &[String]) -> io::Result<Child> {
         .process_group(0)
         .spawn()
         .map_err(|error| io::Error::new(error.kind(), format!("{program}: {error}")))
+}
+
+/// Waits until there is something to read, or the other end is closed; not longer than [`DRAIN`].
+fn readable(pipe: &impl AsFd) -> nix::Result<bool> {
+    let mut pipes = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut pipes, PollTimeout::from(DRAIN)) {
+        Err(Errno::EINTR) => Ok(false),
+        found => found.map(|count| count > 0),
+    }
 }
 
 fn write_all(mut pipe: ChildStdin, data: &Receiver<Option<Vec<u8>>>) {

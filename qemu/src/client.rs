@@ -396,6 +396,33 @@ mod tests {
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
     }
 
+    /// A stream that takes half a second for every chunk, as one of a busy machine may.
+    struct Slow(UnixStream);
+
+    impl std::io::Write for Slow {
+        fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
+            if data.len() >= CHUNK_BYTES {
+                thread::sleep(Duration::from_millis(500));
+            }
+            self.0.write(data)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            self.0.flush()
+        }
+    }
+
+    #[test]
+    fn a_command_ends_after_all_that_it_said() {
+        let (host, guest) = UnixStream::pair().unwrap();
+        let output = Slow(guest.try_clone().unwrap());
+        thread::spawn(move || agent::serve(guest, output));
+        let client = Client::new("slow", host).unwrap();
+        client.wait_ready(LIMIT).unwrap();
+        let said = client.spawn(&["head", "-c", "131072", "/dev/zero"]).unwrap().wait(LIMIT).unwrap().stdout;
+        assert_eq!(said.len(), 131_072);
+    }
+
     #[test]
     fn a_machine_that_dies_ends_every_wait() {
         let (host, guest) = UnixStream::pair().unwrap();
