@@ -27,41 +27,22 @@
 
 /* ---- sockets ---- */
 
-#ifdef CONFIG_DEBUG_LOCK_ALLOC
-static struct lock_class_key socket_keys[2], socket_spinlock_keys[2];
-
-/* Our sockets are locked while a request is submitted, where a user's socket may be locked as well: other classes. */
-static void reclassify(struct sock *sk)
-{
-	bool v6 = sk->sk_family == AF_INET6;
-
-	if (!sock_allow_reclassification(sk))
-		return;
-	if (v6)
-		sock_lock_init_class_and_name(sk, "slock-AF_INET6-drbd", &socket_spinlock_keys[1],
-					      "sk_lock-AF_INET6-drbd", &socket_keys[1]);
-	else
-		sock_lock_init_class_and_name(sk, "slock-AF_INET-drbd", &socket_spinlock_keys[0],
-					      "sk_lock-AF_INET-drbd", &socket_keys[0]);
-}
-#else
-static void reclassify(struct sock *sk) {}
-#endif
-
-/* Memory for a socket of ours is taken while the disk below waits for us: no I/O, no page of the current task. */
-void drbd_h_sock_prepare(struct socket *sock)
-{
-	reclassify(sock->sk);
-	sock->sk->sk_allocation = GFP_NOIO;
-	sock->sk->sk_use_task_frag = false;
-}
-
+/*
+ * Memory for a socket of ours is taken while the disk below waits for us: no I/O, no page of the current task. An
+ * accepted socket is a copy of the listening one, in this as well.
+ *
+ * Our sockets are locked while a request is submitted, where a user's socket may be locked as well: to lockdep, the
+ * kernel's sockets are other classes than the users', accepted ones too. Classes of our own would hold the module for
+ * as long as TCP needs to bury a socket, and an accepted one, which packets arrive at, cannot be given any.
+ */
 int drbd_h_sock_create(int family, struct socket **result)
 {
 	int err = sock_create_kern(&init_net, family, SOCK_STREAM, IPPROTO_TCP, result);
 
-	if (!err)
-		drbd_h_sock_prepare(*result);
+	if (!err) {
+		(*result)->sk->sk_allocation = GFP_NOIO;
+		(*result)->sk->sk_use_task_frag = false;
+	}
 	return err;
 }
 

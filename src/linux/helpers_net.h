@@ -16,7 +16,6 @@ struct proc_dir_entry;
 
 /* Sockets. All of them sleep. */
 int drbd_h_sock_create(int family, struct socket **result);
-void drbd_h_sock_prepare(struct socket *sock);
 void drbd_h_sock_buffers(struct socket *sock, u32 send_bytes, u32 receive_bytes);
 void drbd_h_sock_send_timeout(struct socket *sock, unsigned int send_ms);
 void drbd_h_sock_receive_timeout(struct socket *sock, unsigned int receive_ms);

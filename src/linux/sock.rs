@@ -213,10 +213,7 @@ impl Listener {
         unsafe { raw::drbd_h_sock_receive_timeout(self.0.raw(), timeout_ms) };
         // SAFETY: by the type's invariant; `sock` is a place for the result.
         to_result(unsafe { raw::kernel_accept(self.0.raw(), &mut sock, 0) })?;
-        let socket = Socket(NonNull::new(sock).ok_or(ENOMEM)?);
-        // SAFETY: by the type's invariant.
-        unsafe { raw::drbd_h_sock_prepare(socket.raw()) };
-        Ok(Stream(socket))
+        Ok(Stream(Socket(NonNull::new(sock).ok_or(ENOMEM)?)))
     }
 
     /// Ends a blocked [`Listener::accept`], and every later one.
