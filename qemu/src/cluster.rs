@@ -2,16 +2,18 @@
 
 use crate::disk::Disk;
 use crate::initrd::Archive;
+use crate::limit::stretched;
 use crate::machine::{Machine, Plan, BOOT_LIMIT};
 use crate::paths::{Paths, RunDirectory};
 use crate::qemu::Accelerator;
 use crate::wire::{End, Wire};
 use crate::NAMES;
-use anyhow::{ensure, Context, Result};
+use anyhow::{bail, ensure, Context, Result};
 use std::io::{self, Write};
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// What the debug kernel needs at least.
@@ -19,10 +21,20 @@ const DEBUG_MEMORY_MIB: u32 = 1536;
 
 /// While it looks for its processor's features again the debug kernel forgets for a moment that it uses page tables of five
 /// levels, and an interrupt just then is reported by KASAN. Four do.
-const DEBUG_ARGUMENTS: &str = " no5lvl";
+///
+/// It has nothing but an old timer chip to compare the processor's time stamps with. On a busy host its clock ran five times too fast
+/// then, and every timeout in it was over at once. Counting ticks, some of which get lost there, its clock is late instead, which
+/// does no harm.
+const DEBUG_ARGUMENTS: &str = " no5lvl tsc=unstable";
 
 /// Limit for the search for leaked memory.
 const LEAKS_LIMIT: Duration = Duration::from_secs(60);
+
+/// Where the debug kernel tells about it.
+const KMEMLEAK: &str = "/sys/kernel/debug/kmemleak";
+
+/// A task that waits longer without a break is one that hangs.
+const HUNG_TASK: Duration = Duration::from_secs(45);
 
 /// Which kernel module a machine runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +103,10 @@ impl Default for Options {
             mtu: 9000,
             accelerator: None,
             // On a busy host an emulated timer may come too late for the kernel's early check of it.
-            kernel_arguments: "no_timer_check hung_task_panic=0 sysctl.kernel.hung_task_timeout_secs=45".into(),
+            kernel_arguments: format!(
+                "no_timer_check hung_task_panic=0 sysctl.kernel.hung_task_timeout_secs={}",
+                stretched(HUNG_TASK).as_secs()
+            ),
         }
     }
 }
@@ -293,6 +308,12 @@ impl Cluster {
         self.machines.iter().try_for_each(Machine::check_console)
     }
 
+    /// Whether all machines look at locks which are to get our module.
+    fn checks_locks(&self, options: &Options) -> Result<bool> {
+        let mut ours = self.machines.iter().zip(&options.setups).filter(|(_, setup)| setup.module == Module::Ours);
+        ours.try_fold(true, |checks, (machine, _)| Ok(checks && machine.checks_locks()?))
+    }
+
     /// Installs what the machines are to have; nothing may be loaded.
     pub fn install(&self, setups: &[Setup; 2]) -> Result<()> {
         self.machines.iter().zip(setups).try_for_each(|(machine, setup)| machine.install(setup))
@@ -311,8 +332,16 @@ impl Cluster {
                 machine.power_on_bare()?;
             }
         }
-        for machine in &self.machines {
-            machine.clean().with_context(|| format!("cleaning up {}", machine.name()))?;
+        // One after the other: two that leave at the same moment may refuse each other.
+        self.machines.iter().try_for_each(Machine::take_down)?;
+        let outcomes = thread::scope(|scope| {
+            let clean = |machine| scope.spawn(move || Machine::clean(machine));
+            let threads: Vec<_> = self.machines.iter().map(clean).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| bail!("a thread panicked"))).collect()
+        });
+        let outcomes: Vec<Result<()>> = outcomes;
+        for (machine, outcome) in self.machines.iter().zip(outcomes) {
+            outcome.with_context(|| format!("cleaning up {}", machine.name()))?;
         }
         self.check_consoles()
     }
@@ -354,6 +383,8 @@ impl Machine {
             ))?,
             Tools::Utils => self.run_ok(&format!("rm -rf {directory}"))?,
         };
+        // The search takes a minute of the machine's only processor; it is done after a test, not whenever the kernel likes.
+        self.run_ok(&format!("test ! -w {KMEMLEAK} || echo scan=off >{KMEMLEAK}"))?;
         self.load_module(setup.module, &setup.parameters)?;
         self.remember(setup);
         Ok(())
@@ -361,6 +392,7 @@ impl Machine {
 
     /// Loads a module with these parameters.
     pub fn load_module(&self, module: Module, parameters: &str) -> Result<()> {
+        self.console().loads(module);
         match module {
             Module::Ours => self.run_ok(&format!(
                 "for name in $(modinfo -F depends {PAYLOAD_MODULE} | tr , ' '); do modprobe $name || exit; done; insmod {PAYLOAD_MODULE} {parameters}"
@@ -373,21 +405,35 @@ impl Machine {
 
     /// Unloads the module, if one is loaded.
     pub fn unload_module(&self) -> Result<()> {
-        self.run_ok("test ! -d /sys/module/drbd || rmmod drbd").map(|_| ())
+        self.run_ok("test ! -d /sys/module/drbd || rmmod drbd")?;
+        self.console().loads(Module::None);
+        Ok(())
     }
 
-    fn clean(&self) -> Result<()> {
-        // Whatever fails here because it was never there shows when the module cannot be unloaded.
+    /// Whether locks are looked at, if the kernel can do that: after its first report about one, whoever that was about, it does
+    /// not any more.
+    fn checks_locks(&self) -> Result<bool> {
+        const FILE: &str = "/proc/lockdep_stats";
+        Ok(self.run(&format!("test ! -e {FILE} || grep -q 'debug_locks: *1$' {FILE}"))?.success())
+    }
+
+    /// Whatever fails here because it was never there shows when the module cannot be unloaded.
+    fn take_down(&self) -> Result<()> {
         self.run_for(
             Duration::from_secs(60),
             "killall -q -9 fio dd; awk '$1 ~ \"^/dev/(drbd|mapper)\" { print $2 }' /proc/mounts | xargs -r -n1 umount; \
              dmsetup ls 2>/dev/null | awk '$2 != \"\" && $1 != \"No\" { print $1 }' | xargs -r -n1 dmsetup resume; \
              test -d /sys/module/drbd && drbdadm down all",
         )?;
+        Ok(())
+    }
+
+    fn clean(&self) -> Result<()> {
         self.check_leaks()?;
         self.run_ok(
             "test ! -d /sys/module/drbd || rmmod drbd || { cat /proc/drbd; fuser -v -m /dev/drbd*; exit 1; } 2>&1",
         )?;
+        self.console().loads(Module::None);
         self.run_ok("test ! -e /dev/mapper/control || dmsetup remove_all --force")?;
         self.run_ok("rm -rf /etc/drbd.conf /etc/drbd.d; mkdir -p /etc/drbd.d; rm -rf /var/lib/drbd/*")?;
         for (index, disk) in self.disks().iter().enumerate() {
@@ -401,8 +447,8 @@ impl Machine {
     /// Fails when the debug kernel finds memory that nothing points to. With the module still loaded, so that it can name who
     /// allocated it.
     fn check_leaks(&self) -> Result<()> {
-        const FILE: &str = "/sys/kernel/debug/kmemleak";
         // Reported is what two scans saw unchanged, and what is older than five seconds.
+        const FILE: &str = KMEMLEAK;
         let command = format!("test ! -w {FILE} || {{ echo scan >{FILE}; sleep 6; echo scan >{FILE}; cat {FILE}; }}");
         let found = self.run_ok_for(LEAKS_LIMIT, &command)?;
         ensure!(found.is_empty(), "{}: nothing points to\n{found}", self.name());
@@ -466,14 +512,14 @@ impl Drop for Shared {
 }
 
 /// Machines that the tests of one program share: booted for the first one, taken down and used again where a test ended with
-/// [`Shared::finish`], else (it failed), or for other hardware, booted anew.
+/// [`Shared::finish`], else (it failed), for other hardware, or where the debug kernel has stopped to look at locks, booted anew.
 pub fn shared(options: Options) -> Result<Shared> {
     let began = Instant::now();
     static CLUSTER: Mutex<Option<Cluster>> = Mutex::new(None);
     let mut guard = CLUSTER.lock().unwrap_or_else(PoisonError::into_inner);
     let mut processor_time = Duration::ZERO;
     match guard.take() {
-        Some(cluster) if cluster.options.same_hardware(&options) => {
+        Some(cluster) if cluster.options.same_hardware(&options) && cluster.checks_locks(&options)? => {
             processor_time = cluster.processor_time();
             cluster.install(&options.setups)?;
             *guard = Some(cluster);

@@ -1,8 +1,14 @@
 //! The serial console of a machine: a log file that QEMU writes, and the lines in it that a healthy kernel never prints.
+//!
+//! The checkers of the debug kernel find mistakes in the C module as well. A test is not to fail for those; [`Known`] lists them,
+//! and [`Console::check`] tells them from ours by the module that was loaded.
 
 use crate::client::tail;
+use crate::cluster::Module;
+use crate::limit::is_debug_kernel;
 use anyhow::{bail, Context, Result};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a kernel prints when something is wrong with it; any line that contains one of these fails
 /// [`Console::check`].
@@ -40,29 +46,57 @@ const ALARMS: &[&str] = &[
     "NETDEV WATCHDOG",
 ];
 
-/// Lines with an alarm in them that any healthy boot prints.
-const HARMLESS: &[&str] =
-    &["kmemleak: Kernel memory leak detector", "kmemleak: Automatic memory scanning thread started"];
+/// Lines with an alarm in them that any healthy machine prints.
+const HARMLESS: &[&str] = &["kmemleak: Kernel memory leak detector", "kmemleak: Automatic memory scanning thread "];
 
 /// Lines of context that are shown before and after an alarm.
 const CONTEXT_BEFORE: usize = 5;
 const CONTEXT_AFTER: usize = 40;
+
+/// A mistake of the C module that the debug kernel complains about.
+struct Known {
+    /// What the report says, in the line of the alarm or the one before it.
+    says: &'static str,
+    /// The functions of the C module on the way there, all of them in the call trace, each called by the next.
+    way: &'static [&'static str],
+}
+
+const KNOWN: &[Known] = &[
+    // The worker takes a mutex while it is about to sleep.
+    Known {
+        says: "do not call blocking ops when !TASK_RUNNING",
+        way: &["conn_prepare_command", "maybe_send_barrier", "wait_for_work", "drbd_worker"],
+    },
+];
+
+/// What ends a report: a warning says so, of the others it is the last call trace.
+const END: &[&str] = &["---[ end trace", "</TASK>"];
+
+/// Lines that a report may have from its alarm to its end.
+const LONGEST_REPORT: usize = 250;
 
 /// The log of one machine; it goes on over power cuts and reboots.
 #[derive(Clone, Debug)]
 pub struct Console {
     name: String,
     path: PathBuf,
+    /// From where on which module was loaded.
+    modules: Arc<Mutex<Vec<(Mark, Module)>>>,
 }
 
 /// A place in the log.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mark(usize);
 
 impl Console {
     /// The console of the machine `name` whose log is at `path`.
     pub fn new(name: &str, path: PathBuf) -> Console {
-        Console { name: name.to_owned(), path }
+        Console { name: name.to_owned(), path, modules: Arc::default() }
+    }
+
+    /// From now on this module is loaded, or about to be.
+    pub(crate) fn loads(&self, module: Module) {
+        self.modules.lock().unwrap_or_else(PoisonError::into_inner).push((self.mark(), module));
     }
 
     /// Where the log is.
@@ -91,13 +125,47 @@ impl Console {
         format!("--- console of {} ({})\n{}", self.name, self.path.display(), tail(&self.text(), lines))
     }
 
-    /// Fails when the kernel has complained after `mark`, and shows the complaint.
-    pub fn check(&self, mark: Mark) -> Result<()> {
-        let text = self.since(mark);
-        match alarm(&text) {
-            Some(excerpt) => bail!("the kernel of {} complained ({}):\n{excerpt}", self.name, self.path.display()),
-            None => Ok(()),
+    /// Fails when the kernel has complained after `mark`, and shows the complaint. What the debug kernel has to say about the C
+    /// module does not count where that was loaded; it is returned.
+    pub fn check(&self, mark: Mark) -> Result<Vec<&'static str>> {
+        self.check_with(mark, is_debug_kernel())
+    }
+
+    fn check_with(&self, mark: Mark, debug_kernel: bool) -> Result<Vec<&'static str>> {
+        let lines = self.lines_since(mark);
+        let mut known = Vec::new();
+        let mut rest = 0;
+        while let Some(report) = Report::first(&lines, rest) {
+            let theirs = debug_kernel && self.module_at(lines[report.alarm].place) == Module::Stock;
+            match report.known().filter(|_| theirs) {
+                Some((says, end)) => {
+                    known.push(says);
+                    rest = end;
+                }
+                None => {
+                    let path = self.path.display();
+                    bail!("the kernel of {} complained ({path}):\n{}", self.name, report.excerpt())
+                }
+            }
         }
+        Ok(known)
+    }
+
+    fn lines_since(&self, mark: Mark) -> Vec<Line> {
+        let bytes = std::fs::read(&self.path).unwrap_or_default();
+        let mut place = mark.0;
+        let lines = bytes.get(mark.0..).unwrap_or_default().split(|&byte| byte == b'\n');
+        let line = |bytes: &[u8]| {
+            let line = Line { place: Mark(place), text: String::from_utf8_lossy(bytes).replace('\r', "") };
+            place += bytes.len() + 1;
+            line
+        };
+        lines.map(line).collect()
+    }
+
+    fn module_at(&self, place: Mark) -> Module {
+        let modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        modules.iter().rev().find(|(from, _)| *from <= place).map_or(Module::None, |(_, module)| *module)
     }
 
     /// Copies the log, for instance next to a test report.
@@ -108,33 +176,110 @@ impl Console {
     }
 }
 
-/// The first alarm in a log, with the lines around it.
-fn alarm(text: &str) -> Option<String> {
-    let lines: Vec<&str> = text.lines().collect();
-    let is_alarm = |line: &str| {
-        ALARMS.iter().any(|alarm| line.contains(alarm)) && !HARMLESS.iter().any(|harmless| line.contains(harmless))
-    };
-    let at = lines.iter().position(|line| is_alarm(line))?;
-    let end = (at + CONTEXT_AFTER).min(lines.len());
-    Some(lines[at.saturating_sub(CONTEXT_BEFORE)..end].join("\n"))
+struct Line {
+    place: Mark,
+    text: String,
+}
+
+/// A complaint in a log.
+struct Report<'a> {
+    lines: &'a [Line],
+    /// Its line.
+    alarm: usize,
+}
+
+impl<'a> Report<'a> {
+    /// The first one from a line on.
+    fn first(lines: &'a [Line], from: usize) -> Option<Report<'a>> {
+        let is_alarm = |line: &Line| {
+            ALARMS.iter().any(|alarm| line.text.contains(alarm))
+                && !HARMLESS.iter().any(|harmless| line.text.contains(harmless))
+        };
+        let alarm = lines.iter().skip(from).position(is_alarm)?.checked_add(from)?;
+        Some(Report { lines, alarm })
+    }
+
+    /// It and the lines around it.
+    fn excerpt(&self) -> String {
+        let end = (self.alarm + CONTEXT_AFTER).min(self.lines.len());
+        let lines = &self.lines[self.alarm.saturating_sub(CONTEXT_BEFORE)..end];
+        lines.iter().map(|line| line.text.as_str()).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Whether it is one of [`KNOWN`]: what it says, and the line behind it.
+    fn known(&self) -> Option<(&'static str, usize)> {
+        let rest = &self.lines[self.alarm..];
+        let last = rest.iter().take(LONGEST_REPORT).position(|line| END.iter().any(|end| line.text.contains(end)))?;
+        let body = &rest[..=last];
+        // Modules from outside of the kernel's tree are marked with an O; then it is ours that is loaded.
+        if body.iter().any(|line| line.text.contains("drbd(")) {
+            return None;
+        }
+        let head = &self.lines[self.alarm.saturating_sub(1)..=self.alarm];
+        let way: Vec<&str> = body.iter().filter_map(|line| frame(&line.text)).collect();
+        let fits = |known: &&Known| {
+            head.iter().any(|line| line.text.contains(known.says))
+                && way.windows(known.way.len()).any(|frames| frames == known.way)
+        };
+        KNOWN.iter().find(fits).map(|known| (known.says, self.alarm + last + 1))
+    }
+}
+
+/// The function of the module `drbd` in a line of a call trace; none where the kernel is not sure (`?`).
+fn frame(line: &str) -> Option<&str> {
+    let (_, line) = line.split_once("]  ")?;
+    line.strip_suffix(" [drbd]").filter(|frame| !frame.starts_with('?'))?.split('+').next()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// A log in a file of its own.
+    struct Log(Console);
+
+    impl Log {
+        fn new(name: &str, text: &str) -> Log {
+            let path = std::env::temp_dir().join(format!("console-{}-{name}", std::process::id()));
+            std::fs::write(&path, text).unwrap();
+            Log(Console::new("drbd1", path))
+        }
+
+        fn with(name: &str, module: Module, text: &str) -> Log {
+            let log = Log::new(name, "");
+            log.0.loads(module);
+            std::fs::write(log.0.path(), text).unwrap();
+            log
+        }
+
+        fn alarm(&self) -> Option<String> {
+            self.0.check_with(Mark::default(), true).err().map(|error| error.to_string())
+        }
+    }
+
+    impl Drop for Log {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(self.0.path());
+        }
+    }
+
     #[test]
     fn complaints_are_found_with_what_stands_around_them() {
-        for line in [
+        for (index, line) in [
             "[   12.3] WARNING: CPU: 0 PID: 1 at drivers/block/x.c:3 f+0x3/0x9 [drbd]",
             "[   12.3] INFO: task drbd_w_r0:812 blocked for more than 45 seconds.",
             "[   12.3] rust_kernel: panicked at src/drbd.rs:3:4:",
             "[   12.3] BUG: unable to handle page fault for address: 0000000000001000",
             "[   12.3] WARNING: possible circular locking dependency detected",
-        ] {
-            let text = format!("a\nb\nc\nd\ne\nf\ng\n{line}\nCall Trace:\n f\n");
-            let excerpt = alarm(&text).expect(line);
-            assert!(excerpt.starts_with("c\n") && excerpt.ends_with("Call Trace:\n f"), "{excerpt}");
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            for module in [Module::Ours, Module::Stock] {
+                let text = format!("a\nb\nc\nd\ne\nf\ng\n{line}\nCall Trace:\n f\n </TASK>");
+                let said = Log::with(&format!("alarm{index}"), module, &text).alarm().expect(line);
+                assert!(said.contains("\nc\n") && !said.contains("\nb\n") && said.ends_with(" </TASK>"), "{said}");
+            }
         }
     }
 
@@ -145,21 +290,77 @@ mod tests {
                     [    9.1] drbd: loading out-of-tree module taints kernel.\n\
                     [    9.2] drbd r0: conn( WFConnection -> WFReportParams )\n\
                     [    9.3] EXT4-fs warning (device vda): mounting fs with errors\n";
-        assert_eq!(alarm(text), None);
+        assert_eq!(Log::with("ordinary", Module::Ours, text).alarm(), None);
+    }
+
+    /// What the debug kernel says of the C module's worker.
+    const WORKER: &str = "\
+[  144.344856] do not call blocking ops when !TASK_RUNNING; state=1 set at [<ffffffff8112cc62>] prepare_to_wait+0x33/0x150\r
+[  144.344856] WARNING: kernel/sched/core.c:9191 at __might_sleep+0x6a/0x90, CPU#0: drbd_w_r0/141\r
+[  144.348856] Modules linked in: drbd lru_cache\r
+[  144.356857] Call Trace:\r
+[  144.360857]  <TASK>\r
+[  144.360857]  ? conn_prepare_command+0x19/0x80 [drbd]\r
+[  144.360857]  __mutex_lock+0x5d/0xe80\r
+[  144.364857]  conn_prepare_command+0x19/0x80 [drbd]\r
+[  144.364857]  maybe_send_barrier+0x78/0x140 [drbd]\r
+[  144.368857]  wait_for_work+0x406/0x670 [drbd]\r
+[  144.368857]  ? wait_for_work+0x9b/0x670 [drbd]\r
+[  144.368857]  drbd_worker+0x196/0xa90 [drbd]\r
+[  144.376858]  ret_from_fork_asm+0x11/0x20\r
+[  144.376858]  </TASK>\r
+[  144.380858] ---[ end trace 0000000000000000 ]---\r
+";
+
+    #[test]
+    fn the_debug_kernel_may_complain_about_the_c_module() {
+        let log = Log::with("theirs", Module::Stock, &format!("boot\r\n{WORKER}more\r\n{WORKER}"));
+        assert_eq!(log.0.check_with(Mark::default(), true).unwrap(), [KNOWN[0].says; 2]);
+        assert!(log.0.check_with(Mark::default(), false).is_err(), "the stock kernel does not know why");
+    }
+
+    #[test]
+    fn nothing_else_is_taken_for_the_c_modules_own() {
+        let spared = |log: &Log| log.alarm().is_none();
+        assert!(!spared(&Log::with("ours", Module::Ours, WORKER)));
+        assert!(!spared(&Log::with("none", Module::None, WORKER)));
+        let text = WORKER.replace("in: drbd", "in: drbd(O)");
+        assert!(!spared(&Log::with("outside", Module::Stock, &text)), "by its mark it is ours");
+        for (name, from, to) in [
+            ("kind", "do not call blocking ops", "something else"),
+            ("way", "  maybe_send_barrier+", "  drbd_send_state+"),
+            ("unsure", "  wait_for_work+0x406", "  ? wait_for_work+0x406"),
+            ("where", "drbd_worker+0x196/0xa90 [drbd]", "drbd_worker+0x196/0xa90"),
+        ] {
+            assert!(!spared(&Log::with(name, Module::Stock, &WORKER.replace(from, to))), "{name}");
+        }
+        let open = WORKER.split("[  144.376858]  </TASK>").next().unwrap_or_default();
+        assert!(!spared(&Log::with("open", Module::Stock, open)), "a report without end");
+        assert!(!spared(&Log::with("next", Module::Stock, &format!("{WORKER}BUG: KASAN: wild-memory-access in f\n"))));
+    }
+
+    #[test]
+    fn a_complaint_is_about_the_module_that_was_loaded_then() {
+        let log = Log::new("change", "");
+        log.0.loads(Module::Stock);
+        std::fs::write(log.0.path(), WORKER).unwrap();
+        log.0.loads(Module::Ours);
+        assert!(log.alarm().is_none());
+        std::fs::write(log.0.path(), WORKER.repeat(2)).unwrap();
+        assert!(log.alarm().is_some());
     }
 
     #[test]
     fn only_what_came_after_the_mark_counts() {
-        let path = std::env::temp_dir().join(format!("console-{}", std::process::id()));
-        let console = Console::new("drbd1", path.clone());
+        let log = Log::new("mark", "");
+        let (console, path) = (&log.0, log.0.path());
         assert_eq!(console.text(), "");
-        std::fs::write(&path, "BUG: old\r\n").unwrap();
+        std::fs::write(path, "BUG: old\r\n").unwrap();
         let mark = console.mark();
         assert!(console.check(Mark::default()).is_err());
         assert!(console.check(mark).is_ok());
-        std::fs::write(&path, "BUG: old\r\nBUG: new\r\n").unwrap();
+        std::fs::write(path, "BUG: old\r\nBUG: new\r\n").unwrap();
         let error = console.check(mark).unwrap_err().to_string();
         assert!(error.contains("BUG: new") && !error.contains("BUG: old"), "{error}");
-        std::fs::remove_file(&path).unwrap();
     }
 }

@@ -42,7 +42,7 @@ pub use client::{Output, Process};
 pub use cluster::{shared, Cluster, Module, Options, Setup, Shared, Tools};
 pub use console::Mark;
 pub use disk::Disk;
-pub use limit::{is_debug_kernel, stretched};
+pub use limit::{is_debug_kernel, stretch, stretched};
 pub use machine::{Machine, Throttle};
 pub use qemu::Accelerator;
 pub use wire::{Direction, Quality, Wire};

@@ -13,7 +13,16 @@ const DEBUG_KERNEL: u32 = 5;
 
 /// A limit, longer with the debug kernel.
 pub fn stretched(limit: Duration) -> Duration {
-    limit.saturating_mul(if is_debug_kernel() { DEBUG_KERNEL } else { 1 })
+    limit.saturating_mul(stretch())
+}
+
+/// How many times as long as on the stock kernel everything may take.
+pub fn stretch() -> u32 {
+    if is_debug_kernel() {
+        DEBUG_KERNEL
+    } else {
+        1
+    }
 }
 
 /// Whether the machines run the debug kernel.
