@@ -5,7 +5,7 @@ use anyhow::{bail, ensure};
 use lab::faults::FaultyDisk;
 use lab::{stretched, Machine, Module, Process};
 use machine_tests::acks::Acks;
-use machine_tests::config::Config;
+use machine_tests::config::{self, Config};
 use machine_tests::guest::Workload;
 use machine_tests::helpers::{self, Call};
 use machine_tests::pair::{Pair, Pairing, RESYNC, SOON};
@@ -335,7 +335,7 @@ impl Run<'_> {
 // Peers that fall silent.
 
 fn silent_peers(pairing: Pairing) -> Result<()> {
-    let config = Config { lower: "/dev/mapper/lower".into(), net: "ko-count 2;".into(), ..Config::default() };
+    let config = Config { lower: "/dev/mapper/lower".into(), ko_count: 2, ..Config::default() };
     let pair = Pair::with_helper(pairing, &config)?;
     silent_peers_of(&pair, config, first_is_c(pairing))?;
     pair.one_by_one("drbdadm down r0; dmsetup remove lower")?;
@@ -382,16 +382,17 @@ impl Run<'_> {
         lower.heal()?;
         self.recovered()?;
 
-        self.adjust(|config| config.net = "ko-count 0;".into())?;
+        self.adjust(|config| config.ko_count = 0)?;
         lower.hang()?;
         let write = start_write(first)?;
-        thread::sleep(Duration::from_secs(7));
+        // Longer than what was the limit before.
+        thread::sleep(stretched(Duration::from_secs(7)));
         still_waits(&write)?;
         let device = self.pair.device(first)?;
         ensure!(device.connection == "Connected", "found {device:?}");
         lower.heal()?;
         ends_well(&write, SOON)?;
-        self.adjust(|config| config.net.clear())?;
+        self.adjust(|config| config.ko_count = config::KO_COUNT)?;
         self.recovered()
     }
 

@@ -361,9 +361,8 @@ fn roles(pair: &Pair) -> Result<()> {
 
 /// One device waits until the one that it follows is done.
 fn dependency(pair: &Pair) -> Result<()> {
-    let mut second_resource = String::from(
-        "resource r1 {\n  net { protocol C; connect-int 3; ping-int 3; timeout 20; socket-check-timeout 2; }\n",
-    );
+    let times = config::times(config::KO_COUNT);
+    let mut second_resource = format!("resource r1 {{\n  net {{ protocol C; {times} socket-check-timeout 2; }}\n");
     second_resource.push_str("  disk { resync-after r0; c-plan-ahead 0; resync-rate 100M; c-min-rate 0; }\n");
     for (name, address) in lab::NAMES.iter().zip(lab::ADDRESSES) {
         second_resource.push_str(&format!(

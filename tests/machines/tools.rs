@@ -159,7 +159,8 @@ fn refused(transcript: &mut Transcript, machine: &Machine) -> Result<()> {
 fn adjusted(pair: &Pair, transcript: &mut Transcript, config: &Config) -> Result<()> {
     pair.configure(&Config {
         disk: "al-extents 257; c-max-rate 50M;".into(),
-        net: "max-buffers 4000; ko-count 5;".into(),
+        ko_count: 5,
+        net: "max-buffers 4000;".into(),
         ..config.clone()
     })?;
     for machine in [pair.second(), pair.first()] {
