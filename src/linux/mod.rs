@@ -18,6 +18,7 @@ pub(crate) mod disk;
 pub(crate) mod errno;
 pub(crate) mod genl;
 pub(crate) mod hash;
+pub(crate) mod log;
 pub(crate) mod mem;
 pub(crate) mod module;
 pub(crate) mod param;

@@ -5,6 +5,7 @@
 use super::events;
 use super::log::{log_info, log_warning};
 use super::resource::Resource;
+use super::worker::Prefix;
 use crate::linux::param::{self, HELPER_PATH_BYTES};
 use crate::linux::umh;
 use core::fmt;
@@ -19,11 +20,12 @@ use kernel::sync::Arc;
 pub(crate) fn run(resource: &Arc<Resource>, helper: Helper, volume: Option<VolumeId>) -> i32 {
     let minor = volume.and_then(|id| resource.config.lock().volume(id).map(|config| config.minor));
     events::tell_helper(resource, helper, volume, None);
-    let status = start(resource, helper, minor);
+    let prefix = Prefix::new(resource, volume.filter(|_| !helper.is_for_resource()));
+    let status = start(resource, helper, minor, &prefix);
     let (shown, exit_code) = match status {
         Ok(status) => (status, (status >> 8) & 0xff),
         Err(error) => {
-            log_warning!("{}: helper {} cannot be started: {:?}", resource.name.as_str(), helper, error);
+            log_warning!("{prefix}: helper {helper} cannot be started: {error:?}");
             (error.to_errno(), 0)
         }
     };
@@ -32,7 +34,7 @@ pub(crate) fn run(resource: &Arc<Resource>, helper: Helper, volume: Option<Volum
 }
 
 /// Returns the wait status.
-fn start(resource: &Resource, helper: Helper, minor: Option<u32>) -> Result<i32> {
+fn start(resource: &Resource, helper: Helper, minor: Option<u32>, prefix: &Prefix<'_>) -> Result<i32> {
     let mut path = [0; HELPER_PATH_BYTES];
     let path = param::usermode_helper(&mut path)?;
     let event = CString::try_from_fmt(format_args!("{}", helper.name()))?;
@@ -40,9 +42,8 @@ fn start(resource: &Resource, helper: Helper, minor: Option<u32>) -> Result<i32>
         Some(minor) if !helper.is_for_resource() => CString::try_from_fmt(format_args!("minor-{minor}"))?,
         _ => CString::try_from_fmt(format_args!("{}", resource.name.as_str()))?,
     };
-    let name = resource.name.as_str();
     let command = Command { path, event: &event, object: &object };
-    log_info!("{name}: helper command: {command}");
+    log_info!("{prefix}: helper command: {command}");
     let status = match resource.addresses() {
         Some((_, peer)) => {
             let family = CString::try_from_fmt(format_args!("DRBD_PEER_AF={}", peer.family_name()))?;
@@ -52,7 +53,7 @@ fn start(resource: &Resource, helper: Helper, minor: Option<u32>) -> Result<i32>
         None => umh::run(path, &[&event, &object], &[HOME, TERM, PATH]),
     }?;
     let exit_code = (status >> 8) & 0xff;
-    log_info!("{name}: helper command: {command} exit code {exit_code} ({status:#x})");
+    log_info!("{prefix}: helper command: {command} exit code {exit_code} ({status:#x})");
     Ok(status)
 }
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The module's parameters, checked.
 
-use super::log::log_error;
 use crate::linux::param;
 use kernel::prelude::*;
 
@@ -15,7 +14,7 @@ pub(crate) use crate::linux::param::{disable_sendpage, proc_details};
 pub(crate) fn check() -> Result {
     let minor_count = param::minor_count();
     if !(1..=255).contains(&minor_count) {
-        log_error!("minor_count is {}, it must be between 1 and 255", minor_count);
+        pr_err!("minor_count is {}, it must be between 1 and 255\n", minor_count);
         return Err(EINVAL);
     }
     Ok(())

@@ -112,9 +112,9 @@ fn verify(pair: &Pair) -> Result<()> {
         run_verify(pair, runner, "--stop=90000")?;
         for (machine, mark) in pair.machines().iter().zip(marks) {
             ensure!(out_of_sync(pair, machine)? == 12, "{}: {:?}", machine.name(), pair.device(machine)?);
-            // Neighbours are reported together, if their results come one after the other.
+            // Programs look for these lines. Neighbours are reported together, if their results come one after the other.
             for sector in [16000, 81920] {
-                let text = format!("Out of sync: start={sector}, size=");
+                let text = format!("drbd r0/0 drbd0: Out of sync: start={sector}, size=");
                 ensure!(
                     machine.console().since(mark).contains(&text),
                     "{}: not on the console: {text}",
