@@ -338,6 +338,8 @@ impl<S: Storage> Engine<S> {
     }
 
     fn answer_with(&mut self, code: i32, info: AdminInfo) {
+        // Why the peer refused is between the nodes: the C module says this about every refusal.
+        let code = if code == StateError::ConcurrentStChg.code() { StateError::CwFailedByPeer.code() } else { code };
         self.admin.op = None;
         self.abandon_ask();
         self.admin.result = Some(AdminResult { code, info });
