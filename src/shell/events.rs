@@ -18,7 +18,7 @@ use engine::netlink::{
     MINOR_NONE,
 };
 use engine::resource::{Helper, Notice, VolumeId, VolumeStatus};
-use engine::state::{Conn, State};
+use engine::state::{Conn, Role, State, Susp};
 use kernel::prelude::*;
 use kernel::sync::{new_mutex, Mutex};
 
@@ -92,28 +92,39 @@ impl<'a> Notification<'a> {
         info.emit(w, Redact::Sensitive)
     }
 
-    /// About the resource.
+    /// About the resource as it is.
     ///
     /// # Errors
     /// `ENOMEM`.
     pub(crate) fn resource(&self) -> Result<Message> {
-        let now = ResourceSnapshot::take(self.resource)?;
+        let now = self.resource.look(|locked| locked.engine.resource_status());
+        self.resource_as(now.role, now.susp)
+    }
+
+    /// About the resource with this role.
+    fn resource_as(&self, role: Role, susp: Susp) -> Result<Message> {
+        let now = self.resource.look(|locked| locked.engine.resource_status());
         message(Command::ResourceState, MINOR_NONE, |w| {
             self.head(w, &resource_context(self.resource))?;
-            self.info(w, &resource_info(&now.status))?;
-            resource_statistics(&now.status).emit(w, Redact::Sensitive)
+            self.info(w, &resource_info(role, susp))?;
+            resource_statistics(&now).emit(w, Redact::Sensitive)
         })
     }
 
-    /// About the connection.
+    /// About the connection as it is.
     ///
     /// # Errors
     /// `ENOMEM`.
     pub(crate) fn connection(&self) -> Result<Message> {
-        let now = ResourceSnapshot::take(self.resource)?;
+        let now = self.resource.look(|locked| locked.engine.connection_status());
+        self.connection_as(now.state, now.peer_role)
+    }
+
+    /// About the connection in this state.
+    fn connection_as(&self, state: Conn, peer: Role) -> Result<Message> {
         message(Command::ConnectionState, MINOR_NONE, |w| {
             self.head(w, &with_addresses(self.resource, resource_context(self.resource)))?;
-            self.info(w, &connection_info(&now.connection))?;
+            self.info(w, &connection_info(state, peer))?;
             connection_statistics().emit(w, Redact::Sensitive)
         })
     }
@@ -197,7 +208,7 @@ fn tell_volume(resource: &Resource, volume: &VolumeSnapshot, kind: NotificationT
     }
 }
 
-/// A connection was configured.
+/// A connection is about to begin.
 pub(crate) fn tell_connection_created(resource: &Resource) {
     let volumes = volumes(resource);
     let about = |continues| Notification::new(resource, NotificationType::Create, continues);
@@ -236,7 +247,8 @@ pub(crate) fn volumes(resource: &Resource) -> KVec<KBox<VolumeSnapshot>> {
     volumes
 }
 
-/// A state has changed.
+/// A state has changed. What is told is the state after this change, whatever has happened since: a listener that waits
+/// for a state sees it also when it lasted for a moment only.
 // spec: netlink 9.2 (ordering and the continue flag)
 pub(crate) fn tell(resource: &Resource, notice: &Notice) {
     let about = |continues| Notification::new(resource, NotificationType::Change, continues);
@@ -246,22 +258,22 @@ pub(crate) fn tell(resource: &Resource, notice: &Notice) {
                 tell_state(resource, &volume, notice);
             }
         }
-        Notice::Connection { .. } => {
+        Notice::Connection { to, peer, .. } => {
             let mut counters = resource.shared.events.counters.lock();
-            counters.notification(|| about(false).connection());
+            counters.notification(|| about(false).connection_as(*to, *peer));
         }
-        Notice::Suspended { .. } => {
+        Notice::Suspended { to, role, .. } => {
             let mut counters = resource.shared.events.counters.lock();
-            counters.notification(|| about(false).resource());
+            counters.notification(|| about(false).resource_as(*role, *to));
         }
     }
 }
 
 fn tell_state(resource: &Resource, volume: &VolumeSnapshot, notice: &Notice) {
-    let Notice::State { from, to, susp_before, susp, .. } = notice else { return };
+    let Notice::State { from, to, susp_before, susp, overall_before, overall, .. } = notice else { return };
     let status = &volume.status;
-    let of_resource = from.role != to.role || susp_before != susp;
-    let of_connection = from.peer != to.peer;
+    let of_resource = overall_before.role != overall.role || susp_before != susp;
+    let of_connection = overall_before.peer != overall.peer;
     let of_device = from.disk != to.disk;
     let pauses = |state: &State| (state.user_isp, state.peer_isp, state.aftr_isp);
     let replication = |state: &State| peer_device_info(state).peer_repl_state;
@@ -269,10 +281,10 @@ fn tell_state(resource: &Resource, volume: &VolumeSnapshot, notice: &Notice) {
     let about = |continues| Notification::new(resource, NotificationType::Change, continues);
     let mut counters = resource.shared.events.counters.lock();
     if of_resource {
-        counters.notification(|| about(of_connection || of_device || of_peer).resource());
+        counters.notification(|| about(of_connection || of_device || of_peer).resource_as(overall.role, *susp));
     }
     if of_connection {
-        counters.notification(|| about(of_device || of_peer).connection());
+        counters.notification(|| about(of_device || of_peer).connection_as(overall.conn, overall.peer));
     }
     if of_device {
         counters.notification(|| about(of_peer).device(status, to));

@@ -11,7 +11,7 @@ use engine::netlink::{
     ResourceOpts, ResourceStatistics, RetCode, SibReason, StateInfo,
 };
 use engine::resource::{ConnectionStatus, ResourceStatus, VolumeId, VolumeStatus};
-use engine::state::{Conn, Disk, State, Susp};
+use engine::state::{Conn, Disk, Role, State, Susp};
 use kernel::prelude::*;
 
 /// Sectors of a block of the bitmap.
@@ -101,13 +101,8 @@ impl VolumeSnapshot {
 }
 
 /// RESOURCE_INFO.
-pub(crate) fn resource_info(status: &ResourceStatus) -> ResourceInfo {
-    ResourceInfo {
-        res_role: status.role.bits(),
-        res_susp: status.susp.user,
-        res_susp_nod: status.susp.no_data,
-        res_susp_fen: status.susp.fencing,
-    }
+pub(crate) fn resource_info(role: Role, susp: Susp) -> ResourceInfo {
+    ResourceInfo { res_role: role.bits(), res_susp: susp.user, res_susp_nod: susp.no_data, res_susp_fen: susp.fencing }
 }
 
 /// RESOURCE_STATISTICS.
@@ -142,11 +137,8 @@ pub(crate) fn device_statistics(status: &VolumeStatus) -> DeviceStatistics {
 }
 
 /// CONNECTION_INFO. The state of a connection never exceeds WFReportParams.
-pub(crate) fn connection_info(status: &ConnectionStatus) -> ConnectionInfo {
-    ConnectionInfo {
-        conn_connection_state: status.state.min(Conn::WFReportParams).bits(),
-        conn_role: status.peer_role.bits(),
-    }
+pub(crate) fn connection_info(state: Conn, peer_role: Role) -> ConnectionInfo {
+    ConnectionInfo { conn_connection_state: state.min(Conn::WFReportParams).bits(), conn_role: peer_role.bits() }
 }
 
 /// CONNECTION_STATISTICS.
@@ -268,10 +260,10 @@ pub(crate) fn volume_status(
     state_info(&volume.status, reason).emit(w, redact)
 }
 
-/// Writes what GET_STATUS says about a resource without volumes.
+/// Writes what GET_STATUS says about a resource without volumes: not its options.
+// spec: netlink 8.1
 pub(crate) fn empty_resource_status(w: &mut AttrWriter<'_>, resource: &Resource, now: &ResourceSnapshot) -> Filled {
     with_addresses(resource, resource_context(resource)).emit(w, Redact::Sensitive)?;
-    now.options.emit(w, Redact::Sensitive)?;
     if let Some(net) = &now.net {
         net.emit(w, Redact::Sensitive)?;
     }

@@ -177,14 +177,14 @@ fn log(resource: &Resource, line: &LogLine) {
 // spec: proc-and-sysfs 7 (state change)
 fn log_notice(resource: &Resource, notice: &Notice) {
     match notice {
-        Notice::State { volume, from, to, susp_before, susp } => {
+        Notice::State { volume, from, to, susp_before, susp, .. } => {
             let change = StateChange { from, to, susp_before: *susp_before, susp: *susp };
             log_info!("{}: {}", Prefix::new(resource, Some(*volume)), change);
         }
-        Notice::Connection { from, to } => {
+        Notice::Connection { from, to, .. } => {
             log_info!("{}: conn( {} -> {} )", resource.name.as_str(), from, to);
         }
-        Notice::Suspended { from, to } => {
+        Notice::Suspended { from, to, .. } => {
             log_info!("{}: susp( {} -> {} )", resource.name.as_str(), u8::from(from.any()), u8::from(to.any()));
         }
     }

@@ -73,13 +73,12 @@ fn session(pairing: Pairing) -> Result<Transcript> {
 
     pair.both("drbdadm create-md --force r0")?;
     unconfigured(&mut transcript, first)?;
+    let events = first.spawn("exec drbdsetup events2 all")?;
+    wait_said(&events, "exists -")?;
     pair.both("drbdadm up r0")?;
     pair.wait_connected()?;
     ask(&mut transcript)?;
     refused(&mut transcript, first)?;
-
-    let events = first.spawn("exec drbdsetup events2 r0")?;
-    wait_said(&events, "exists -")?;
     transcript.run(first, "drbdadm primary --force r0")?;
     pair.wait_in_sync(SOON)?;
     ask(&mut transcript)?;
@@ -106,7 +105,8 @@ fn session(pairing: Pairing) -> Result<Transcript> {
     pair.wait(second, SOON, "a peer that left", |device| device.connection == "WFConnection")?;
     let said = wait_said(&events, "destroy resource")?;
     events.kill()?;
-    transcript.note(first, "drbdsetup events2 r0", &changes(&said));
+    transcript.note(first, "drbdsetup events2 all", &changes(&said));
+    transcript.note(first, "drbdsetup events2 all: the connection", &connection_states(&said));
     unconfigured(&mut transcript, first)?;
     transcript.run(second, "drbdadm down r0")?;
     pair.finish()?;
@@ -129,6 +129,10 @@ fn unconfigured(transcript: &mut Transcript, machine: &Machine) -> Result<()> {
             "drbdadm -d adjust r0",
             "drbdadm sh-resources",
             "drbdadm sh-dev r0",
+            "drbdsetup new-resource empty",
+            "drbdsetup show empty",
+            "drbdsetup status empty",
+            "drbdsetup del-resource empty",
         ],
     )
 }
@@ -182,6 +186,16 @@ fn wait_said(events: &lab::Process, wanted: &str) -> Result<String> {
         ensure!(Instant::now() < until, "expected {wanted:?} of the events, found\n{text}");
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// The states of the connection that events told about, in their order: none is left out, however short it was.
+fn connection_states(text: &str) -> String {
+    let about = |line: &&str| line.split(' ').nth(1) == Some("connection");
+    let told = |word: &&str| {
+        ["create", "destroy"].contains(word) || word.starts_with("connection:") || word.starts_with("role:")
+    };
+    let states = text.lines().filter(about).flat_map(|line| line.split(' ').filter(told));
+    states.collect::<Vec<_>>().join("\n")
 }
 
 /// The states that events told about, each once and sorted: the order of two messages from different threads is not fixed, nor

@@ -10,7 +10,7 @@ use super::link::Link;
 use super::metadata_pipeline::{Job, Then};
 use super::outgoing::Control;
 use super::volume::{DiskError, ResyncEnd, ResyncStart, NEW_BITMAP_OFFSET};
-use super::work::{LogLine, Notice, Work};
+use super::work::{LogLine, Notice, Overall, Work};
 use super::{Engine, Sabotage};
 use crate::metadata::superblock::MetaFlags;
 use crate::netlink::{Fencing, OnIoError, OnNoData};
@@ -169,7 +169,7 @@ impl<S: Storage> Engine<S> {
     /// spec: state-machine 10
     fn connection_changed(&mut self, before: Conn) {
         let now = self.link.conn;
-        self.notify(Notice::Connection { from: before, to: now });
+        self.notify(Notice::Connection { from: before, to: now, peer: self.overall().peer });
         self.wakes.insert(Wakes::LINK);
         if now == Conn::StandAlone {
             let Link { epoch, connects, fence, .. } = self.link;
@@ -258,6 +258,22 @@ impl<S: Storage> Engine<S> {
         });
     }
 
+    /// The resource as it is.
+    fn overall(&self) -> Overall {
+        self.overall_of(Aggregates::of(self.volumes.iter().flatten().map(|volume| volume.state)))
+    }
+
+    /// The resource with one volume in this state.
+    fn overall_with(&self, id: VolumeId, state: State) -> Overall {
+        let others = self.volume_ids().filter(|other| *other != id);
+        let others = others.filter_map(|other| self.volume(other).map(|volume| volume.state));
+        self.overall_of(Aggregates::of(others.chain([state])))
+    }
+
+    fn overall_of(&self, all: Aggregates) -> Overall {
+        Overall { role: all.highest_role, peer: all.highest_peer, conn: self.link.conn }
+    }
+
     fn effect_context(&self, id: VolumeId, new: State) -> EffectContext {
         let all = Aggregates::of(self.volumes.iter().flatten().map(|volume| volume.state));
         let volume = self.volume(id);
@@ -288,7 +304,15 @@ impl<S: Storage> Engine<S> {
         match effect {
             Effect::LogChange | Effect::Notify => {
                 if effect == Effect::Notify {
-                    self.notify(Notice::State { volume: id, from: old, to: new, susp_before, susp: self.susp });
+                    self.notify(Notice::State {
+                        volume: id,
+                        from: old,
+                        to: new,
+                        susp_before,
+                        susp: self.susp,
+                        overall_before: self.overall_with(id, old),
+                        overall: self.overall_with(id, new),
+                    });
                 }
             }
             Effect::CountConnect => self.link.connects = self.link.connects.wrapping_add(1),
@@ -481,7 +505,7 @@ impl<S: Storage> Engine<S> {
         let before = self.susp;
         self.susp = susp;
         if before != susp {
-            self.notify(Notice::Suspended { from: before, to: susp });
+            self.notify(Notice::Suspended { from: before, to: susp, role: self.overall().role });
             if !susp.any() {
                 self.settle_all();
             }

@@ -126,7 +126,7 @@ pub use sabotage::Sabotage;
 use sabotage::Sabotage;
 pub use status::{ConnectionStatus, RequestView, ResourceStatus, SyncStatus, Usage, VolumeStatus};
 pub use volume::Counters;
-pub use work::{LogLine, Notice, Work};
+pub use work::{LogLine, Notice, Overall, Work};
 
 use crate::netlink::{ResourceOpts, RetCode};
 use crate::state::{Conn, Disk, Role, Susp};

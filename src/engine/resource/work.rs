@@ -7,7 +7,7 @@ use super::api::{Helper, LinkFailure, VolumeId, Wakes};
 use super::incoming::Fault;
 use super::Engine;
 use crate::handshake::{Comparison, DecidedBy, SyncDecision};
-use crate::state::{Conn, Refusal, State, Susp, Warning};
+use crate::state::{Conn, Refusal, Role, State, Susp, Warning};
 use crate::storage::Storage;
 
 /// An order for the resource's worker, carried out in order.
@@ -68,6 +68,17 @@ pub enum Work {
     ResyncDependencies,
 }
 
+/// What is one for all volumes of a resource, at the moment of a change: when listeners are told it may have changed again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overall {
+    /// Highest role of the volumes.
+    pub role: Role,
+    /// Highest role of the peer's volumes.
+    pub peer: Role,
+    /// The connection (0..=9).
+    pub conn: Conn,
+}
+
 /// Something listeners are told.
 #[derive(Clone, Copy, Debug)]
 pub enum Notice {
@@ -83,6 +94,10 @@ pub enum Notice {
         susp_before: Susp,
         /// Suspension after.
         susp: Susp,
+        /// The resource before; of the connection only what the volumes make of it.
+        overall_before: Overall,
+        /// The resource after.
+        overall: Overall,
     },
     /// The state of the connection changed (0..=9).
     Connection {
@@ -90,6 +105,8 @@ pub enum Notice {
         from: Conn,
         /// After.
         to: Conn,
+        /// The peer's role after.
+        peer: Role,
     },
     /// Application I/O was suspended or goes on.
     Suspended {
@@ -97,6 +114,8 @@ pub enum Notice {
         from: Susp,
         /// After.
         to: Susp,
+        /// The own role.
+        role: Role,
     },
 }
 

@@ -91,7 +91,7 @@ fn get_resources(driver: &Driver) -> Result<Dump> {
         dump.push(message(Command::GetResources, MINOR_NONE, |w| {
             resource_context(&resource).emit(w, Redact::Sensitive)?;
             now.options.emit(w, Redact::Sensitive)?;
-            resource_info(&now.status).emit(w, Redact::Sensitive)?;
+            resource_info(now.status.role, now.status.susp).emit(w, Redact::Sensitive)?;
             resource_statistics(&now.status).emit(w, Redact::Sensitive)
         })?)?;
     }
@@ -184,7 +184,7 @@ fn push_connection(dump: &mut Dump, resource: &Resource, redact: Redact) -> Resu
     dump.push(message(Command::GetConnections, MINOR_NONE, |w| {
         with_addresses(resource, resource_context(resource)).emit(w, Redact::Sensitive)?;
         net.emit(w, redact)?;
-        connection_info(&now.connection).emit(w, Redact::Sensitive)?;
+        connection_info(now.connection.state, now.connection.peer_role).emit(w, Redact::Sensitive)?;
         connection_statistics().emit(w, Redact::Sensitive)
     })?)
 }

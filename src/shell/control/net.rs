@@ -34,15 +34,19 @@ pub(super) fn connect(task: &mut Task<'_>) -> Answer {
     // Before the engine begins: the connection's thread needs it at once.
     resource.config.lock().connection = Some(ConnectionConfig { my_address, peer_address, started: false });
     resource.has_connection.store(true, Relaxed);
-    let result = ask(&resource, AdminRequest::Connect { conf: &net });
-    if is_success(result.code) {
-        events::tell_connection_created(&resource);
+    if let Err(code) = resource.look(|locked| locked.engine.check_connect(&net)) {
+        forget(&resource, false);
+        resource.unpin_unused_module();
+        return Ok(code.number());
     }
+    // Before anything can happen to it.
+    events::tell_connection_created(&resource);
+    let result = ask(&resource, AdminRequest::Connect { conf: &net });
     if let Some(connection) = resource.config.lock().connection.as_mut() {
         connection.started = true;
     }
     if is_standalone(&resource) {
-        forget(&resource, is_success(result.code));
+        forget(&resource, true);
     }
     resource.unpin_unused_module();
     task.answer(&result)

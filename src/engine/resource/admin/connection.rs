@@ -11,12 +11,19 @@ use crate::state::{And, Change, Conn, Disk, Role, StateError};
 use crate::storage::Storage;
 
 impl<S: Storage> Engine<S> {
-    pub(super) fn start_connect(&mut self, conf: &NetConf) {
+    /// Whether a connection with this configuration could begin now.
+    ///
+    /// # Errors
+    /// What the administrator is told.
+    pub fn check_connect(&self, conf: &NetConf) -> Result<(), RetCode> {
         if self.link.conn > Conn::StandAlone || self.link.configured {
-            self.answer(RetCode::NetConfigured.number());
-            return;
+            return Err(RetCode::NetConfigured);
         }
-        if let Err(code) = self.check_net_conf(conf) {
+        self.check_net_conf(conf)
+    }
+
+    pub(super) fn start_connect(&mut self, conf: &NetConf) {
+        if let Err(code) = self.check_connect(conf) {
             self.answer(code.number());
             return;
         }
