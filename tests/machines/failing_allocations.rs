@@ -4,7 +4,8 @@
 use anyhow::ensure;
 use lab::{is_debug_kernel, Module, Tools};
 use machine_tests::config::Config;
-use machine_tests::pair::{Pair, Pairing};
+use machine_tests::guest::Workload;
+use machine_tests::pair::{Pair, Pairing, RESYNC, SOON};
 use machine_tests::Result;
 use std::time::Duration;
 
@@ -45,5 +46,45 @@ fn configuration() -> Result<()> {
     machine.run_ok("drbdadm up r0 && drbdadm primary --force r0")?;
     machine.run_ok("dd if=/dev/zero of=/dev/drbd0 bs=64k count=4 oflag=direct status=none")?;
     machine.run_ok("drbdadm down r0")?;
+    pair.finish()
+}
+
+/// What the writer uses.
+const SECTORS: u64 = 16 << 11;
+
+/// While allocations fail on the second node, the first, and both, the first writes, and they lose each other and resync. A
+/// node may give up its connection or its disk. The writer notices nothing, and when it is over both have everything.
+#[test]
+fn replication() -> Result<()> {
+    if !is_debug_kernel() {
+        return Ok(());
+    }
+    let pair = Pair::mirrored(Pairing::OURS, &Config::default())?;
+    let (first, second) = (pair.first(), pair.second());
+    let writer = Workload { sectors: SECTORS, longest: 64, ..Workload::default() }.spawn(first)?;
+    for (machines, percent) in [(&[second][..], 3), (&[first], 3), (&[first, second], 10)] {
+        for machine in machines {
+            machine.fail_allocations(percent)?;
+        }
+        writer.wait_more(40, SOON)?;
+        pair.cluster().wire().cut();
+        // Asking for the state may fail as well.
+        first.wait_success(SOON, "the loss of the peer", "grep -q 'cs:WFC\\|cs:StandAlone' /proc/drbd")?;
+        writer.wait_more(20, SOON)?;
+        pair.cluster().wire().restore();
+        writer.wait_more(40, SOON)?;
+        for machine in machines {
+            let failed = machine.stop_failing_allocations()?;
+            println!("{}: {failed} allocations failed", machine.name());
+            ensure!(failed > 0, "no allocation has failed on {}", machine.name());
+        }
+        writer.wait_more(10, SOON)?;
+        pair.one_by_one("drbdadm adjust r0")?;
+        pair.wait_in_sync(RESYNC)?;
+    }
+    let acks = writer.stop()?;
+    pair.compare_disks()?;
+    acks.check(&pair.scan(first, SECTORS)?)?;
+    pair.one_by_one("drbdadm down r0")?;
     pair.finish()
 }
