@@ -15,7 +15,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 CARGO_RUN := build/cargo
 
-.PHONY: all help setup module tools images shell demo test check unit-test module-check machine-test machine-test-all bench simulate torture \
+.PHONY: all help setup module tools images shell demo test check unit-test module-check machine-agent machine-test machine-test-all bench simulate torture \
 	debug-kernel clean
 
 all: module tools images ## everything: set-up, module, tools, machine images (the default)
@@ -72,7 +72,11 @@ DEBUG_OURS := ours_with_ours bad_input:: failing_allocations:: leaks:: torture::
 DEBUG_MIXED := $(addsuffix ::ours_primary,interop replication resync failures::failing_disks failures::silent_peers failures::fencing)
 MACHINE_TEST := $(CARGO_RUN) test --locked -p machine-tests --features machine-tests/machines --test machines -- --test-threads=1
 
-machine-test: all ## tests in the two machines; TESTS="interop:: powercut::" for a part of the scenarios
+# The machines run the agent that lies beside the test program: it must not be an old one.
+machine-agent: setup
+	@$(CARGO_RUN) build --quiet --locked -p lab
+
+machine-test: all machine-agent ## tests in the two machines; TESTS="interop:: powercut::" for a part of the scenarios
 ifdef TESTS
 	@$(MACHINE_TEST) $(TESTS)
 else ifdef DEBUG_KERNEL
@@ -83,7 +87,7 @@ else
 	@LAB_SHORT=1 $(MACHINE_TEST) $(addprefix --skip ,$(LONG_TESTS))
 endif
 
-machine-test-all: all ## every scenario and row in every pairing, an hour in all
+machine-test-all: all machine-agent ## every scenario and row in every pairing, an hour in all
 	@$(MACHINE_TEST)
 
 bench: all ## the benchmark against the C module, into docs/PERFORMANCE.md; ARGS="--rows 'depth 1'" for some rows
