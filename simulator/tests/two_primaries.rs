@@ -170,3 +170,28 @@ fn a_primary_that_loses_its_disk_under_writes_of_the_other_one_stays_connected()
         assert_eq!(world.nodes[0].data.first_difference(&world.nodes[1].data, SECTORS), None, "seed {seed}");
     }
 }
+
+/// A node whose disk has just been taken away refuses the peer's writes that are on their way. They have sequence numbers as
+/// well: the next write, after the disk is back, must not wait for them.
+#[test]
+fn writes_refused_for_want_of_a_disk_are_not_waited_for_later() {
+    let mut refused = 0;
+    for seed in 1..=SEEDS {
+        let mut world = two_primaries(seed);
+        warm_up(&mut world);
+        let without = (seed % 2) as usize;
+        for block in 0..12 {
+            world.start(1 - without, Action::Write { fua: false }, block * 16, 8);
+        }
+        assert_eq!(world.admin(without, AdminRequest::Detach { volume: VOLUME, force: true }), 1);
+        world.run_until("the writes", 60_000, |world| world.open_operations() == 0);
+        world.run_until("detached", 60_000, |world| world.status(without).state.disk == Disk::Diskless);
+        refused += u32::from(world.packets.contains("P_NEG_ACK"));
+        assert_eq!(world.attach(without), 101, "seed {seed}");
+        world.run_until("resync", 300_000, good);
+        assert_eq!(world.io(1 - without, Action::Write { fua: false }, 4096, 8), Ok(()));
+        world.run_for_ms(3_000);
+        assert_eq!(world.faults, [], "seed {seed}");
+    }
+    assert!(refused > SEEDS as u32 / 4, "only {refused} of {SEEDS} runs refused a write");
+}

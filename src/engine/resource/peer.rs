@@ -8,6 +8,7 @@
 //! spec: wire-protocol 5.2, 7, 8.6
 
 use super::api::{Digest, Finding, Inspect, IoError, IoFlags, IoResult, LocalIo, Next, Op, PeerId, VolumeId, Wakes};
+use super::conflict::newer;
 use super::incoming::Fault;
 use super::outgoing::{DataOut, MetaOut};
 use super::overlaps::Kind;
@@ -70,6 +71,8 @@ impl<S: Storage> Engine<S> {
     pub(super) fn receive_write(&mut self, id: VolumeId, write: &IncomingWrite) -> Result<Next, Fault> {
         let Some(volume) = self.volume_mut(id) else { return Err(Fault::UnknownVolume) };
         if volume.state.disk < Disk::Inconsistent {
+            // It meets nothing, so it does not wait for what was sent before it; but nothing waits for its number either.
+            volume.peer_seq = newer(volume.peer_seq, write.data.seq);
             self.link.received_epoch.size += 1;
             self.queue_meta(MetaOut::Ack {
                 command: Command::NegAck,
