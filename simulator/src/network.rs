@@ -93,9 +93,9 @@ impl Pipe {
 
     /// Exactly `count` bytes if they have arrived.
     ///
-    /// # Panics
+    /// # Errors
     /// When application data comes where bytes were expected: the two engines do not agree about the framing.
-    pub fn take(&mut self, count: usize, now_us: u64) -> Option<Vec<u8>> {
+    pub fn take(&mut self, count: usize, now_us: u64) -> Result<Option<Vec<u8>>, String> {
         let mut available = 0;
         for (at, chunk) in &self.chunks {
             if available >= count || *at > now_us {
@@ -103,11 +103,13 @@ impl Pipe {
             }
             match chunk {
                 Chunk::Bytes(bytes) => available += bytes.len(),
-                Chunk::Sectors(_) => panic!("framing: application data where {count} bytes of a packet were expected"),
+                Chunk::Sectors(_) => {
+                    return Err(format!("application data where {count} bytes of a packet were expected"))
+                }
             }
         }
         if available < count {
-            return None;
+            return Ok(None);
         }
         let mut taken = Vec::with_capacity(count);
         while taken.len() < count {
@@ -119,24 +121,24 @@ impl Pipe {
             }
         }
         self.bytes -= count;
-        Some(taken)
+        Ok(Some(taken))
     }
 
     /// One chunk of application data of exactly `count` sectors if it has arrived.
     ///
-    /// # Panics
+    /// # Errors
     /// When something else comes: the two engines do not agree about the framing.
-    pub fn take_sectors(&mut self, count: usize, now_us: u64) -> Option<Vec<Stamp>> {
-        let (at, chunk) = self.chunks.front()?;
+    pub fn take_sectors(&mut self, count: usize, now_us: u64) -> Result<Option<Vec<Stamp>>, String> {
+        let Some((at, chunk)) = self.chunks.front() else { return Ok(None) };
         if *at > now_us {
-            return None;
+            return Ok(None);
         }
         match chunk {
             Chunk::Sectors(stamps) if stamps.len() == count => {}
-            other => panic!("framing: {count} sectors of application data expected, found {other:?}"),
+            other => return Err(format!("{count} sectors of application data expected, found {other:?}")),
         }
         let Some((_, Chunk::Sectors(stamps))) = self.chunks.pop_front() else { unreachable!() };
         self.bytes -= count * 512;
-        Some(stamps)
+        Ok(Some(stamps))
     }
 }

@@ -341,3 +341,30 @@ fn a_demotion_does_not_wait_for_a_connection_that_ended_while_io_was_frozen() {
         assert_eq!(world.engine_of(0).usage(), Default::default());
     }
 }
+
+/// A hostile peer's seed 1604: the generation of a forced promotion went to the disk along with the mark that all bits had been set,
+/// and nobody was told; what was written from then on was never acknowledged.
+#[test]
+fn a_generation_is_durable_whatever_the_superblock_was_written_for() {
+    let mut promoted = 0;
+    for seed in 1..=4 * SEEDS {
+        let mut world = World::new(Config::new(seed));
+        for node in 0..2 {
+            assert_eq!(world.attach(node), 101);
+            assert_eq!(world.connect(node), 1);
+        }
+        let connected = |world: &World| (0..2).all(|node| world.status(node).state.conn == Conn::Connected);
+        world.run_until("connected", 10_000, connected);
+        assert_eq!(world.admin(0, AdminRequest::Primary { volume: VOLUME, force: true }), 1);
+        world.run_until("full sync", 10_000, |world| world.status(1).state.conn == Conn::WFBitMapT);
+        world.nodes[1].faults.slowness = 10 * seed;
+        world.reset_connection();
+        world.run_until("lost", 60_000, |world| world.status(1).state.conn < Conn::Connected);
+        world.set_network(false);
+        world.ask(1, AdminRequest::Primary { volume: VOLUME, force: true });
+        let write = world.start(1, WRITE, 0, 8);
+        world.run_until("the write", 60_000, |world| world.operations[write].result.is_some());
+        promoted += u32::from(world.poll_admin(1) == Some(1));
+    }
+    assert!(promoted > SEEDS as u32, "promoted in {promoted} runs");
+}

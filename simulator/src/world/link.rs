@@ -202,6 +202,13 @@ impl World {
                 *first += 1 << 40;
             }
         }
+        let mut forged = None;
+        if let Some(hostile) = self.hostile.as_mut() {
+            hostile.see(&head);
+            if hostile.node == node {
+                forged = hostile.tamper(&mut self.random, socket, &mut head);
+            }
+        }
         let name = packet_name(&head);
         self.packets.insert(name);
         *self.packets_sent.entry(name).or_default() += 1;
@@ -210,6 +217,10 @@ impl World {
         let arrival = now_us + self.random.between(30, most);
         let Some(connection) = self.connection.as_mut().filter(|connection| connection.number == link) else { return };
         let pipe = &mut connection.pipes[node][socket];
+        if let Some((packet, data)) = forged {
+            pipe.send(packet, arrival);
+            data.map(|stamps| pipe.send_sectors(stamps, arrival));
+        }
         let mut at_us = pipe.send(head, arrival);
         if let Some(stamps) = payload {
             at_us = pipe.send_sectors(stamps, arrival);
@@ -289,7 +300,9 @@ impl World {
         let next = match reading {
             Reading::Stopped => return false,
             Reading::Header => {
-                let Some(bytes) = header_bytes.and_then(|bytes| pipe.take(bytes, now_us)) else { return false };
+                let Some(bytes) = header_bytes else { return false };
+                let taken = pipe.take(bytes, now_us);
+                let Some(bytes) = self.framed(node, link, socket, taken) else { return false };
                 self.engine(node, |engine, now| match socket {
                     DATA => engine.data_header(&bytes, now),
                     _ => engine.meta_header(&bytes, now),
@@ -297,11 +310,13 @@ impl World {
                 .map(Reading::Body)
             }
             Reading::Body(head) => {
-                let Some(bytes) = pipe.take(head.body_bytes, now_us) else { return false };
+                let taken = pipe.take(head.body_bytes, now_us);
+                let Some(bytes) = self.framed(node, link, socket, taken) else { return false };
                 self.body_received(node, link, socket, &head, &bytes)
             }
             Reading::Payload(peer, count) => {
-                let Some(stamps) = pipe.take_sectors(count, now_us) else { return false };
+                let taken = pipe.take_sectors(count, now_us);
+                let Some(stamps) = self.framed(node, link, socket, taken) else { return false };
                 let running = self.nodes[node].running.as_mut().expect("on");
                 let digest = engine::resource::Digest::new(&inspect::digest(&stamps));
                 running.pages[usize::from(peer.index)] = Some((peer, stamps));
@@ -310,7 +325,8 @@ impl World {
                     .map(|()| Reading::Header)
             }
             Reading::ReadReply(request, count) => {
-                let Some(stamps) = pipe.take_sectors(count, now_us) else { return false };
+                let taken = pipe.take_sectors(count, now_us);
+                let Some(stamps) = self.framed(node, link, socket, taken) else { return false };
                 let running = self.nodes[node].running.as_mut().expect("on");
                 let upper = running.uppers[usize::from(request.index)].as_mut();
                 let digest = engine::resource::Digest::new(&inspect::digest(&stamps));
@@ -320,7 +336,8 @@ impl World {
                     .map(|()| Reading::Header)
             }
             Reading::Drain(count) => {
-                let Some(_stamps) = pipe.take_sectors(count, now_us) else { return false };
+                let taken = pipe.take_sectors(count, now_us);
+                let Some(_stamps) = self.framed(node, link, socket, taken) else { return false };
                 Ok(Reading::Header)
             }
         };
@@ -339,6 +356,19 @@ impl World {
             }
         }
         goes_on
+    }
+
+    /// What was read, unless there is no sense in it: only a hostile peer sends that, and then it ends the connection.
+    fn framed<T>(&mut self, node: usize, link: u64, socket: usize, taken: Result<Option<T>, String>) -> Option<T> {
+        match taken {
+            Ok(taken) => taken,
+            Err(error) => {
+                assert!(self.hostile.is_some(), "framing: {error}");
+                let failures = [LinkFailure::DataReceive, LinkFailure::MetaReceive];
+                self.link_failed(node, link, failures[socket]);
+                None
+            }
+        }
     }
 
     /// Data has arrived: is it what its digest says?

@@ -10,6 +10,7 @@
 mod admin;
 mod application;
 mod disks;
+mod hostile;
 mod link;
 mod machine;
 mod trace;
@@ -34,6 +35,7 @@ use engine::resource::{
 use engine::state::{Conn, Disk, Role};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+pub use hostile::Hostile;
 use link::Connection;
 use machine::{boot, layout};
 
@@ -230,6 +232,8 @@ pub struct World {
     pub wrong_secret: [bool; 2],
     /// The next data that goes with a digest is damaged on its way.
     pub garble: bool,
+    /// A node that does not keep to the protocol.
+    pub hostile: Option<Hostile>,
     now_us: u64,
     queue: BTreeMap<(u64, u64, u64), Event>,
     sequence: u64,
@@ -281,6 +285,7 @@ impl World {
             helpers: Vec::new(),
             wrong_secret: [false; 2],
             garble: false,
+            hostile: None,
             now_us: MS,
             queue: BTreeMap::new(),
             sequence: 0,

@@ -180,7 +180,7 @@ impl<S: Storage> Engine<S> {
     /// spec: wire-protocol 6 (P_RETRY_WRITE)
     pub(super) fn postpone(&mut self, request: RequestId, sector: u64) -> Option<()> {
         let now_ms = self.now_ms;
-        let slot = self.requests.get_mut(request).filter(|slot| slot.io.sector == sector && slot.in_log)?;
+        let slot = self.requests.get_mut(request).filter(|slot| slot.awaits_verdict(sector))?;
         if !slot.postponed {
             slot.postponed = true;
             slot.postponed_ms = now_ms;
@@ -216,8 +216,7 @@ impl<S: Storage> Engine<S> {
     /// The peer's write overrides ours: it counts as done, but is not in the epoch any more.
     /// spec: wire-protocol 6 (P_SUPERSEDED)
     pub(super) fn superseded(&mut self, request: RequestId, sector: u64) -> Option<()> {
-        self.requests.get(request).filter(|slot| slot.io.sector == sector && slot.in_log)?;
-        if self.requests.get(request)?.postponed {
+        if self.requests.get(request).filter(|slot| slot.awaits_verdict(sector))?.postponed {
             return Some(());
         }
         if !self.overlaps.meets_peer(u32::from(request.index)) {

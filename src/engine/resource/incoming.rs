@@ -24,7 +24,7 @@ use crate::storage::Storage;
 use crate::wire::{
     check_agreed_length, check_length, header_size, Barrier, BarrierAck, BitmapError, BlockAck, BlockDesc,
     BlockRequest, Command, Data, DecodeError, Header, HeaderError, LengthError, Socket, StateReply, StateRequest,
-    StateWord, SyncParam, SyncUuid, Trim, ID_SYNCER,
+    StateWord, SyncParam, SyncUuid, Trim, ID_SYNCER, MAX_DATA_BYTES,
 };
 
 /// A header that has been understood.
@@ -556,6 +556,10 @@ impl<S: Storage> Engine<S> {
         let answered = RequestId::from_block_id(ack.block_id).filter(|_| !resync && self.link.net.two_primaries);
         if let Some(slot) = answered.and_then(|request| self.requests.get(request)).filter(|slot| slot.in_log) {
             self.later_epoch_answered(slot.epoch);
+        }
+        if resync {
+            let sectors = self.volume(id).map_or(0, |volume| volume.size_sectors);
+            super::peer::check_range(ack.sector, ack.size_bytes, MAX_DATA_BYTES, sectors)?;
         }
         match command {
             Command::RecvAck | Command::WriteAck | Command::RsWriteAck | Command::Superseded if resync => {

@@ -670,7 +670,11 @@ impl<S: Storage> Engine<S> {
                 }
                 self.activity_logged(id);
             }
-            Event::JobDone(job) => self.bitmap_job_done(id, job),
+            Event::JobDone(job) => {
+                // Some jobs write the superblock on their way.
+                self.superblock_durable(id);
+                self.bitmap_job_done(id, job);
+            }
             Event::Held => self.order_tables(id),
             Event::Failed => {
                 // Not whether the failure itself is what has the disk let go.

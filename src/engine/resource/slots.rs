@@ -152,6 +152,11 @@ impl Request {
         self.phase == Phase::Active && self.io.op == Op::Read && matches!(self.net, Net::Queued | Net::Waiting)
     }
 
+    /// A write to this sector that the peer may still refuse for one of its own: it has not been ended.
+    pub(super) fn awaits_verdict(&self, sector: u64) -> bool {
+        self.phase == Phase::Active && self.in_log && self.io.sector == sector
+    }
+
     /// First and last activity log extent (4 MiB) it touches.
     pub(super) fn extents(&self) -> (u32, u32) {
         extents(self.io.sector, self.io.size_bytes)

@@ -304,13 +304,11 @@ impl<S: Storage> Engine<S> {
 
     /// The target has written a block of the resync: it is the same on both sides now (source).
     pub(super) fn resync_acknowledged(&mut self, id: VolumeId, sector: u64, size_bytes: u32) {
-        if size_bytes <= crate::wire::MAX_DATA_BYTES {
-            self.mark_in_sync(id, sector, size_bytes);
-            self.check_resync_end(id);
-        }
+        self.mark_in_sync(id, sector, size_bytes);
+        self.check_resync_end(id);
     }
 
-    /// A block could not be synced: its bit stays, and the end does not wait for it.
+    /// A block, within the device, could not be synced: its bit stays, and the end does not wait for it.
     pub(super) fn resync_failed(&mut self, id: VolumeId, sector: u64, size_bytes: u32) {
         let first = sector / 8;
         let last = (sector + u64::from(size_bytes / 512)).saturating_sub(1) / 8;
