@@ -129,6 +129,28 @@ fn what_has_been_acknowledged_cannot_be_refused() {
     }
 }
 
+/// Seed 12799: a flush at the end of the address space waited for room in the activity log, and the end of the connection for the
+/// flush.
+#[test]
+fn a_flush_of_the_peer_names_no_sector_behind_the_device() {
+    for (sector, is_sound) in [(0u64, true), (1 << 20, false), (u64::MAX, false)] {
+        let mut world = connected(config(4));
+        let mut body = sector.to_be_bytes().to_vec();
+        body.extend(7u64.to_be_bytes());
+        body.extend([0, 0, 0, 1]);
+        // FLUSH, and an answer is wanted.
+        body.extend(288u32.to_be_bytes());
+        let outcome = world.engine(1, |engine, now| {
+            let head = engine.data_header(&[0x86, 0x20, 0xec, 0x20, 0, 0, 0, 0, 0, 0, 0, 24, 0, 0, 0, 0], now);
+            engine.data_packet(&head.expect("a sound header"), &body, now).map(|_| ())
+        });
+        assert_eq!(outcome.is_ok(), is_sound, "{sector}: {outcome:?}");
+        assert!(is_sound || matches!(outcome, Err(Fault::BadRange { .. })), "{sector}: {outcome:?}");
+        world.run_for_ms(5_000);
+        assert_eq!(world.engine_of(1).usage().peer_requests, 0, "{sector}");
+    }
+}
+
 /// A run with a peer that does not keep to the protocol; whatever is wrong is a panic.
 fn meet_a_hostile_peer(world: &mut World, seed: u64) {
     for node in 0..2 {

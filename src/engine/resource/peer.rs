@@ -88,7 +88,8 @@ impl<S: Storage> Engine<S> {
         }
         let most = if write.op == Op::Write { MAX_DATA_BYTES } else { MAX_TRIM_BYTES };
         let empty_flush = write.op == Op::Write && write.size_bytes == 0;
-        if !empty_flush {
+        let sound_flush = empty_flush && write.data.sector <= volume.size_sectors;
+        if !sound_flush {
             check_range(write.data.sector, write.size_bytes, most, volume.size_sectors)?;
         }
         let Some(peer) = self.peers.take() else { return Err(Fault::NoSlot) };
@@ -216,7 +217,7 @@ impl<S: Storage> Engine<S> {
         if waiting.kind == PeerKind::Write && self.decide_conflict(peer, &waiting) {
             return;
         }
-        if waiting.kind == PeerKind::Write && self.is_diskless_writer(waiting.volume) {
+        if waiting.kind == PeerKind::Write && waiting.op != Op::Flush && self.is_diskless_writer(waiting.volume) {
             // It will have to be resynced to that peer. spec: wire-protocol 5.2 (9)
             self.mark_out_of_sync(waiting.volume, waiting.sector, waiting.size_bytes);
             if let Some(slot) = self.peers.at_mut(index) {
@@ -801,12 +802,15 @@ impl<S: Storage> Engine<S> {
     /// is forgotten.
     pub(super) fn abandon_peer_requests(&mut self) {
         let two_primaries = self.link.net.two_primaries;
+        // Where the application writes, a write of the peer may have to wait for one that in turn waits for the connection.
+        let writers = self.volume_ids().filter(|id| two_primaries || self.is_primary(*id));
+        let writers = writers.fold(0u64, |all, id| all | (1 << id.0));
         self.forget_throttled();
         for index in 0..self.peers.capacity() as u16 {
             let Some(slot) = self.peers.at_mut(index).filter(|slot| slot.phase != PeerPhase::Free) else { continue };
             slot.orphan = true;
             slot.in_epoch = false;
-            if slot.is_forgotten_with_the_connection(two_primaries) {
+            if slot.is_forgotten_with_the_connection(writers) {
                 // Both entries: a block of a resync has two.
                 self.leave_overlaps(self.overlap_entry(index, true));
                 self.leave_overlaps(self.overlap_entry(index, false));
@@ -815,7 +819,7 @@ impl<S: Storage> Engine<S> {
         // Some became ready by that; a slot must not be given back while it is in a list.
         let mut ready = core::mem::replace(&mut self.ready_peers, List::EMPTY);
         while let Some(index) = self.peers.pop(&mut ready) {
-            if self.peers.at(index).is_some_and(|slot| !slot.is_forgotten_with_the_connection(two_primaries)) {
+            if self.peers.at(index).is_some_and(|slot| !slot.is_forgotten_with_the_connection(writers)) {
                 let Engine { peers, ready_peers, .. } = self;
                 peers.push(ready_peers, index);
             }
@@ -825,7 +829,7 @@ impl<S: Storage> Engine<S> {
                 continue;
             };
             let peer = PeerId { index, generation: slot.generation };
-            match (slot.is_forgotten_with_the_connection(two_primaries), slot.kind) {
+            match (slot.is_forgotten_with_the_connection(writers), slot.kind) {
                 (false, _) => {}
                 (true, kind) if kind.is_own() => self.end_resync_request(peer),
                 (true, _) => self.end_peer(peer, slot.volume),

@@ -277,12 +277,12 @@ impl PeerRequest {
 
 impl PeerRequest {
     /// What a lost connection leaves without a purpose. Not so a write that was received completely: the writer may
-    /// count on it (protocol B). With two Primaries it does not, and it may have to wait for a local write that in turn
-    /// waits for the connection.
-    pub(super) fn is_forgotten_with_the_connection(&self, two_primaries: bool) -> bool {
+    /// count on it (protocol B). With two Primaries it does not, and a peer that is not Primary should not have sent it:
+    /// `writers` are the volumes, one bit each, whose application writes as well.
+    pub(super) fn is_forgotten_with_the_connection(&self, writers: u64) -> bool {
         match self.phase {
             PeerPhase::Free | PeerPhase::Disk | PeerPhase::Inspect | PeerPhase::ActivityLog => false,
-            PeerPhase::Overlap => self.kind != PeerKind::Write || two_primaries,
+            PeerPhase::Overlap => self.kind != PeerKind::Write || writers & (1 << self.volume.0) != 0,
             PeerPhase::Receiving
             | PeerPhase::Sequence
             | PeerPhase::Throttled
