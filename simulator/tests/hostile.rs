@@ -1,11 +1,12 @@
 //! A peer that sends what no peer should: the other node refuses it with a reason, and goes on.
 
-use engine::netlink::WireProtocol;
+use engine::netlink::Fencing;
 use engine::resource::{AdminRequest, Fault};
 use engine::state::{Conn, Disk, Role};
+use simulator::draw::{self, Kind};
 use simulator::node::VOLUME;
 use simulator::world::{Action, Hostile};
-use simulator::{Config, World};
+use simulator::{Config, Random, World};
 
 /// Seeds of the ordinary test run; `SEEDS` asks for another number, `FIRST_SEED` for others.
 fn number(name: &str, otherwise: u64) -> u64 {
@@ -13,20 +14,17 @@ fn number(name: &str, otherwise: u64) -> u64 {
 }
 
 fn config(seed: u64) -> Config {
+    let mut random = Random::new(!seed);
+    let kind = Kind { careful: false, dual: seed % 4 == 0 };
     let mut config = Config::new(seed);
     config.check_reads = false;
     config.sectors = 16_384;
+    config.net = draw::net(&mut random, kind);
+    config.net.two_primaries = kind.dual;
     config.disk.resync_rate = 100_000;
-    config.net.two_primaries = seed % 4 == 0;
-    config.net.wire_protocol = match seed % 3 {
-        1 if !config.net.two_primaries => WireProtocol::B,
-        2 if !config.net.two_primaries => WireProtocol::A,
-        _ => WireProtocol::C,
-    };
-    config.net.verify_alg = engine::resource::AlgorithmName::from_bytes(b"crc32c").expect("a name");
-    if seed % 5 == 0 {
-        config.net.csums_alg = config.net.verify_alg;
-    }
+    config.disk = draw::disk(&mut random, kind, config.disk, &config.net);
+    // Frozen I/O may wait for the peer, and this one is not to be waited for.
+    config.disk.fencing = Fencing::DontCare;
     config
 }
 
@@ -193,7 +191,7 @@ fn nothing_that_a_peer_says_breaks_a_node() {
         let run = std::panic::AssertUnwindSafe(|| meet_a_hostile_peer(&mut world, seed));
         if let Err(panic) = std::panic::catch_unwind(run) {
             world.trace().for_each(|line| eprintln!("{line}"));
-            eprintln!("replay: FIRST_SEED={seed} SEEDS=1 cargo test -p simulator --test hostile");
+            eprintln!("replay: FIRST_SEED={seed} SEEDS=1 build/cargo test -p simulator --test hostile");
             std::panic::resume_unwind(panic);
         }
         faults += world.faults.len();

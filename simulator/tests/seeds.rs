@@ -17,7 +17,9 @@ fn random_runs_keep_every_promise() {
             for line in report.trace.iter().skip(report.trace.len().saturating_sub(lines)) {
                 eprintln!("{line}");
             }
-            panic!("seed {seed}: {failure}\nreplay: FIRST_SEED={seed} SEEDS=1 cargo test -p simulator --test seeds");
+            panic!(
+                "seed {seed}: {failure}\nreplay: FIRST_SEED={seed} SEEDS=1 build/cargo test -p simulator --test seeds"
+            );
         }
     }
 }
