@@ -2,10 +2,18 @@
 
 use super::*;
 use engine::wire::command::{PacketSpec, PACKETS};
+use engine::wire::header::Header;
 use engine::wire::{Socket, ID_SYNCER, MAX_DATA_BYTES};
 
-/// Bytes of a header of protocol 100 and later; what has another one is left alone.
-const HEADER_BYTES: usize = 16;
+/// Bytes of the header of a packet.
+fn header_bytes(packet: &[u8]) -> usize {
+    if packet.starts_with(&[0x86, 0x20, 0xec, 0x20]) {
+        16
+    } else {
+        8
+    }
+}
+
 /// What was in packets lately is remembered, so that some of what is made up names something that exists.
 const REMEMBERED: usize = 32;
 
@@ -30,7 +38,7 @@ impl Hostile {
 
     /// Remembers what a packet of either node names.
     pub(super) fn see(&mut self, packet: &[u8]) {
-        for bytes in packet.get(HEADER_BYTES..).unwrap_or_default().chunks_exact(8).take(2) {
+        for bytes in packet.get(header_bytes(packet)..).unwrap_or_default().chunks_exact(8).take(2) {
             self.seen.push_back(u64::from_be_bytes(bytes.try_into().expect("8 bytes")));
         }
         while self.seen.len() > REMEMBERED {
@@ -40,13 +48,16 @@ impl Hostile {
 
     /// Changes a packet, perhaps, and makes up one to be sent before it, perhaps.
     pub(super) fn tamper(&mut self, random: &mut Random, socket: usize, packet: &mut [u8]) -> Option<Forged> {
-        if !packet.starts_with(&[0x86, 0x20, 0xec, 0x20]) || packet.len() < HEADER_BYTES {
-            return None;
+        let header = header_bytes(packet);
+        let is_features = packet.starts_with(&[0x83, 0x74, 0x02, 0x67, 0xff, 0xfe]);
+        if let Some(place) = packet.get_mut(16..20).filter(|_| is_features && random.percent(20)) {
+            // Another version of the protocol, as the newest that it knows.
+            place.copy_from_slice(&(random.between(84, 103) as u32).to_be_bytes());
         }
         if random.percent(self.percent) {
-            self.change(random, &mut packet[HEADER_BYTES..]);
+            self.change(random, packet.get_mut(header..).unwrap_or_default());
         }
-        random.percent(self.percent).then(|| self.forge(random, socket))
+        random.percent(self.percent).then(|| self.forge(random, socket, header))
     }
 
     fn change(&self, random: &mut Random, body: &mut [u8]) {
@@ -86,7 +97,7 @@ impl Hostile {
         }
     }
 
-    fn forge(&self, random: &mut Random, socket: usize) -> Forged {
+    fn forge(&self, random: &mut Random, socket: usize, header: usize) -> Forged {
         let fits = |spec: &&PacketSpec| spec.handled && spec.socket.accepts([Socket::Data, Socket::Meta][socket]);
         let specs: Vec<_> = PACKETS.iter().filter(fits).collect();
         let spec = random.pick(&specs);
@@ -107,14 +118,15 @@ impl Hostile {
         let mut data = None;
         let mut length = body.len() as u32;
         if with_data && random.percent(80) {
-            let bytes = random.pick(&[0, 512, 4096, 65_536, MAX_DATA_BYTES]);
+            let bytes =
+                random.pick(if header == 16 { &[0, 512, 4096, 65_536, MAX_DATA_BYTES] } else { &[0, 512, 4096] });
             length += bytes;
             data = (bytes > 0).then(|| vec![0; bytes as usize / 512]);
         }
-        let mut packet = vec![0x86, 0x20, 0xec, 0x20, 0, 0];
-        packet.extend((spec.command as u16).to_be_bytes());
-        packet.extend(length.to_be_bytes());
-        packet.extend([0; 4]);
+        let mut packet = vec![0; header];
+        let version = if header == 16 { 101 } else { 94 };
+        let sound = Header { command: spec.command as u16, volume: 0, length }.encode(version, &mut packet);
+        sound.expect("room for a header, and a length that fits");
         packet.extend(body);
         (packet, data)
     }
