@@ -153,6 +153,14 @@ fn settle_while_connected(old: State, new: &mut State) {
             *disk = Disk::UpToDate;
         }
     }
+    // The target tells that it calls its disk Outdated until the resync starts: nothing new, and nothing to tell listeners.
+    if old.conn == Conn::WFBitMapS
+        && new.conn == Conn::WFBitMapS
+        && old.pdsk == Disk::Consistent
+        && new.pdsk == Disk::Outdated
+    {
+        new.pdsk = Disk::Consistent;
+    }
 }
 
 /// Rule 6: both disks into the range of the connection state.
@@ -295,6 +303,14 @@ mod tests {
         assert_eq!(sanitized(ahead, ahead).state.pdsk, Disk::Consistent);
         let alone = State { conn: Conn::WFConnection, disk: Disk::Consistent, pdsk: Disk::Unknown, ..CONNECTED };
         assert_eq!(sanitized(alone, alone).state.disk, Disk::Consistent);
+    }
+
+    #[test]
+    fn rule_5_a_target_that_prepares_is_as_good_as_before() {
+        let source = State { conn: Conn::WFBitMapS, pdsk: Disk::Consistent, ..CONNECTED };
+        assert_eq!(sanitized(source, State { pdsk: Disk::Outdated, ..source }).state, source);
+        let worse = sanitized(source, State { pdsk: Disk::Inconsistent, ..source }).state;
+        assert_eq!(worse.pdsk, Disk::Inconsistent);
     }
 
     #[test]
