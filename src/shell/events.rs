@@ -253,8 +253,9 @@ pub(crate) fn volumes(resource: &Resource) -> KVec<KBox<VolumeSnapshot>> {
 pub(crate) fn tell(resource: &Resource, notice: &Notice) {
     let about = |continues| Notification::new(resource, NotificationType::Change, continues);
     match notice {
-        Notice::State { volume, .. } => {
-            if let Some(volume) = take(resource, *volume) {
+        Notice::State { volume, bits_out_of_sync, .. } => {
+            if let Some(mut volume) = take(resource, *volume) {
+                volume.status.bits_out_of_sync = *bits_out_of_sync;
                 tell_state(resource, &volume, notice);
             }
         }

@@ -51,7 +51,7 @@ pub(crate) fn compute(volume: &Volume) -> DiskLimits {
         io_min_bytes: lower.io_min_bytes.max(block),
         io_opt_bytes: lower.io_opt_bytes,
         max_discard_bytes: clears,
-        discard_granularity_bytes: block,
+        discard_granularity_bytes: lower.discard_granularity_bytes.max(block),
         max_write_zeroes_bytes: zeroes,
         rotational: lower.rotational,
     }

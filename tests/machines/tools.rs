@@ -83,12 +83,14 @@ fn session(pairing: Pairing) -> Result<Transcript> {
     pair.wait_in_sync(SOON)?;
     ask(&mut transcript)?;
     transcript.run(second, "drbdadm primary r0")?;
+    let queue =
+        "cd /sys/block/drbd0/queue; cat discard_granularity discard_max_bytes logical_block_size max_hw_sectors_kb";
+    transcript.run(first, queue)?;
 
     transcript.run(second, "drbdadm disconnect r0")?;
     pair.wait(first, SOON, "a peer that left", |device| device.connection == "WFConnection")?;
     transcript.ask(pair.machines(), QUESTIONS)?;
-    transcript.run(second, "drbdadm connect r0")?;
-    pair.wait_in_sync(SOON)?;
+    short_resync(&pair, &mut transcript)?;
     transcript.run_all(first, &["drbdadm wait-connect r0", "drbdsetup wait-sync 0"])?;
 
     transcript.run(second, "drbdadm detach r0")?;
@@ -111,6 +113,23 @@ fn session(pairing: Pairing) -> Result<Transcript> {
     transcript.run(second, "drbdadm down r0")?;
     pair.finish()?;
     Ok(transcript)
+}
+
+/// The second node comes back and gets one block. However quickly that is done, events tell what there was to do.
+fn short_resync(pair: &Pair, transcript: &mut Transcript) -> Result<()> {
+    let command = "exec drbdsetup events2 all --statistics";
+    let events = pair.machines().iter().map(|machine| machine.spawn(command)).collect::<Result<Vec<_>>>()?;
+    events.iter().try_for_each(|events| wait_said(events, "exists -").map(|_| ()))?;
+    pair.first().run_ok("dd if=/dev/urandom of=/dev/drbd0 bs=4k count=1 oflag=direct status=none")?;
+    transcript.run(pair.second(), "drbdadm connect r0")?;
+    pair.wait_in_sync(SOON)?;
+    for (machine, events) in pair.machines().iter().zip(&events) {
+        let said = wait_said(events, "replication:Established")?;
+        let begins: Vec<&str> = said.lines().filter(|line| line.contains("replication:Sync")).collect();
+        transcript.note(machine, "events2: the begin of a resync", &begins.join("\n"));
+        events.kill()?;
+    }
+    Ok(())
 }
 
 /// Nothing is configured.

@@ -70,6 +70,10 @@ fn traffic(name: &'static str, value: u64) -> Field {
     Field { name, value: (value / 2).to_string(), always: true }
 }
 
+fn counter(name: &'static str, value: impl ToString) -> Field {
+    Field { name, value: value.to_string(), always: true }
+}
+
 /// Turns messages into lines; remembers what it has said.
 #[derive(Default)]
 struct Printer {
@@ -175,8 +179,8 @@ impl Printer {
                 None => said.push((field.name, field.value.clone())),
             }
         }
-        // A change of something that is not shown is no news.
-        if text.is_empty() && !is_new && kind == NotificationType::Change {
+        // A change of something that is not shown is no news; with statistics drbd-utils print it all the same.
+        if text.is_empty() && !is_new && kind == NotificationType::Change && !self.statistics {
             return Ok(String::new());
         }
         Ok(format!("{head}{text}\n"))
@@ -232,13 +236,13 @@ impl Printer {
 }
 
 fn device_counters(statistics: &DeviceStatistics, fields: &mut Vec<Field>) {
-    fields.push(field("size", statistics.dev_size / 2));
+    fields.push(counter("size", statistics.dev_size / 2));
     fields.push(traffic("read", statistics.dev_read));
     fields.push(traffic("written", statistics.dev_write));
-    fields.push(field("al-writes", statistics.dev_al_writes));
-    fields.push(field("bm-writes", statistics.dev_bm_writes));
-    fields.push(field("upper-pending", statistics.dev_upper_pending));
-    fields.push(field("lower-pending", statistics.dev_lower_pending));
+    fields.push(counter("al-writes", statistics.dev_al_writes));
+    fields.push(counter("bm-writes", statistics.dev_bm_writes));
+    fields.push(counter("upper-pending", statistics.dev_upper_pending));
+    fields.push(counter("lower-pending", statistics.dev_lower_pending));
     fields.push(field("al-suspended", yes_no(statistics.dev_al_suspended)));
     fields.push(field("blocked", blocked_words(statistics)));
 }
@@ -246,9 +250,9 @@ fn device_counters(statistics: &DeviceStatistics, fields: &mut Vec<Field>) {
 fn peer_device_counters(statistics: &PeerDeviceStatistics, fields: &mut Vec<Field>) {
     fields.push(traffic("received", statistics.peer_dev_received));
     fields.push(traffic("sent", statistics.peer_dev_sent));
-    fields.push(field("out-of-sync", statistics.peer_dev_out_of_sync / 2));
-    fields.push(field("pending", statistics.peer_dev_pending));
-    fields.push(field("unacked", statistics.peer_dev_unacked));
+    fields.push(counter("out-of-sync", statistics.peer_dev_out_of_sync / 2));
+    fields.push(counter("pending", statistics.peer_dev_pending));
+    fields.push(counter("unacked", statistics.peer_dev_unacked));
 }
 
 fn key_text(object: Object, context: &CfgContext, name: &str, minor: u32) -> String {

@@ -312,6 +312,7 @@ impl<S: Storage> Engine<S> {
                         susp: self.susp,
                         overall_before: self.overall_with(id, old),
                         overall: self.overall_with(id, new),
+                        bits_out_of_sync: self.volume(id).map_or(0, |volume| volume.weight()),
                     });
                 }
             }

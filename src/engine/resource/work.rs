@@ -98,6 +98,8 @@ pub enum Notice {
         overall_before: Overall,
         /// The resource after.
         overall: Overall,
+        /// Bits that are set in the bitmap: a short resync may be over when listeners are told that it began.
+        bits_out_of_sync: u64,
     },
     /// The state of the connection changed (0..=9).
     Connection {
