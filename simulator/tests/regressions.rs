@@ -368,3 +368,68 @@ fn a_generation_is_durable_whatever_the_superblock_was_written_for() {
     }
     assert!(promoted > SEEDS as u32, "promoted in {promoted} runs");
 }
+
+/// Seed 5109: they waited for the activity log when the connection was lost, and started on the local disk alone while I/O
+/// was frozen. Nothing sent them when the peer was back with the same data. Nor anything else, where the administrator had
+/// frozen it.
+#[test]
+fn writes_that_start_while_io_is_frozen_are_sent_when_the_peer_is_back() {
+    for (by_admin, seed) in [false, true].into_iter().flat_map(|by_admin| (1..=SEEDS).map(move |seed| (by_admin, seed)))
+    {
+        let mut config = Config::new(seed);
+        config.disk.fencing = if by_admin { Fencing::DontCare } else { Fencing::ResourceAndStonith };
+        let mut world = synced_with(config);
+        world.helper_exit_code = 1;
+        assert_eq!(world.io(0, WRITE, 0, 8), Ok(()));
+        world.nodes[0].faults.slowness = 2_000;
+        let writes: Vec<usize> = (0..4).map(|extent| world.start(0, WRITE, extent * 8192 + 8, 8)).collect();
+        if by_admin {
+            assert_eq!(world.admin(0, AdminRequest::SuspendIo { volume: VOLUME }), 1);
+        }
+        world.reset_connection();
+        world.run_until("loss noticed", 60_000, |world| world.status(0).state.conn < Conn::Connected);
+        world.set_network(false);
+        assert!(world.is_suspended(0));
+        let started = |world: &World| world.nodes[0].running.as_ref().map_or(0, |running| running.transfers.len());
+        world.run_until("they start", 120_000, |world| started(world) > 1);
+        world.run_for_ms(seed * 100);
+        world.nodes[0].faults.slowness = 0;
+        world.set_network(true);
+        world.run_until("reconnect", 60_000, good);
+        if by_admin {
+            assert_eq!(world.admin(0, AdminRequest::ResumeIo { volume: VOLUME }), 1);
+        }
+        world.run_until("the writes", 60_000, |world| world.open_operations() == 0);
+        assert!(writes.iter().all(|&write| world.operations[write].result == Some(Ok(()))));
+        all_the_same(&mut world);
+        assert_eq!([0, 1].map(|node| world.status(node).bits_out_of_sync), [0, 0], "seed {seed}");
+    }
+}
+
+/// Seed 7290: the packet that explains why a write was refused came after a barrier, the barrier waited for a write of that
+/// peer, and this for the refused one.
+#[test]
+fn a_refused_write_of_one_of_two_primaries_does_not_hold_up_the_reason() {
+    for seed in 1..=10 * SEEDS {
+        let mut config = Config::new(seed);
+        config.net.two_primaries = true;
+        let mut world = synced_with(config);
+        assert_eq!(world.admin(1, AdminRequest::Primary { volume: VOLUME, force: false }), 1);
+        for turn in 0..12 {
+            if turn == 4 {
+                world.nodes[0].faults.write_percent = 100;
+            }
+            for node in 0..2 {
+                for _ in 0..4 {
+                    let (sector, count) = (world.random.below(60), world.random.pick(&[1, 8, 64]));
+                    world.start(node, WRITE, sector, count);
+                }
+            }
+            world.run_for_us(50 + seed % 7 * 50);
+        }
+        world.run_until("all operations", 4_000, |world| world.open_operations() == 0);
+        world.run_for_ms(10_000);
+        assert_eq!(world.faults, []);
+        assert_eq!(world.status(1).state.pdsk, Disk::Diskless);
+    }
+}

@@ -73,7 +73,7 @@ impl<S: Storage> Engine<S> {
     }
 
     /// An empty flush: closes the epoch for the peer, and flushes the local disk. It is not transmitted.
-    fn start_flush(&mut self, request: RequestId) {
+    pub(super) fn start_flush(&mut self, request: RequestId) {
         let Some((id, replicate, local)) = self.requests.at(request.index).and_then(|slot| {
             let volume = self.volume(slot.volume)?;
             Some((slot.volume, replicates(volume.state), volume.state.disk >= Disk::Inconsistent))
@@ -97,7 +97,7 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    fn start_read(&mut self, request: RequestId) {
+    pub(super) fn start_read(&mut self, request: RequestId) {
         match self.read_path(request) {
             ReadPath::Local => {
                 let Some(id) = self.requests.at_mut(request.index).map(|slot| {
@@ -320,23 +320,13 @@ impl<S: Storage> Engine<S> {
                 // The peer's copy is the only good one: it has to be on its disk before the write is acknowledged.
                 slot.protocol = WireProtocol::C;
             }
-            slot.net = if replicate || notice { Net::Queued } else { Net::None };
+            slot.net = if notice { Net::Queued } else { Net::None };
             slot.notice_only = notice;
             slot.epoch = epoch;
             slot.start_ms = now_ms;
         }
         if replicate {
-            let mut log = self.log;
-            log.push(&mut self.requests, index);
-            self.log = log;
-            self.link.epoch_writes += 1;
-            if let Some(volume) = self.volume_mut(id) {
-                volume.peer_pending += 1;
-            }
-            self.queue_data(DataOut::Write(request));
-            if self.link.epoch_writes >= self.link.net.max_epoch_size {
-                self.close_epoch();
-            }
+            self.mirror(index);
         } else if notice {
             self.queue_data(DataOut::OutOfSync(request));
         }
@@ -347,6 +337,27 @@ impl<S: Storage> Engine<S> {
         }
         if !local && !replicate {
             self.settle(index);
+        }
+    }
+
+    /// The peer gets a write, in the present epoch.
+    pub(super) fn mirror(&mut self, index: u16) {
+        let request = self.requests.id(index);
+        let epoch = self.link.epoch;
+        let Some(slot) = self.requests.at_mut(index) else { return };
+        slot.net = Net::Queued;
+        slot.epoch = epoch;
+        let id = slot.volume;
+        let mut log = self.log;
+        log.push(&mut self.requests, index);
+        self.log = log;
+        self.link.epoch_writes += 1;
+        if let Some(volume) = self.volume_mut(id) {
+            volume.peer_pending += 1;
+        }
+        self.queue_data(DataOut::Write(request));
+        if self.link.epoch_writes >= self.link.net.max_epoch_size {
+            self.close_epoch();
         }
     }
 
@@ -441,6 +452,10 @@ impl<S: Storage> Engine<S> {
                 return;
             }
             self.complete(index, if done { Ok(()) } else { Err(IoError::Io) });
+        } else if slot.phase == Phase::Active && !waiting && slot.refused && slot.in_overlaps {
+            // The packet that explains the refusal may come after a barrier, and that after a write of the peer, Primary as
+            // well, that waits for this one. Both halves of this one are over.
+            self.leave_overlaps(u32::from(index));
         }
         let Some(slot) = self.requests.at(index).copied() else { return };
         let on_disk = matches!(slot.local, Local::Pending | Local::Aborted);
@@ -451,7 +466,7 @@ impl<S: Storage> Engine<S> {
 
     /// The local part alone makes the request a success. A write has to be on a disk that was good when it began and still
     /// is: what a disk holds that failed or became the target of a resync meanwhile will be overwritten.
-    fn local_copy_counts(&self, slot: &super::slots::Request) -> bool {
+    pub(super) fn local_copy_counts(&self, slot: &super::slots::Request) -> bool {
         let still_good = || self.volume(slot.volume).is_some_and(|volume| volume.state.disk == Disk::UpToDate);
         slot.local == Local::Ok && slot.local_counts && (!slot.io.op.is_write() || still_good())
     }
@@ -731,6 +746,7 @@ impl<S: Storage> Engine<S> {
         slot.net = if slot.notice_only { Net::None } else { Net::Failed };
         slot.notice_only = false;
         slot.postponed = false;
+        slot.kept = false;
         slot.refused = false;
         self.record(index);
         if pending {
@@ -739,68 +755,6 @@ impl<S: Storage> Engine<S> {
             }
         }
         self.settle(index);
-    }
-
-    /// The connection is back while I/O was frozen: what has no acknowledgement is sent again, in the present epoch; what has
-    /// one is on the peer's disk. spec: state-machine 18.6 (RESEND); wire-protocol 11.2 (3)
-    pub(super) fn resend(&mut self) {
-        let mut at = self.log.front();
-        while let Some(index) = at {
-            at = self.log.next(&self.requests, index);
-            let request = self.requests.id(index);
-            let epoch = self.link.epoch;
-            let Some(slot) = self.requests.at_mut(index) else { continue };
-            // What has been ended, though the peer refused it, is in the bitmap; its pages are not ours any more.
-            if slot.net == Net::Ok || slot.phase == Phase::Completed {
-                let mut log = self.log;
-                log.remove(&mut self.requests, index);
-                self.log = log;
-                self.settle(index);
-                continue;
-            }
-            slot.net = Net::Queued;
-            slot.epoch = epoch;
-            slot.postponed = false;
-            slot.contested = None;
-            self.link.epoch_writes += 1;
-            self.queue_data(DataOut::Write(request));
-        }
-        for index in 0..self.requests.capacity() as u16 {
-            let request = self.requests.id(index);
-            let epoch = self.link.epoch;
-            let Some(slot) = self.requests.at_mut(index) else { continue };
-            if slot.phase == Phase::Active && slot.io.op == Op::Read && matches!(slot.net, Net::Queued | Net::Waiting) {
-                slot.net = Net::Queued;
-                slot.epoch = epoch;
-                self.queue_data(DataOut::ReadRequest(request));
-            }
-        }
-    }
-
-    /// Good data is in reach again while I/O was frozen for want of it: what would have failed is done anew.
-    /// spec: state-machine 18.6 (RESTART_FROZEN_DISK_IO)
-    pub(super) fn restart_failed(&mut self) {
-        for index in 0..self.requests.capacity() as u16 {
-            let Some(slot) = self.requests.at(index).copied() else { continue };
-            let under_way =
-                slot.local == Local::Pending || matches!(slot.net, Net::Queued | Net::Waiting) || slot.in_log;
-            let done = self.local_copy_counts(&slot) || (slot.net == Net::Ok && slot.net_counts);
-            if slot.phase != Phase::Active || under_way || done {
-                continue;
-            }
-            if let Some(slot) = self.requests.at_mut(index) {
-                slot.local = Local::None;
-                slot.net = Net::None;
-                slot.local_read_failed = false;
-                slot.remote_read_failed = false;
-            }
-            let request = self.requests.id(index);
-            match slot.io.op {
-                Op::Read => self.start_read(request),
-                Op::Flush => self.start_flush(request),
-                Op::Write | Op::Discard | Op::WriteZeroes { .. } => self.log_activity(index),
-            }
-        }
     }
 
     /// Marks a range as different from the peer's; true when a bit changed.

@@ -213,6 +213,9 @@ impl<S: Storage> Engine<S> {
         if fails || (old.conn != Conn::WFBitMapS && new.conn == Conn::WFBitMapS) {
             self.mark_writes_under_way(id);
         }
+        if old.conn < Conn::Connected && self.all_connected() {
+            self.resend();
+        }
         let mut set = effects(old, new, &self.effect_context(id, new));
         if old.conn == Conn::Connected && new.conn == Conn::StartingSyncT {
             // The peer learns it by the request for the resync or the answer to its own; told twice it would negotiate.
@@ -233,6 +236,10 @@ impl<S: Storage> Engine<S> {
         }
         self.reopen_gate();
         self.admin_step();
+    }
+
+    fn all_connected(&self) -> bool {
+        Aggregates::of(self.volumes.iter().flatten().map(|volume| volume.state)).all_at_least(Conn::Connected)
     }
 
     /// What the peer refused it refused because its disk is not good any more.
@@ -343,7 +350,6 @@ impl<S: Storage> Engine<S> {
             Effect::HelperPriOnInconDegr => _ = self.call_helper(Helper::PriOnInconDegr, Some(id)),
             Effect::HelperLocalIoError => _ = self.call_helper(Helper::LocalIoError, Some(id)),
             Effect::ThawNoDataResend => {
-                self.resend();
                 self.restart_failed();
                 self.thaw(Susp { no_data: false, ..self.susp });
             }
@@ -359,7 +365,6 @@ impl<S: Storage> Engine<S> {
                 for other in self.volume_ids() {
                     self.with_volume(other, |volume| volume.generation_due = false);
                 }
-                self.resend();
                 self.thaw(Susp { fencing: false, ..self.susp });
             }
             Effect::SyncUuid => self.start_sync_generation(id),

@@ -634,12 +634,12 @@ impl<S: Storage> Engine<S> {
     }
 
     /// The oldest write on the transfer log, and its epoch. What the peer has refused is going to be written again, in a later
-    /// epoch, and does not count.
+    /// epoch, and does not count; nor does what an earlier connection has left and is sent again.
     fn oldest_in_log(&self) -> Option<(u16, u32)> {
         let mut at = self.log.front();
         while let Some(index) = at {
             match self.requests.at(index) {
-                Some(slot) if !slot.postponed => return Some((index, slot.epoch)),
+                Some(slot) if !slot.postponed && !slot.kept => return Some((index, slot.epoch)),
                 _ => at = self.log.next(&self.requests, index),
             }
         }
@@ -651,7 +651,7 @@ impl<S: Storage> Engine<S> {
         let mut size = 0u32;
         let mut at = self.log.front();
         while let Some(slot) = at.and_then(|index| self.requests.at(index)) {
-            match (slot.postponed, slot.epoch == epoch) {
+            match (slot.postponed || slot.kept, slot.epoch == epoch) {
                 (true, _) => {}
                 (false, true) => size += 1,
                 (false, false) => break,

@@ -401,7 +401,9 @@ impl<S: Storage> Engine<S> {
                 volume.consider_resync = false;
             });
         }
-        if !self.susp.no_data && !self.susp.fencing {
+        if self.susp.any() {
+            self.keep_network_parts();
+        } else {
             self.fail_network_parts();
         }
         self.close_epoch();

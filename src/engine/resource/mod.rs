@@ -93,6 +93,7 @@ mod conflict;
 mod disk;
 mod disk_timeout;
 mod fencing;
+mod frozen;
 mod incoming;
 mod inspect;
 mod link;

@@ -77,6 +77,8 @@ pub(super) struct Request {
     pub(super) notice_only: bool,
     /// On the transfer log: the epoch's barrier has not been acknowledged.
     pub(super) in_log: bool,
+    /// It was given to a connection that is gone, and waits for the next one because I/O is frozen.
+    pub(super) kept: bool,
     /// The peer cleared its bits for this write (P_RS_WRITE_ACK).
     pub(super) peer_in_sync: bool,
     /// The peer has refused it, and its state packet that tells why has not come yet.
@@ -122,6 +124,7 @@ impl Request {
         net: Net::None,
         notice_only: false,
         in_log: false,
+        kept: false,
         peer_in_sync: false,
         refused: false,
         in_activity_log: false,

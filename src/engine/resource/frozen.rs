@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What was under way when I/O was frozen: it waits for the next connection, or for good data, and goes on from there.
+//! spec: state-machine 18.6 (RESEND, RESTART_FROZEN_DISK_IO), 18.9; wire-protocol 11.2 (3)
+
+use super::api::Op;
+use super::outgoing::DataOut;
+use super::slots::{Local, Net, Phase};
+use super::Engine;
+use crate::state::{replicates, Disk};
+use crate::storage::Storage;
+
+impl<S: Storage> Engine<S> {
+    /// The connection is lost while I/O is frozen: what was given to it is kept for the next one.
+    pub(super) fn keep_network_parts(&mut self) {
+        for index in 0..self.requests.capacity() as u16 {
+            if let Some(slot) = self.requests.at_mut(index) {
+                slot.kept |= slot.in_log || slot.awaits_answer();
+            }
+        }
+    }
+
+    /// The connection is back: what was kept and has no acknowledgement is sent again, in the present epoch; what has one is
+    /// on the peer's disk.
+    pub(super) fn resend(&mut self) {
+        let mut at = self.log.front();
+        while let Some(index) = at {
+            at = self.log.next(&self.requests, index);
+            self.resend_write(index);
+        }
+        for index in 0..self.requests.capacity() as u16 {
+            let request = self.requests.id(index);
+            let epoch = self.link.epoch;
+            let Some(slot) = self.requests.at_mut(index) else { continue };
+            if core::mem::take(&mut slot.kept) && slot.awaits_answer() {
+                slot.net = Net::Queued;
+                slot.epoch = epoch;
+                self.queue_data(DataOut::ReadRequest(request));
+            } else if slot.phase == Phase::Active && slot.io.op.is_write() && slot.net == Net::None {
+                self.send_late(index);
+            }
+        }
+    }
+
+    fn resend_write(&mut self, index: u16) {
+        let Some(slot) = self.requests.at_mut(index).filter(|slot| slot.kept) else { return };
+        slot.kept = false;
+        let slot = *slot;
+        let mut log = self.log;
+        log.remove(&mut self.requests, index);
+        self.log = log;
+        // What has been ended, though the peer refused it, is in the bitmap; its pages are not ours any more.
+        if slot.net == Net::Ok || slot.phase == Phase::Completed {
+            self.settle(index);
+            return;
+        }
+        if let Some(slot) = self.requests.at_mut(index) {
+            slot.postponed = false;
+            slot.contested = None;
+        }
+        if matches!(slot.net, Net::Queued | Net::Waiting) {
+            self.with_volume(slot.volume, |volume| volume.peer_pending = volume.peer_pending.saturating_sub(1));
+        }
+        self.mirror(index);
+    }
+
+    /// A write that began while there was no connection, because its extents of the activity log took so long, and is not
+    /// over because I/O is frozen. Neither is it in the bitmap nor is a resync due, so the peer has to have it.
+    fn send_late(&mut self, index: u16) {
+        let Some(slot) = self.requests.at(index).copied() else { return };
+        let Some(state) = self.volume(slot.volume).map(|volume| volume.state) else { return };
+        // What no disk here has is done anew where that is wanted, see `restart_failed`.
+        if !replicates(state) || !matches!(slot.local, Local::Pending | Local::Ok) {
+            return;
+        }
+        if let Some(slot) = self.requests.at_mut(index) {
+            slot.net_counts = state.pdsk == Disk::UpToDate;
+        }
+        self.mirror(index);
+    }
+
+    /// Good data is in reach again while I/O was frozen for want of it: what would have failed is done anew.
+    pub(super) fn restart_failed(&mut self) {
+        for index in 0..self.requests.capacity() as u16 {
+            let Some(slot) = self.requests.at(index).copied() else { continue };
+            let under_way =
+                slot.local == Local::Pending || matches!(slot.net, Net::Queued | Net::Waiting) || slot.in_log;
+            let done = self.local_copy_counts(&slot) || (slot.net == Net::Ok && slot.net_counts);
+            if slot.phase != Phase::Active || under_way || done {
+                continue;
+            }
+            if let Some(slot) = self.requests.at_mut(index) {
+                slot.local = Local::None;
+                slot.net = Net::None;
+                slot.local_read_failed = false;
+                slot.remote_read_failed = false;
+            }
+            let request = self.requests.id(index);
+            match slot.io.op {
+                Op::Read => self.start_read(request),
+                Op::Flush => self.start_flush(request),
+                Op::Write | Op::Discard | Op::WriteZeroes { .. } if slot.in_overlaps => self.log_activity(index),
+                Op::Write | Op::Discard | Op::WriteZeroes { .. } => {
+                    if let Some(slot) = self.requests.at_mut(index) {
+                        slot.phase = Phase::Overlap;
+                    }
+                    self.start_write(request);
+                }
+            }
+        }
+    }
+}
