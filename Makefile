@@ -15,8 +15,8 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 CARGO_RUN := build/cargo
 
-.PHONY: all help setup module tools images shell demo test check unit-test module-check machine-agent machine-test machine-test-all bench simulate torture \
-	debug-kernel clean
+.PHONY: all help setup module tools images shell demo test check unit-test module-check machine-agent machine-test machine-test-all bench simulate coverage \
+	torture debug-kernel clean
 
 all: module tools images ## everything: set-up, module, tools, machine images (the default)
 
@@ -95,6 +95,9 @@ bench: all ## the benchmark against the C module, into docs/PERFORMANCE.md; ARGS
 
 simulate: setup ## random runs of two simulated nodes; SEEDS=100000 for more, ARGS="--help" tells the rest
 	@$(CARGO_RUN) run --quiet --release -p simulator --bin simulate -- $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
+
+coverage: setup ## the same with a table of what the runs reach in src/engine: lines, regions, branches
+	@build/coverage $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
 torture: all ## 100 power cuts and link cuts in the two machines; CUTS=500, SEED=1, PAIRING=ours, ours-c, c-ours or c
 	@$(CARGO_RUN) run --quiet --release -p machine-tests --bin torture -- $(if $(CUTS),--cuts $(CUTS)) $(if $(SEED),--seed $(SEED)) \
