@@ -38,6 +38,8 @@ pub fn net(random: &mut Random, kind: Kind) -> NetConf {
         ko_count: if kind.dual { 7 } else { random.pick(&[7, 2, 1]) },
         timeout: if kind.dual { 60 } else { random.pick(&[60, 20]) },
         use_rle: random.percent(80),
+        cram_hmac_alg: some(random, 10, "sha256"),
+        shared_secret: some(random, 100, "open sesame"),
         ..NetConf::default()
     };
     if wire_protocol == WireProtocol::A {
@@ -104,6 +106,7 @@ pub fn disk(random: &mut Random, kind: Kind, conf: DiskConf, net: &NetConf) -> D
         fencing,
         on_io_error: if kind.dual { OnIoError::Detach } else { random.pick(&errors) },
         al_updates: !random.percent(5),
+        disk_timeout: random.pick(&[0, 0, 0, 20]),
         c_plan_ahead: if fixed_rate { 0 } else { conf.c_plan_ahead },
         resync_rate: if fixed_rate { 20_000 } else { conf.resync_rate },
         ..conf

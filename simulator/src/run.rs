@@ -5,14 +5,16 @@
 //! may ever be refused. The *careless* one promotes as he likes; then only convergence is asked for, after one side was
 //! told to give up its changes.
 
+mod special;
+
 use crate::disk::Stamp;
 use crate::draw;
 use crate::node::VOLUME;
 use crate::world::{Action, Config, World};
 use crate::Random;
 use engine::metadata::superblock::{UI_BITMAP, UI_CURRENT};
-use engine::netlink::{Fencing, NetConf, OnCongestion, WireProtocol};
-use engine::resource::{AdminRequest, TableLimits};
+use engine::netlink::{DiskConf, Fencing, NetConf, OnCongestion, ResizeParms, WireProtocol};
+use engine::resource::{hmac_of, AdminRequest, Fault, TableLimits};
 use engine::state::{Conn, Disk, Role};
 use std::collections::BTreeSet;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -36,6 +38,10 @@ pub struct Report {
     pub resyncs: u64,
     /// Connections that were refused because of the data.
     pub refusals: u64,
+    /// Times that the device grew.
+    pub grown: u64,
+    /// Damages that a verify found.
+    pub damages: u64,
     /// Rules that decided about a resync.
     pub rules: BTreeSet<String>,
     /// Kinds of packets that were exchanged.
@@ -102,6 +108,8 @@ fn finish(seed: u64, mut driver: Driver) -> Report {
         cuts: driver.cuts,
         resyncs: world.resyncs,
         refusals: world.refusals.len() as u64,
+        grown: driver.grown,
+        damages: driver.damages,
         rules: world.rules.clone(),
         packets: world.packets.clone(),
         failure,
@@ -136,6 +144,10 @@ struct Driver {
     started_over: bool,
     /// This node's data is being given up, or may be before long.
     invalidating: Option<usize>,
+    /// How often the disks have grown.
+    grown: u64,
+    /// Damages that a verify has found.
+    damages: u64,
     crashes: u64,
     cuts: u64,
 }
@@ -180,6 +192,8 @@ impl Driver {
             detached_primary: false,
             started_over: false,
             invalidating: None,
+            grown: 0,
+            damages: 0,
             crashes: 0,
             cuts: 0,
         }
@@ -193,6 +207,10 @@ impl Driver {
         }
         self.repair();
         self.verify();
+        if self.random.percent(25) {
+            self.verify_what_was_damaged();
+            self.verify();
+        }
     }
 
     fn set_up(&mut self) {
@@ -235,16 +253,17 @@ impl Driver {
     fn step(&mut self) {
         self.poll();
         match self.random.below(100) {
-            0..=44 => self.application(),
+            0..=2 => self.follow_resync(),
+            3..=44 => self.application(),
             45..=59 => self.wait(20),
             60..=64 => self.wait(3000),
             65..=71 => self.network(),
             72..=75 => self.power(),
             76..=83 => self.roles(),
             84..=89 => self.connections(),
-            90..=94 => self.disks(),
-            95 => self.invalidate(),
-            96..=97 => self.special(),
+            90..=93 => self.disks(),
+            94 => self.invalidate(),
+            95..=97 => self.special(),
             _ => self.disk_faults(),
         }
         let pause = self.random.pick(&[0, 0, 1, 2, 10]);
@@ -357,6 +376,11 @@ impl Driver {
                 panic!("node {node} is UpToDate but lacks an acknowledged write: {reason}");
             }
         }
+        self.cut_power(node);
+    }
+
+    fn cut_power(&mut self, node: usize) {
+        let other = 1 - node;
         self.world.power_cut(node);
         let given_up = self.invalidating == Some(other);
         if given_up || !self.world.is_on(other) || self.world.status(other).state.disk != Disk::UpToDate {
@@ -439,57 +463,8 @@ impl Driver {
 
     fn know_algorithms(&mut self, node: usize) {
         let net = &self.world.config.net;
-        let names = [net.verify_alg, net.csums_alg, net.integrity_alg];
+        let names = [net.verify_alg, net.csums_alg, net.integrity_alg, hmac_of(&net.cram_hmac_alg)];
         self.world.tell_algorithms(node, &names);
-    }
-
-    /// What an administrator does more seldom.
-    fn special(&mut self) {
-        let node = self.random.below(2) as usize;
-        if !self.world.is_on(node) {
-            return;
-        }
-        let state = self.world.status(node).state;
-        match self.random.below(5) {
-            0 if self.both_good() => {
-                let request = AdminRequest::Verify { volume: VOLUME, start_sector: Some(0), stop_sector: None };
-                self.ask(node, Asked::Other, request);
-            }
-            1 if state.user_isp => self.ask(node, Asked::Other, AdminRequest::ResumeSync { volume: VOLUME }),
-            1 => self.ask(node, Asked::Other, AdminRequest::PauseSync { volume: VOLUME }),
-            2 if self.world.is_suspended(node) => {
-                self.ask(node, Asked::Other, AdminRequest::ResumeIo { volume: VOLUME });
-            }
-            2 if !self.dual => self.ask(node, Asked::Other, AdminRequest::SuspendIo { volume: VOLUME }),
-            3 => self.outdate(node),
-            _ if !self.dual && self.both_good() && self.asked == [Asked::Nothing; 2] => {
-                let letter = self.random.pick(&[WireProtocol::A, WireProtocol::B, WireProtocol::C]);
-                if letter == WireProtocol::A && self.world.config.disk.fencing == Fencing::ResourceAndStonith {
-                    return;
-                }
-                self.strict &= letter == WireProtocol::C;
-                self.world.config.net.wire_protocol = letter;
-                if letter != WireProtocol::A {
-                    self.world.config.net.on_congestion = OnCongestion::Block;
-                }
-                self.set_net_options(node);
-            }
-            _ => {}
-        }
-    }
-
-    /// As the program does that fences a peer: it is not to be promoted while another node has newer data.
-    fn outdate(&mut self, node: usize) {
-        let good = |node: usize| self.world.is_on(node) && self.world.status(node).state.disk == Disk::UpToDate;
-        if !self.dual && !self.is_primary(node) && !self.is_connected(node) && good(1 - node) {
-            self.ask(node, Asked::Other, AdminRequest::Outdate { volume: VOLUME });
-        }
-    }
-
-    fn set_net_options(&mut self, node: usize) {
-        let conf = draw::net_of(node, &self.world.config.net);
-        self.know_algorithms(node);
-        self.ask(node, Asked::Other, AdminRequest::NetOptions { conf: &conf });
     }
 
     fn disks(&mut self) {
@@ -523,45 +498,6 @@ impl Driver {
                 (state.conn, state.disk, state.pdsk) == (Conn::Connected, Disk::UpToDate, Disk::UpToDate)
             }
         })
-    }
-
-    fn invalidate(&mut self) {
-        let node = self.random.below(2) as usize;
-        let (request, victim) = if self.random.percent(50) {
-            (AdminRequest::Invalidate { volume: VOLUME }, node)
-        } else {
-            (AdminRequest::InvalidateRemote { volume: VOLUME }, 1 - node)
-        };
-        // What a Primary has acknowledged under protocol A or B may be nowhere else.
-        let sure = self.strict || !self.is_primary(victim);
-        // Nor does he do it when the other disk is about to fail.
-        let survivor = &self.world.nodes[1 - victim].faults;
-        let sound = survivor.read_percent + survivor.write_percent + survivor.meta_percent == 0;
-        if self.both_good() && self.world.config.sectors < 100_000 && sound && (sure || !self.careful) {
-            self.invalidating = Some(victim);
-            self.world.overwrite_allowed = true;
-            self.ask(node, Asked::Other, request);
-        }
-    }
-
-    fn disk_faults(&mut self) {
-        let weak = self.weak;
-        if self.invalidating.is_some_and(|victim| victim != weak) {
-            return;
-        }
-        let percent = self.random.pick(&[0, 1, 10]);
-        let faults = &mut self.world.nodes[weak].faults;
-        match self.random.below(4) {
-            0 => faults.read_percent = percent,
-            1 => faults.write_percent = percent,
-            2 => faults.meta_percent = percent,
-            // Two Primaries must not lose each other.
-            _ if self.dual && self.careful => {}
-            _ => {
-                let node = self.random.below(2) as usize;
-                self.world.nodes[node].faults.slowness = self.random.pick(&[0, 0, 10, 200]);
-            }
-        }
     }
 
     // What must hold.
@@ -758,12 +694,16 @@ impl Driver {
                 world.describe()
             );
         }
+        if let Some(fault) = world.faults.iter().find(|(_, fault)| !is_excusable(fault)) {
+            panic!("node {} gave up a connection: {}", fault.0, fault.1);
+        }
         let [zero, one] = [0, 1].map(|node| world.status(node).uuids.map(|uuid| uuid & !1));
         assert_eq!(zero[UI_CURRENT], one[UI_CURRENT], "generations differ");
         assert_eq!([zero[UI_BITMAP], one[UI_BITMAP]], [0, 0], "generations are not closed");
-        let sectors = world.config.sectors;
+        let sectors = world.status(0).size_sectors;
+        assert_eq!(sectors, world.status(1).size_sectors, "the sizes differ");
         let difference = world.nodes[0].data.first_difference(&world.nodes[1].data, sectors);
-        assert_eq!(difference, None, "the halves differ");
+        assert_eq!(difference, None, "the halves differ; {}", world.describe());
         if self.careful {
             for node in 0..2 {
                 if let Err(reason) = world.check_acknowledged(node) {
@@ -772,4 +712,19 @@ impl Driver {
             }
         }
     }
+}
+
+/// Two engines of ours never break the protocol. What is left is what they tell each other on purpose, and what silence does.
+fn is_excusable(fault: &Fault) -> bool {
+    matches!(
+        fault,
+        Fault::Closing
+            | Fault::DataRefused
+            | Fault::HandshakeRefused
+            | Fault::NotDurable
+            | Fault::PeerRebooted
+            | Fault::PingTimeout
+            | Fault::Algorithm { .. }
+            | Fault::Protocol(_)
+    )
 }

@@ -1,7 +1,7 @@
 //! What random runs have found, each as a scenario of its own.
 
-use engine::netlink::{Fencing, OnNoData};
-use engine::resource::{AdminRequest, AlgorithmName};
+use engine::netlink::{Fencing, OnNoData, ResizeParms};
+use engine::resource::{AdminRequest, AlgorithmName, Fault};
 use engine::state::{Conn, Disk};
 use simulator::node::VOLUME;
 use simulator::world::Action;
@@ -431,5 +431,128 @@ fn a_refused_write_of_one_of_two_primaries_does_not_hold_up_the_reason() {
         world.run_for_ms(10_000);
         assert_eq!(world.faults, []);
         assert_eq!(world.status(1).state.pdsk, Disk::Diskless);
+    }
+}
+
+/// Seed 677: both disks had grown. The Primary looked while it was alone, and at the next connection it told the size of its
+/// disk as it is, the other one as it was: each agreed to another size.
+#[test]
+fn both_nodes_tell_how_large_their_disks_are_now() {
+    for seed in 1..=SEEDS {
+        let mut world = synced(seed);
+        world.set_network(false);
+        world.run_until("loss noticed", 60_000, |world| world.status(0).state.conn == Conn::WFConnection);
+        for node in 0..2 {
+            world.grow_disk(node, 10_008, 1 << (50 + node));
+        }
+        assert_eq!(world.resize(0, &ResizeParms::default()), 101);
+        assert_eq!(world.io(0, WRITE, 0, 8), Ok(()));
+        world.set_network(true);
+        world.run_until("resync", 300_000, good);
+        let sizes = [0, 1].map(|node| world.status(node).size_sectors);
+        assert_eq!(sizes[0], sizes[1], "seed {seed}");
+        world.run_for_ms(3_000);
+        let difference = world.nodes[0].data.first_difference(&world.nodes[1].data, sizes[0]);
+        assert_eq!(difference, None, "seed {seed}: the halves differ");
+    }
+}
+
+/// Seed 681: extents that were active while the activity log was not written counted as logged when it was written again.
+#[test]
+fn an_activity_log_that_is_switched_on_names_what_is_active() {
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.disk.al_updates = false;
+        let mut world = synced_with(config);
+        for extent in 0..12 {
+            assert_eq!(world.io(0, WRITE, extent * 8192, 8), Ok(()));
+        }
+        world.config.disk.al_updates = true;
+        let conf = world.config.disk;
+        assert_eq!(world.admin(0, AdminRequest::DiskOptions { volume: VOLUME, conf: &conf }), 101);
+        world.run_for_ms(seed % 4 * 20);
+        for extent in 0..12 {
+            world.start(0, WRITE, extent * 8192 + 8, 8);
+        }
+        world.run_for_us(2_000);
+        world.power_cut(0);
+        come_back(&mut world, 0);
+        all_the_same(&mut world);
+    }
+}
+
+/// Seed 797: a request that was given up was forgotten when frozen I/O went on, and the disk waited for it for ever.
+#[test]
+fn a_disk_that_hung_is_let_go_when_it_has_answered() {
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.resource.on_no_data = OnNoData::SuspendIo;
+        config.disk.disk_timeout = 20;
+        let mut world = synced_with(config);
+        world.nodes[0].faults.hangs = true;
+        for sector in 0..10 {
+            world.start(0, Action::Read, sector * 8, 8);
+        }
+        // No generation begins, so that the peer's data may be used later.
+        assert_eq!(world.admin(0, AdminRequest::SuspendIo { volume: VOLUME }), 1);
+        world.reset_connection();
+        world.run_until("loss noticed", 60_000, |world| world.status(0).state.conn < Conn::Connected);
+        world.set_network(false);
+        world.run_until("given up", 60_000, |world| world.status(0).state.disk == Disk::Failed);
+        world.set_network(true);
+        world.run_until("reconnect", 60_000, |world| world.status(0).state.conn >= Conn::Connected);
+        assert_eq!(world.admin(0, AdminRequest::ResumeIo { volume: VOLUME }), 1);
+        world.run_until("frozen I/O goes on", 60_000, |world| world.open_operations() == 0);
+        world.nodes[0].faults.hangs = false;
+        world.run_until("the disk is let go", 10_000, |world| !world.status(0).has_disk);
+    }
+}
+
+/// Seed 672: a write of the other Primary waited for what had been sent before it when the connection was lost; that wait
+/// went on without a connection, and was taken for a fault of the next one.
+#[test]
+fn a_wait_for_a_packet_ends_with_the_connection() {
+    for seed in 1..=4 * SEEDS {
+        let mut config = Config::new(seed);
+        config.net.two_primaries = true;
+        // Acknowledgements go out slowly.
+        config.sent_us_most = 20_000;
+        let mut world = synced_with(config);
+        assert_eq!(world.admin(1, AdminRequest::Primary { volume: VOLUME, force: false }), 1);
+        for block in 0..20 {
+            world.start(0, WRITE, block * 8, 8);
+            world.start(1, WRITE, 2_000 + block * 8, 8);
+        }
+        let ms = world.random.below(60);
+        world.run_for_ms(ms);
+        world.power_cut(1);
+        world.run_for_ms(100);
+        world.boot(1);
+        world.run_for_ms(1_000);
+        assert_eq!(world.attach(1), 101);
+        assert_eq!(world.connect(1), 1);
+        world.run_until("reconnect", 60_000, |world| world.status(1).state.conn >= Conn::Connected);
+        world.run_for_ms(5_000);
+        let missing = world.faults.iter().filter(|(_, fault)| matches!(fault, Fault::MissingSequence { .. }));
+        assert_eq!(missing.count(), 0, "seed {seed}");
+    }
+}
+
+/// Seed 226: the rest of a bitmap that came after the disk was lost ended the connection, and a Primary needs it then.
+#[test]
+fn a_disk_that_is_lost_during_the_exchange_of_bitmaps_does_not_end_the_connection() {
+    for seed in 1..=4 * SEEDS {
+        let mut world = synced(seed);
+        world.set_network(false);
+        world.run_until("loss noticed", 60_000, |world| world.status(0).state.conn == Conn::WFConnection);
+        assert_eq!(world.io(0, WRITE, 0, 8), Ok(()));
+        world.set_network(true);
+        world.run_until("bitmaps", 60_000, |world| world.status(0).state.conn == Conn::WFBitMapS);
+        world.faults.clear();
+        world.run_for_us(seed * 5);
+        let node = seed as usize % 2;
+        world.ask(node, AdminRequest::Detach { volume: VOLUME, force: true });
+        world.run_for_ms(3_000);
+        assert_eq!(world.faults, [], "seed {seed}");
     }
 }

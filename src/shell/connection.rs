@@ -9,6 +9,7 @@
 // spec: wire-protocol 1, 11.2
 
 use super::acks::MetaOut;
+use super::disk_io::tell_device_sizes;
 use super::log::log_error;
 use super::outlet::Outlet;
 use super::resource::{ConnectionConfig, Resource};
@@ -19,7 +20,7 @@ use crate::linux::mem::NoIoScope;
 use crate::linux::sock::{Listener, Priority, Stream};
 use crate::linux::thread::Thread;
 use engine::netlink::NetConf;
-use engine::resource::{LinkFailure, LinkTask, Reconnect};
+use engine::resource::{LinkFailure, LinkTask, Reconnect, VolumeId};
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Relaxed};
 use kernel::sync::Arc;
@@ -201,7 +202,13 @@ fn serve(resource: &Arc<Resource>, sockets: &Arc<Sockets>, resolve_conflicts: bo
     // From now on everybody may send.
     let before = resource.locked.with(|locked| locked.sockets.replace(sockets.clone()));
     drop(before);
-    resource.engine(|locked| locked.engine.link_up(resolve_conflicts, clock::monotonic_ms()));
+    resource.engine(|locked| {
+        // The peer is told how large the disks are now.
+        for id in (0..locked.volumes.len()).filter_map(|index| u8::try_from(index).ok()) {
+            tell_device_sizes(locked, VolumeId(id));
+        }
+        locked.engine.link_up(resolve_conflicts, clock::monotonic_ms());
+    });
     let threads = (
         sender::start(resource, sockets),
         acks::start_receiver(resource, sockets),

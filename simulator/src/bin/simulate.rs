@@ -63,6 +63,8 @@ struct Figures {
     cuts: u64,
     resyncs: u64,
     refusals: u64,
+    grown: u64,
+    damages: u64,
     rules: BTreeSet<String>,
     packets: BTreeSet<&'static str>,
     failed: Vec<(u64, String)>,
@@ -77,6 +79,8 @@ impl Figures {
         self.cuts += report.cuts;
         self.resyncs += report.resyncs;
         self.refusals += report.refusals;
+        self.grown += report.grown;
+        self.damages += report.damages;
         self.rules.extend(report.rules);
         self.packets.extend(report.packets);
         self.failed.extend(report.failure.map(|failure| (report.seed, failure)));
@@ -92,6 +96,8 @@ impl Figures {
             (self.cuts, "network cuts and resets"),
             (self.resyncs, "resyncs finished"),
             (self.refusals, "connections refused because of the data"),
+            (self.grown, "times that the disks grew"),
+            (self.damages, "damages found by a verify"),
         ] {
             println!("{count:>12} {what}");
         }

@@ -10,10 +10,22 @@ impl World {
         self.random.between(20, most) * slowness
     }
 
+    fn has_bio(&self, node: usize, request: RequestId) -> bool {
+        let running = self.nodes[node].running.as_ref().expect("on");
+        running.uppers[usize::from(request.index)].as_ref().is_some_and(|upper| upper.request == request)
+    }
+
     pub(super) fn submit_local(&mut self, node: usize) {
         loop {
             let mark = self.nodes[node].data.mark();
             let Some(io) = self.engine(node, |engine, _| engine.poll_local()) else { return };
+            if let LocalIo::Request { request, copy: true, .. } = io {
+                if !self.has_bio(node, request) {
+                    // It was given up before the disk got it.
+                    self.engine(node, |engine, now| engine.request_io_done(request, Err(IoError::Io), now));
+                    continue;
+                }
+            }
             let running = self.nodes[node].running.as_mut().expect("on");
             let transfer = match io {
                 LocalIo::Request { request, op, .. } => {
@@ -43,6 +55,12 @@ impl World {
                         _ => Vec::new(),
                     };
                     assert!(op != Op::Write || data.len() as u64 == count, "pages of another size");
+                    if op == Op::Write && !running.engine.is_resync(peer) {
+                        let asked =
+                            data.first().and_then(|&stamp| self.operations.iter().find(|other| other.stamp == stamp));
+                        let fua = asked.is_some_and(|asked| asked.action == Action::Write { fua: true });
+                        assert_eq!(flags.fua, fua, "FUA was lost on the way to the peer's disk");
+                    }
                     Transfer { io, op, sector, data, count, fua: flags.fua, preflush: flags.preflush, mark }
                 }
                 LocalIo::Inspect { peer, .. } => {
@@ -80,9 +98,20 @@ impl World {
         let transfer = running.transfers.remove(&number).expect("transfer");
         let faults = machine.faults;
         let percent = if transfer.op == Op::Read { faults.read_percent } else { faults.write_percent };
-        let fails = !running.backing_open || self.random.percent(percent);
-        let machine = &mut self.nodes[node];
+        let backing_open = running.backing_open;
+        let fails = !backing_open || self.random.percent(percent);
         let mut read = Vec::new();
+        if fails && transfer.op == Op::Flush && backing_open {
+            // What was in its cache may be gone, as with its power.
+            let mut random = self.random.clone();
+            self.nodes[node].data.power_cut(&mut random);
+            self.random = random;
+            self.oracle.power_cut(node);
+            if !self.is_on(1 - node) || self.status(1 - node).state.disk != Disk::UpToDate {
+                self.only_left(node);
+            }
+        }
+        let machine = &mut self.nodes[node];
         if !fails {
             if transfer.preflush || transfer.op == Op::Flush {
                 machine.data.flush_until(transfer.mark);

@@ -100,7 +100,11 @@ impl World {
         let resolver = self.random.below(2) as usize;
         self.note(|| format!("sockets stand, connection {number}, node {resolver} resolves conflicts"));
         for node in 0..2 {
-            self.engine(node, |engine, now| engine.link_up(node == resolver, now));
+            let sizes = self.device_sizes(node);
+            self.engine(node, |engine, now| {
+                engine.device_sizes(VOLUME, sizes);
+                engine.link_up(node == resolver, now);
+            });
         }
     }
 

@@ -89,7 +89,7 @@ impl<S: Storage> Engine<S> {
                 continue;
             }
             if let Some(slot) = self.requests.at_mut(index) {
-                slot.local = Local::None;
+                slot.forget_local();
                 slot.net = Net::None;
                 slot.local_read_failed = false;
                 slot.remote_read_failed = false;

@@ -19,7 +19,7 @@ use super::slots::Net;
 use super::work::LogLine;
 use super::{Engine, Sabotage};
 use crate::handshake::{Incompatible, ProtocolMismatch};
-use crate::state::{BadChange, BadState, Change, Conn, Outcome, StateError};
+use crate::state::{BadChange, BadState, Change, Conn, Disk, Outcome, StateError};
 use crate::storage::Storage;
 use crate::wire::{
     check_agreed_length, check_length, header_size, Barrier, BarrierAck, BitmapError, BlockAck, BlockDesc,
@@ -63,7 +63,6 @@ pub enum Fault {
     Length(LengthError),
     Decode { command: Command, error: DecodeError },
     UnknownVolume,
-    NoDisk,
     NoSlot,
     StrayPayload,
     BadRange { sector: u64, size_bytes: u32, device_sectors: u64 },
@@ -106,7 +105,6 @@ impl fmt::Display for Fault {
             Fault::Length(error) => write!(f, "{error}"),
             Fault::Decode { command, error } => write!(f, "{}: {error}", command.name()),
             Fault::UnknownVolume => f.write_str("packet for a volume that does not exist here"),
-            Fault::NoDisk => f.write_str("packet needs a disk, and there is none"),
             Fault::NoSlot => f.write_str("the peer has more requests under way than it may"),
             Fault::StrayPayload => f.write_str("data for a request that does not wait for any"),
             Fault::BadRange { sector, size_bytes, device_sectors } => write!(
@@ -213,7 +211,8 @@ impl<S: Storage> Engine<S> {
         let body = if with_data { self.data_head_bytes(command, header.length)? } else { header.length as usize };
         if let Some(id) = self.link.bitmap_for {
             let bitmap = matches!(command, Command::Bitmap | Command::CompressedBitmap);
-            if !bitmap && socket == Socket::Data && self.volume(id).is_some() {
+            let awaited = self.volume(id).is_some_and(|volume| volume.state.disk > Disk::Failed);
+            if !bitmap && socket == Socket::Data && awaited {
                 return Err(Fault::InsideBitmap { command });
             }
         }

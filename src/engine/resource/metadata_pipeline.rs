@@ -460,7 +460,10 @@ impl<S: Storage> AttachedDisk<S> {
                 }
                 Some(Job::Load) => self.pipeline.current = Current::Load { next: 0 },
                 Some(Job::Hold) => self.pipeline.current = Current::Held { told: false },
-                Some(Job::Rewrite(rewrite)) => self.begin_rewrite(rewrite),
+                Some(Job::Rewrite(rewrite)) => {
+                    let full_sync = rewrite.full_sync && self.superblock.flags.contains(MetaFlags::FULL_SYNC);
+                    self.begin_rewrite(Rewrite { full_sync, ..rewrite });
+                }
                 Some(job @ Job::Write(_)) => self.pipeline.current = Current::Pages(job),
             }
         }

@@ -46,7 +46,7 @@
 //! wanted_algorithms() -> [AlgorithmName; 3]; algorithms_looked_for(now_ms)   // answers Work::Algorithms
 //! plan_attach(VolumeId, &DiskConf, &Backing) -> Result<AttachPlan, i32>; AttachTables::new(plan)   // the latter without the lock
 //! attach(VolumeId, &DiskConf, &Backing, AttachTables<S>, now_ms)   // a request as well; result -18: plan again
-//! device_sizes(VolumeId, DeviceSizes)                           // before AdminRequest::Resize, and see wants_device_sizes
+//! device_sizes(VolumeId, DeviceSizes)                           // before AdminRequest::Resize and link_up; see wants_device_sizes
 //! resize(VolumeId, Option<BitmapTables<S>>, now_ms) -> Option<BitmapTables<S>>   // answers Work::Resize; drop the old ones unlocked
 //! admin_result() -> Option<AdminResult { code: i32, info: AdminInfo }>  // when Wakes::ADMIN
 //! admin_cancel(now_ms)                                          // the waiting user was interrupted

@@ -649,9 +649,11 @@ impl<S: Storage> Engine<S> {
     fn own_sizes(&self, id: VolumeId, dds_flags: u16, ask: bool) -> Option<Sizes> {
         let volume = self.volume(id)?;
         let disk = volume.disk.as_ref().filter(|_| volume.state.disk >= Disk::Negotiating);
+        // Of the devices as they are: the other node may have seen that both have grown.
+        let usable = volume.layout_now(None).map_or(0, |layout| layout.usable_sectors);
         let most = crate::wire::max_bio_size_announced(self.link.apv);
         Some(Sizes {
-            d_size: disk.map_or(0, |disk| disk.layout.usable_sectors),
+            d_size: disk.map_or(0, |_| usable),
             u_size: disk.map_or(0, |_| volume.conf.disk_size),
             c_size: if ask { 0 } else { volume.size_sectors },
             max_bio_size: disk.map_or(most, |disk| disk.limits.max_bio_bytes.min(most)),

@@ -806,6 +806,7 @@ impl<S: Storage> Engine<S> {
         let writers = self.volume_ids().filter(|id| two_primaries || self.is_primary(*id));
         let writers = writers.fold(0u64, |all, id| all | (1 << id.0));
         self.forget_throttled();
+        self.link.sequence_wait = None;
         for index in 0..self.peers.capacity() as u16 {
             let Some(slot) = self.peers.at_mut(index).filter(|slot| slot.phase != PeerPhase::Free) else { continue };
             slot.orphan = true;

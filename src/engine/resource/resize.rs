@@ -58,12 +58,14 @@ pub(super) struct PendingResize {
 
 impl<S: Storage> Engine<S> {
     /// Some: the packet tells the sizes of the peer. Before it is handed to [`Engine::data_packet`], tell the sizes of
-    /// this volume's lower devices with [`Engine::device_sizes`]: they may have grown.
+    /// this volume's lower devices with [`Engine::device_sizes`]: they may have grown. Not during the handshake: there both
+    /// nodes have to go by what they have told each other.
     pub fn wants_device_sizes(&self, head: &PacketHead) -> Option<VolumeId> {
-        (head.command() == Command::Sizes).then(|| self.volume_by_number(head.volume_number())).flatten()
+        let id = (head.command() == Command::Sizes).then(|| self.volume_by_number(head.volume_number())).flatten();
+        id.filter(|id| self.volume(*id).is_some_and(|volume| volume.state.conn >= Conn::Connected))
     }
 
-    /// The sizes of an attached volume's lower devices. Also called before the administrator's resize.
+    /// The sizes of an attached volume's lower devices. Also called before [`Engine::link_up`] and the administrator's resize.
     pub fn device_sizes(&mut self, id: VolumeId, sizes: DeviceSizes) {
         self.with_volume(id, |volume| volume.devices = sizes);
     }
@@ -311,7 +313,7 @@ impl PendingResize {
 impl<S: Storage> Volume<S> {
     /// Where the meta data belongs on the devices as they are now, with another striping of the activity log or the
     /// present one. Where that is impossible: where it is.
-    fn layout_now(&self, striping: Option<Striping>) -> Option<Layout> {
+    pub(super) fn layout_now(&self, striping: Option<Striping>) -> Option<Layout> {
         let disk = self.disk.as_ref()?;
         let DeviceSizes { backing_sectors, meta_sectors } = self.devices;
         let wanted = striping.unwrap_or(disk.layout.striping);

@@ -57,7 +57,13 @@ impl<S: Storage> Engine<S> {
     pub(super) fn receive_bitmap(&mut self, id: VolumeId, command: Command, body: &[u8]) -> Result<(), Fault> {
         let apv = self.link.apv;
         let Some(volume) = self.volume_mut(id) else { return Err(Fault::UnknownVolume) };
-        let Some(disk) = volume.disk.as_mut() else { return Err(Fault::NoDisk) };
+        let lost = volume.state.disk <= Disk::Failed;
+        let Some(disk) = volume.disk.as_mut().filter(|_| !lost) else {
+            // Lost since the exchange began; the peer is about to hear of it.
+            volume.resync.receiver = None;
+            self.link.bitmap_for = None;
+            return Ok(());
+        };
         let receiver = volume.resync.receiver.get_or_insert_with(|| BitmapReceiver::new(disk.bitmap.bits(), apv));
         match receiver.packet(command, body, &mut disk.bitmap).map_err(Fault::Bitmap)? {
             BitmapProgress::More => self.link.bitmap_for = Some(id),

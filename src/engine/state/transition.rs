@@ -136,6 +136,15 @@ fn soft_refusal(old: State, new: State, rules: &Rules) -> Option<Refusal> {
     broken.map(|rule| Refusal { error: rule.error, rule: rule.name })
 }
 
+/// A verify compares two good disks: one that is not must not be taken for one because of it, as `sanitize` would. (The C
+/// module does; a disk that is still being negotiated would become UpToDate.)
+fn verify_refusal(old: State, new: State) -> Option<Refusal> {
+    let begins = verifying(new) && !verifying(old);
+    let good = old.disk == Disk::UpToDate && old.pdsk == Disk::UpToDate;
+    let refusal = Refusal { error: StateError::NoUpToDateDisk, rule: "verify of a disk that is not UpToDate" };
+    (begins && !good).then_some(refusal)
+}
+
 fn outcome(old: Conn, new: Conn, refusal: Option<Refusal>) -> Result<Outcome, Refusal> {
     match refusal {
         Some(refusal) => Err(refusal),
@@ -203,7 +212,8 @@ pub fn explain_soft(old: State, new: State, rules: &Rules) -> Result<Outcome, Re
         let rule = "promotion without UpToDate disk in reach";
         (promoted && without_data).then_some(Refusal { error: StateError::NoUpToDateDisk, rule })
     };
-    match refusal(old, new).or(invalid).or_else(blind).or_else(|| soft_refusal(old, new, rules)) {
+    let found = refusal(old, new).or(invalid).or_else(blind).or_else(|| soft_refusal(old, new, rules));
+    match found.or_else(|| verify_refusal(old, new)) {
         Some(refusal) => Err(refusal),
         None => Ok(Outcome::Success),
     }
@@ -220,7 +230,7 @@ pub fn check_cluster_wide(old: State, new: State, rules: &Rules) -> Result<Outco
         return Ok(Outcome::NothingToDo);
     }
     let found = refusal(old, new).or_else(|| validity::refusal(new, rules));
-    match found.or_else(|| soft_refusal(old, new, rules)) {
+    match found.or_else(|| soft_refusal(old, new, rules)).or_else(|| verify_refusal(old, new)) {
         Some(refusal) => Err(refusal),
         None => Ok(Outcome::Success),
     }
@@ -261,6 +271,17 @@ mod tests {
         };
         let refused = explain_soft(old, State { role: Role::Primary, ..old }, &Rules::default());
         assert_eq!(refused.map_err(|refusal| refusal.error), Err(StateError::NoUpToDateDisk));
+    }
+
+    #[test]
+    fn a_verify_does_not_make_a_disk_good() {
+        for disk in [Disk::Negotiating, Disk::Inconsistent, Disk::Outdated, Disk::Consistent] {
+            for old in [State { disk, ..CONNECTED }, State { pdsk: disk, ..CONNECTED }] {
+                let refused = explain_soft(old, at(Conn::VerifyT), &Rules::default());
+                assert_eq!(refused.map_err(|refusal| refusal.error), Err(StateError::NoUpToDateDisk));
+            }
+        }
+        assert_eq!(explain_soft(CONNECTED, at(Conn::VerifyT), &Rules::default()), Ok(Outcome::Success));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::{Op, Target, OK};
 use crate::netlink::{DiskConf, RetCode};
 use crate::resource::api::VolumeId;
 use crate::resource::change::Kind;
-use crate::resource::metadata_pipeline::{Job, Then};
+use crate::resource::metadata_pipeline::{Job, Rewrite, Then};
 use crate::resource::outgoing::Control;
 use crate::resource::Engine;
 use crate::state::{Change, Conn, Disk, Outcome, Role, StateError};
@@ -184,13 +184,27 @@ impl<S: Storage> Engine<S> {
         volume.adapt_discard_granularity();
         volume.configure_resync();
         let connected = volume.state.conn >= Conn::Connected;
-        self.with_disk(id, |disk| {
-            disk.assign_flag(crate::metadata::superblock::MetaFlags::AL_DISABLED, !conf.al_updates);
-        });
+        self.use_activity_log(id, conf.al_updates);
         if up && connected {
             self.queue_control(Control::SyncParam(id));
         }
         self.sync_metadata(id);
         self.answer(OK);
+    }
+
+    /// The activity log is written from now on, or not. The extents that are active are not in the log on the disk while it is
+    /// not written: before a crash may rely on it again everything is written anew.
+    fn use_activity_log(&mut self, id: VolumeId, wanted: bool) {
+        let flag = crate::metadata::superblock::MetaFlags::AL_DISABLED;
+        let mut anew = false;
+        self.with_disk(id, |disk| {
+            anew = wanted && disk.superblock.flags.contains(flag);
+            if !wanted {
+                disk.assign_flag(flag, true);
+            }
+        });
+        if anew {
+            self.queue_job(id, Job::Rewrite(Rewrite { moved: true, full_sync: true, then: Then::Nothing }));
+        }
     }
 }
