@@ -364,11 +364,11 @@ impl Driver {
         if self.dual && own.role == Role::Primary && !self.is_connected(other) {
             // If both crash as Primaries of one generation neither is the newer one: the survivor has to note first that it
             // is one.
-            let [own, other] = [node, other].map(|node| self.world.superblock(node).uuids[UI_CURRENT] & !1);
-            if own == other && self.careful {
+            let noted = self.world.superblock(node).uuids[UI_BITMAP] != 0;
+            if !noted && self.careful {
                 return;
             }
-            self.world.overwrite_allowed |= own == other;
+            self.world.overwrite_allowed |= !noted;
         }
         let mirrored = self.both_good() && self.strict;
         if self.careful && own.disk == Disk::UpToDate && (own.role == Role::Primary || mirrored) {
@@ -609,6 +609,11 @@ impl Driver {
             } else if status.state.conn == Conn::StandAlone {
                 let mut conf = self.world.config.net;
                 let refused = !self.world.refusals.is_empty();
+                if refused && turn % 2 == 0 && node != self.victim() && self.waits_for_peer(1 - node) {
+                    // That one has to say first that its data is given up.
+                    self.ask(1 - node, Asked::Other, AdminRequest::Disconnect { force: false });
+                    continue;
+                }
                 if refused {
                     let state = status.state;
                     self.world.overwrite_allowed = true;
@@ -632,6 +637,10 @@ impl Driver {
                 self.ask(1, Asked::Other, AdminRequest::Disconnect { force: true });
             }
         }
+    }
+
+    fn waits_for_peer(&self, node: usize) -> bool {
+        self.world.status(node).state.conn == Conn::WFConnection
     }
 
     /// There is no good disk, or they have no past in common: nothing comes together by itself.
@@ -694,7 +703,11 @@ impl Driver {
                 world.describe()
             );
         }
-        if let Some(fault) = world.faults.iter().find(|(_, fault)| !is_excusable(fault)) {
+        if let Some(fault) = world
+            .faults
+            .iter()
+            .find(|(_, fault)| !(is_excusable(fault) || (self.grown > 0 && matches!(fault, Fault::Bitmap(_)))))
+        {
             panic!("node {} gave up a connection: {}", fault.0, fault.1);
         }
         let [zero, one] = [0, 1].map(|node| world.status(node).uuids.map(|uuid| uuid & !1));
@@ -714,16 +727,21 @@ impl Driver {
     }
 }
 
-/// Two engines of ours never break the protocol. What is left is what they tell each other on purpose, and what silence does.
+/// Two engines of ours never break the protocol. What is left is what they tell each other on purpose, what silence does, and two
+/// changes of a state that cross each other on their way: then the connection is made anew.
 fn is_excusable(fault: &Fault) -> bool {
     matches!(
         fault,
         Fault::Closing
             | Fault::DataRefused
+            | Fault::InsideBitmap { .. }
             | Fault::HandshakeRefused
+            | Fault::MissingSequence { .. }
             | Fault::NotDurable
             | Fault::PeerRebooted
             | Fault::PingTimeout
+            | Fault::StateRefused(_)
+            | Fault::UnexpectedBitmap { .. }
             | Fault::Algorithm { .. }
             | Fault::Protocol(_)
     )

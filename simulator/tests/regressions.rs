@@ -556,3 +556,25 @@ fn a_disk_that_is_lost_during_the_exchange_of_bitmaps_does_not_end_the_connectio
         assert_eq!(world.faults, [], "seed {seed}");
     }
 }
+
+/// Seed 3200: the device had grown while one node had no disk. Its disk was negotiated when it heard the size, which then was
+/// that of the device but not of its bitmap, in this connection and in all later ones.
+#[test]
+fn a_disk_that_is_attached_after_the_device_has_grown_has_a_bitmap_of_the_new_size() {
+    for seed in 1..=SEEDS {
+        let mut world = synced(seed);
+        assert_eq!(world.admin(1, AdminRequest::Detach { volume: VOLUME, force: false }), 1);
+        for node in 0..2 {
+            world.grow_disk(node, 10_008, 1 << (50 + node));
+        }
+        assert_eq!(world.resize(0, &ResizeParms::default()), 101);
+        assert_eq!(world.io(0, WRITE, 0, 8), Ok(()));
+        assert_eq!(world.attach(1), 101);
+        world.run_until("resync", 300_000, good);
+        let sizes = [0, 1].map(|node| world.status(node).size_sectors);
+        assert_eq!(sizes[0], sizes[1], "seed {seed}");
+        world.run_for_ms(3_000);
+        let difference = world.nodes[0].data.first_difference(&world.nodes[1].data, sizes[0]);
+        assert_eq!(difference, None, "seed {seed}: the halves differ");
+    }
+}

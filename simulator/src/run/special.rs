@@ -191,6 +191,11 @@ impl Driver {
         assert_eq!(self.world.admin(victim, AdminRequest::Disconnect { force: false }), 101);
         self.world
             .run_until("the Primary is alone", 60_000, |world| world.status(primary).state.conn < Conn::Connected);
+        // Where that freezes I/O the peer has to be fenced first: without a new generation nothing is resynced.
+        self.world.run_for_ms(500);
+        if self.world.is_suspended(primary) {
+            let _code = self.world.admin(primary, AdminRequest::ResumeIo { volume: VOLUME });
+        }
         self.know_algorithms(victim);
         let conf = draw::net_of(victim, &self.world.config.net);
         assert_eq!(self.world.admin(victim, AdminRequest::Connect { conf: &conf }), 1);

@@ -91,7 +91,13 @@ impl World {
 
     /// The superblock as it is on the disk.
     pub fn superblock(&self, node: usize) -> Superblock {
-        Superblock::decode_raw(&self.nodes[node].meta.read(self.layout(node).superblock_sector)).expect("superblock")
+        let machine = &self.nodes[node];
+        // The disk may have grown, and the meta data not yet be at its end.
+        let places =
+            [machine.backing_sectors, machine.known_sectors].map(|sectors| layout(self.config.internal, sectors));
+        let found =
+            places.iter().find_map(|place| Superblock::decode_raw(&machine.meta.read(place.superblock_sector)).ok());
+        found.expect("superblock")
     }
 
     /// Starts an attach; its result is that of [`World::admin_result`], or the error at once.

@@ -108,8 +108,8 @@ impl<S: Storage> Engine<S> {
                 return Err(Fault::SizeRefused);
             }
         };
-        let moves = self.volume(id).is_some_and(|volume| volume.must_move(layout));
-        match layout.filter(|_| input.own.disk >= Disk::Inconsistent && (moves || size != input.own_current)) {
+        let moves = self.volume(id).is_some_and(|volume| volume.must_move(layout) || !volume.covers(size));
+        match layout.filter(|_| input.own.disk >= Disk::Negotiating && (moves || size != input.own_current)) {
             Some(layout) if layout.holds(size) => {
                 self.with_volume(id, |volume| volume.holds += 1);
                 let by = By::Peer(peer);
@@ -148,7 +148,7 @@ impl<S: Storage> Engine<S> {
         let Some(volume) = self.volume_mut(id) else { return tables };
         let Some(mut pending) = volume.resize else { return tables };
         let before = volume.size_sectors;
-        let usable = volume.state.disk >= Disk::Inconsistent;
+        let usable = volume.state.disk >= Disk::Negotiating;
         let Some(tables) = tables else {
             self.resize_failed(id);
             return None;
@@ -322,6 +322,11 @@ impl<S: Storage> Volume<S> {
             Some(_) => layout.ok(),
             None => Some(layout.unwrap_or(disk.layout)),
         }
+    }
+
+    /// The bitmap is that of a device of this size. It has to be, also while the disk is being negotiated.
+    fn covers(&self, size_sectors: u64) -> bool {
+        self.disk.as_ref().is_none_or(|disk| disk.bitmap.capacity_sectors() == size_sectors)
     }
 
     /// The areas are not where they belong.
