@@ -55,7 +55,7 @@ impl World {
                         _ => Vec::new(),
                     };
                     assert!(op != Op::Write || data.len() as u64 == count, "pages of another size");
-                    if op == Op::Write && !running.engine.is_resync(peer) {
+                    if op == Op::Write && self.hostile.is_none() && !running.engine.is_resync(peer) {
                         let asked =
                             data.first().and_then(|&stamp| self.operations.iter().find(|other| other.stamp == stamp));
                         let fua = asked.is_some_and(|asked| asked.action == Action::Write { fua: true });
