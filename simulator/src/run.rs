@@ -361,10 +361,10 @@ impl Driver {
         }
         let own = self.world.status(node).state;
         let other = 1 - node;
-        if self.dual && own.role == Role::Primary && !self.is_connected(other) {
-            // If both crash as Primaries of one generation neither is the newer one: the survivor has to note first that it
-            // is one.
-            let noted = self.world.superblock(node).uuids[UI_BITMAP] != 0;
+        if self.dual && !self.is_connected(other) {
+            // If both lose their power with one generation neither is the newer one, even if the second was demoted meanwhile:
+            // one of them has to note first that it goes on alone.
+            let noted = [node, other].iter().any(|&node| self.world.superblock(node).uuids[UI_BITMAP] != 0);
             if !noted && self.careful {
                 return;
             }

@@ -578,3 +578,18 @@ fn a_disk_that_is_attached_after_the_device_has_grown_has_a_bitmap_of_the_new_si
         assert_eq!(difference, None, "seed {seed}: the halves differ");
     }
 }
+
+/// Seed 1000041: the source was faster than its own consent, which comes on the other socket; its generation was dropped, and the
+/// target waited for it for ever.
+#[test]
+fn the_source_may_be_faster_than_its_consent() {
+    for seed in 1..=4 * SEEDS {
+        let mut world = synced(seed);
+        world.set_direction(1, false);
+        world.ask(0, AdminRequest::Invalidate { volume: VOLUME });
+        world.run_until("the source", 60_000, |world| world.status(1).state.conn == Conn::SyncSource);
+        world.set_direction(1, true);
+        all_the_same(&mut world);
+        assert_eq!(world.poll_admin(0), Some(1), "seed {seed}");
+    }
+}

@@ -183,11 +183,14 @@ impl<S: Storage> Engine<S> {
         });
     }
 
-    /// P_SYNC_UUID: the source starts. It may be faster than this node, which is still setting its bits: then the
-    /// receiver waits. spec: wire-protocol 8.5; state-machine 17.1; metadata 6.2 (13)
+    /// P_SYNC_UUID: the source starts. It may be faster than this node, which is still setting its bits, or even than its own
+    /// consent to the resync, which comes on the other socket: then the receiver waits.
+    /// spec: wire-protocol 8.5; state-machine 17.1; metadata 6.2 (13)
     pub(super) fn receive_sync_uuid(&mut self, id: VolumeId, uuid: u64) {
+        let asks = self.asks_peer(Some(id));
         let Some(volume) = self.volume_mut(id) else { return };
-        if matches!(volume.state.conn, Conn::StartingSyncT | Conn::WFBitMapT) {
+        let conn = volume.state.conn;
+        if matches!(conn, Conn::StartingSyncT | Conn::WFBitMapT) || (asks && conn == Conn::Connected) {
             volume.resync.early_sync_uuid = Some(uuid);
         } else {
             self.begin_as_target(id, uuid);

@@ -421,6 +421,12 @@ impl<S: Storage> Engine<S> {
 
     /// Nobody waits for the peer's consent any more; what it answers still matters.
     fn abandon_ask(&mut self) {
+        if let Some(Target::Volume(id)) = self.admin.ask.map(|ask| ask.target) {
+            // Nothing came of what was asked: the receiver goes on.
+            if self.volume(id).is_some_and(|volume| volume.state.conn == Conn::Connected) {
+                self.take_early_sync_uuid(id);
+            }
+        }
         let Some(ask) = self.admin.ask.take().filter(|ask| ask.sent && ask.reply.is_none()) else { return };
         if !self.link.is_running() {
             return;
