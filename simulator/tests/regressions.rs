@@ -593,3 +593,25 @@ fn the_source_may_be_faster_than_its_consent() {
         assert_eq!(world.poll_admin(0), Some(1), "seed {seed}");
     }
 }
+
+/// Seed 1001742: a resync began anew on the same connection while a block of the one before was still on its way to the disk; the
+/// answer to the second request for that block was taken for one that nobody had asked for.
+#[test]
+fn a_resync_begins_anew_while_blocks_of_the_last_one_are_on_a_slow_disk() {
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.disk.resync_rate = 100_000;
+        let mut world = synced_with(config);
+        world.ask(1, AdminRequest::Invalidate { volume: VOLUME });
+        world.run_until("the target", 60_000, |world| world.status(1).state.conn == Conn::SyncTarget);
+        world.nodes[1].faults.slowness = 2_000;
+        world.run_until("a block on the disk", 60_000, |world| world.status(1).lower_pending > 3);
+        world.nodes[1].faults.slowness = 0;
+        assert_eq!(world.poll_admin(1), Some(1), "seed {seed}");
+        assert_eq!(world.admin(0, AdminRequest::Detach { volume: VOLUME, force: true }), 1);
+        world.run_until("the source has no disk", 60_000, |world| !world.status(0).has_disk);
+        assert_eq!(world.attach(0), 101);
+        all_the_same(&mut world);
+        assert_eq!(world.faults, [], "seed {seed}");
+    }
+}

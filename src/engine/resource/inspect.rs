@@ -370,7 +370,9 @@ impl<S: Storage> Engine<S> {
         if self.peers.get(peer).is_none_or(|slot| slot.size_bytes != size_bytes || slot.kind != PeerKind::Resync) {
             return;
         }
-        self.mark_in_sync(id, sector, size_bytes);
+        if self.runs_resync(id, Conn::SyncTarget) {
+            self.mark_in_sync(id, sector, size_bytes);
+        }
         self.with_volume(id, |volume| volume.resync.arrived_sectors += u64::from(size_bytes / 512));
         self.end_resync_request(peer);
         self.check_resync_end(id);

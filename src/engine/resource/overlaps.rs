@@ -286,12 +286,12 @@ impl<S: Storage> Overlaps<S> {
         }
     }
 
-    /// The entry of this kind that starts at `sector`, if there is one.
-    pub(super) fn find(&self, kind: Kind, volume: u8, sector: u64) -> Option<u32> {
+    /// The entry of this kind that starts at `sector` and is `wanted`, if there is one.
+    pub(super) fn find(&self, kind: Kind, volume: u8, sector: u64, wanted: impl Fn(u32) -> bool) -> Option<u32> {
         let probe = Entry { present: true, volume, first: sector, end: sector.saturating_add(1), ..ABSENT };
         let mut found = None;
         self.for_each_overlapping(&probe, |id, entry| {
-            if entry.kind == kind && entry.first == sector {
+            if entry.kind == kind && entry.first == sector && wanted(id) {
                 found = Some(id);
             }
         });
@@ -461,7 +461,7 @@ mod tests {
         assert!(!insert(&mut overlaps, 3, Kind::ResyncWrite, 0, 0, 1 << 20), "arrived data waits for the peer's write");
         assert!(!insert(&mut overlaps, 4, Kind::Peer, 0, 8, 4096), "and the peer's next write for the data");
         assert_eq!(remove(&mut overlaps, 1), [3]);
-        assert_eq!(overlaps.find(Kind::ResyncRequest, 0, 0), Some(0));
+        assert_eq!(overlaps.find(Kind::ResyncRequest, 0, 0, |_| true), Some(0));
         assert_eq!(remove(&mut overlaps, 3), [4]);
         assert_eq!(remove(&mut overlaps, 0), [2], "the request is removed only when its data is on the disk");
     }

@@ -726,17 +726,25 @@ impl<S: Storage> Engine<S> {
         Ok(false)
     }
 
-    /// The resync request that was sent for this sector and is not answered.
+    /// The resync request that was sent for this sector and is not answered. Data of an earlier run for the same sector may
+    /// still be on its way to the disk.
     pub(super) fn asked_for(&self, id: VolumeId, sector: u64) -> Option<PeerId> {
-        let entry = self.overlaps.find(Kind::ResyncRequest, id.0, sector)?;
-        let index = u16::try_from(entry.checked_sub(self.requests.capacity() as u32)? / 2).ok()?;
-        let slot = self.peers.at(index).filter(|slot| slot.phase == PeerPhase::Asked)?;
-        Some(PeerId { index, generation: slot.generation })
+        let first = self.requests.capacity() as u32;
+        let index = |entry: u32| u16::try_from(entry.checked_sub(first)? / 2).ok();
+        let asked = |entry: u32| {
+            let slot = index(entry).and_then(|index| self.peers.at(index));
+            slot.is_some_and(|slot| slot.phase == PeerPhase::Asked)
+        };
+        let index = index(self.overlaps.find(Kind::ResyncRequest, id.0, sector, asked)?)?;
+        let generation = self.peers.at(index)?.generation;
+        Some(PeerId { index, generation })
     }
 
     fn resync_write_done(&mut self, peer: PeerId, slot: &super::slots::PeerRequest) {
         if slot.result.is_ok() {
-            self.written_in_sync(slot.volume, slot.sector, slot.size_bytes);
+            if self.runs_resync(slot.volume, Conn::SyncTarget) {
+                self.written_in_sync(slot.volume, slot.sector, slot.size_bytes);
+            }
         } else {
             self.resync_failed(slot.volume, slot.sector, slot.size_bytes);
         }

@@ -313,8 +313,19 @@ impl<S: Storage> Engine<S> {
 
     /// The target has written a block of the resync: it is the same on both sides now (source).
     pub(super) fn resync_acknowledged(&mut self, id: VolumeId, sector: u64, size_bytes: u32) {
-        self.mark_in_sync(id, sector, size_bytes);
-        self.check_resync_end(id);
+        if self.runs_resync(id, Conn::SyncSource) {
+            self.mark_in_sync(id, sector, size_bytes);
+            self.check_resync_end(id);
+        }
+    }
+
+    /// A resync runs, with this node as `side`. Only then a block of it clears bits: one of a run that was ended may arrive
+    /// while the bitmaps are exchanged, or after a write that is only announced, and would make the two bitmaps differ,
+    /// or both forget that write. (The C module clears them at any time.)
+    pub(super) fn runs_resync(&self, id: VolumeId, side: Conn) -> bool {
+        let conn = self.volume(id).map(|volume| volume.state.conn);
+        let paused = if side == Conn::SyncTarget { Conn::PausedSyncT } else { Conn::PausedSyncS };
+        conn == Some(side) || conn == Some(paused)
     }
 
     /// A block, within the device, could not be synced: its bit stays, and the end does not wait for it.
