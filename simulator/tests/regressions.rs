@@ -1,7 +1,7 @@
 //! What random runs have found, each as a scenario of its own.
 
 use engine::netlink::{Fencing, OnNoData, ResizeParms};
-use engine::resource::{AdminRequest, AlgorithmName, Fault};
+use engine::resource::{AdminRequest, AlgorithmName, Fault, Notice};
 use engine::state::{Conn, Disk};
 use simulator::node::VOLUME;
 use simulator::world::Action;
@@ -613,5 +613,24 @@ fn a_resync_begins_anew_while_blocks_of_the_last_one_are_on_a_slow_disk() {
         assert_eq!(world.attach(0), 101);
         all_the_same(&mut world);
         assert_eq!(world.faults, [], "seed {seed}");
+    }
+}
+
+/// The end of the sockets was noticed before the sender had told that the consent to the peer's disconnect is out: a
+/// NetworkFailure in place of TearDown.
+#[test]
+fn a_peer_that_disconnects_in_order_is_no_failure() {
+    for seed in 1..=2 * SEEDS {
+        let mut config = Config::new(seed);
+        config.sent_us_most = 20_000;
+        let mut world = synced_with(config);
+        world.history.clear();
+        assert_eq!(world.admin(1, AdminRequest::Disconnect { force: false }), 101, "seed {seed}");
+        world.run_for_ms(1_000);
+        let ends = world.history.iter().filter_map(|(node, notice)| match notice {
+            Notice::Connection { from: Conn::WFReportParams, to, .. } if *node == 0 => Some(*to),
+            _ => None,
+        });
+        assert_eq!(ends.collect::<Vec<_>>(), [Conn::TearDown], "seed {seed}");
     }
 }

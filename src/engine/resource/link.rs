@@ -332,6 +332,13 @@ impl<S: Storage> Engine<S> {
             LinkFailure::SendTimeout => Conn::Timeout,
             LinkFailure::LocalAddress => Conn::Disconnecting,
         };
+        let consented = self.link.tear_down.filter(|_| self.meta_out.is_empty() && !self.link.is_closing());
+        if let Some(change) = consented {
+            // The peer has our consent to its disconnect, and is faster than we are in noticing that it is out.
+            self.link.tear_down = None;
+            let _outcome = self.change_connection(change, Kind::Hard, true);
+            return;
+        }
         if !self.link.is_closing() {
             self.log(LogLine::LinkFailed { failure });
         }
