@@ -1,6 +1,6 @@
 //! What random runs have found, each as a scenario of its own.
 
-use engine::netlink::{Fencing, OnNoData, ResizeParms};
+use engine::netlink::{Fencing, OnCongestion, OnNoData, ResizeParms, WireProtocol};
 use engine::resource::{AdminRequest, AlgorithmName, Fault, Notice};
 use engine::state::{Conn, Disk};
 use simulator::node::VOLUME;
@@ -632,5 +632,34 @@ fn a_peer_that_disconnects_in_order_is_no_failure() {
             _ => None,
         });
         assert_eq!(ends.collect::<Vec<_>>(), [Conn::TearDown], "seed {seed}");
+    }
+}
+
+/// Seed 2001413: a write during congestion, of a block that was out of sync anyway, was not announced; the acknowledgement of an
+/// earlier write of that block cleared its bit on both sides.
+#[test]
+fn an_earlier_write_does_not_hide_one_made_during_congestion() {
+    for seed in 1..=4 * SEEDS {
+        let mut config = Config::new(seed);
+        config.net.wire_protocol = WireProtocol::A;
+        config.net.on_congestion = OnCongestion::PullAhead;
+        config.net.cong_fill = 100;
+        let mut world = synced_with(config);
+        world.ask(1, AdminRequest::Invalidate { volume: VOLUME });
+        world.run_until("resync", 60_000, |world| world.status(1).state.conn == Conn::SyncTarget);
+        assert_eq!(world.poll_admin(1), Some(1), "seed {seed}");
+        // The acknowledgement of the first write is late.
+        world.set_direction(1, false);
+        let at = 100_000;
+        world.start(0, WRITE, at, 8);
+        world.run_for_us(seed * 5);
+        for block in 1..20 {
+            world.start(0, WRITE, at + block * 16, 8);
+        }
+        world.run_until("ahead", 60_000, |world| world.status(0).state.conn == Conn::Ahead);
+        let again = world.start(0, WRITE, at, 8);
+        world.run_until("the last write", 60_000, |world| world.operations[again].result.is_some());
+        world.set_direction(1, true);
+        all_the_same(&mut world);
     }
 }
