@@ -301,10 +301,11 @@ impl<S: Storage> Engine<S> {
         let replicate = replicates(state);
         // Neither side has good data: writing only locally would make a third version.
         let local = state.disk >= Disk::Inconsistent && (state.disk == Disk::UpToDate || state.pdsk == Disk::UpToDate);
-        let marks = !replicate && self.mark_out_of_sync(id, slot.io.sector, slot.io.size_bytes);
+        let announces = !replicate && sends_out_of_sync(state);
+        let marks = announces && self.mark_out_of_sync(id, slot.io.sector, slot.io.size_bytes);
         // While Ahead it is told even if nothing changes here: an earlier write of the same blocks may be on its way, and the peer
         // clears their bits when that is done. (The C module keeps quiet then, and the two differ in the end.)
-        let notice = !replicate && sends_out_of_sync(state) && (marks || state.conn == Conn::Ahead);
+        let notice = announces && (marks || state.conn == Conn::Ahead);
         let epoch = self.link.epoch;
         let now_ms = self.now_ms;
         // Each packet says what acknowledgement it wants. spec: wire-protocol 3.3
@@ -624,20 +625,14 @@ impl<S: Storage> Engine<S> {
         }
         if slot.local != Local::Ok || slot.net != Net::Ok {
             self.mark_out_of_sync(id, sector, size);
+            // While writes are only announced, one of those may have come after the one that the peer speaks of.
         } else if slot.peer_in_sync
-            && self.peer_has_a_disk(id)
-            && self.counts_what_is_in_sync(id)
+            && self.volume(id).is_some_and(|volume| replicates(volume.state))
             && !self.overlaps.any_application(id.0, sector, size, u32::from(index))
         {
             self.mark_in_sync(id, sector, size);
             self.check_resync_end(id);
         }
-    }
-
-    /// A resync or verify runs: what the peer says to be in sync is. Not so while bitmaps are exchanged or writes are only
-    /// announced: one of those may have come after the one that the peer speaks of.
-    fn counts_what_is_in_sync(&self, id: VolumeId) -> bool {
-        self.volume(id).is_some_and(|volume| (Conn::SyncSource..=Conn::PausedSyncT).contains(&volume.state.conn))
     }
 
     /// Nothing more can come for this slot: give back its activity log extents, then free it.

@@ -488,10 +488,6 @@ impl<S: Storage> Engine<S> {
         self.admin_step();
     }
 
-    pub(super) fn peer_has_a_disk(&self, id: VolumeId) -> bool {
-        self.volume(id).is_some_and(|volume| volume.state.pdsk >= Disk::Inconsistent)
-    }
-
     /// True while somebody has to call [`Engine::tick`].
     pub fn wants_tick(&self) -> bool {
         self.link.configured || self.volumes_with(|volume| volume.disk.is_some()).next().is_some()
