@@ -108,7 +108,8 @@ fn session(pairing: Pairing) -> Result<Transcript> {
     let said = wait_said(&events, "destroy resource")?;
     events.kill()?;
     transcript.note(first, "drbdsetup events2 all", &changes(&said));
-    transcript.note(first, "drbdsetup events2 all: the connection", &connection_states(&said));
+    let module = pairing.modules[0];
+    transcript.note(first, "drbdsetup events2 all: the connection", &connection_states(&said, module).join("\n"));
     unconfigured(&mut transcript, first)?;
     transcript.run(second, "drbdadm down r0")?;
     pair.finish()?;
@@ -208,13 +209,39 @@ fn wait_said(events: &lab::Process, wanted: &str) -> Result<String> {
 }
 
 /// The states of the connection that events told about, in their order: none is left out, however short it was.
-fn connection_states(text: &str) -> String {
+///
+/// The peer answers our wish to disconnect on one socket and closes both. Where the C module comes late to the answer it takes
+/// the end of the other socket for a broken pipe, tries to connect once more and only then leaves. That is its own race, and
+/// not what is compared here: such an end is read as the orderly one. Ours has to be orderly always.
+fn connection_states(text: &str, module: Module) -> Vec<&str> {
+    const BROKEN: [&str; 4] =
+        ["connection:BrokenPipe", "role:Unknown", "connection:Unconnected", "connection:Connecting"];
+    const LEAVES: [&str; 3] = ["connection:Disconnecting", "connection:StandAlone", "destroy"];
     let about = |line: &&str| line.split(' ').nth(1) == Some("connection");
     let told = |word: &&str| {
         ["create", "destroy"].contains(word) || word.starts_with("connection:") || word.starts_with("role:")
     };
-    let states = text.lines().filter(about).flat_map(|line| line.split(' ').filter(told));
-    states.collect::<Vec<_>>().join("\n")
+    let mut states: Vec<&str> = text.lines().filter(about).flat_map(|line| line.split(' ').filter(told)).collect();
+    if module == Module::Stock && states.ends_with(&[BROKEN.as_slice(), LEAVES.as_slice()].concat()) {
+        states.truncate(states.len() - BROKEN.len() - LEAVES.len());
+        states.extend(["connection:Disconnecting", "role:Unknown", "connection:StandAlone", "destroy"]);
+    }
+    states
+}
+
+#[test]
+fn only_the_c_module_may_break_the_pipe() {
+    let event = |word: &str| format!("change connection name:r0 peer-node-id:1 {word}\n");
+    let early: String = ["connection:Connected", "role:Secondary"].map(event).concat();
+    let orderly = ["connection:Disconnecting", "role:Unknown", "connection:StandAlone"].map(event).concat();
+    let broken = ["connection:BrokenPipe", "role:Unknown", "connection:Unconnected", "connection:Connecting"];
+    let broken =
+        broken.map(event).concat() + &["connection:Disconnecting", "connection:StandAlone"].map(event).concat();
+    let (orderly, broken) = [orderly, broken].map(|end| format!("{early}{end}destroy connection name:r0\n")).into();
+    let expected = connection_states(&orderly, Module::Stock);
+    assert_eq!(connection_states(&broken, Module::Stock), expected);
+    assert_eq!(connection_states(&orderly, Module::Ours), expected);
+    assert_ne!(connection_states(&broken, Module::Ours), expected);
 }
 
 /// The states that events told about, each once and sorted: the order of two messages from different threads is not fixed, nor
