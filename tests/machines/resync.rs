@@ -158,11 +158,18 @@ fn checksums(pair: &Pair) -> Result<()> {
         // Beyond what the writers use.
         write_mib(first, 17, 1)?;
         let before_kib = pair.device(second)?.counter("nr")?;
+        let marks = [first.console().mark(), second.console().mark()];
         first.run_ok("drbdadm connect r0")?;
         pair.wait_in_sync(SOON)?;
         let received_kib = pair.device(second)?.counter("nr")? - before_kib;
         let context = format!("{algorithm}, after a crash only: {after_crash_only}");
         ensure!(received_kib == if saves { 1024 } else { 9 * 1024 }, "{context}: {received_kib} KiB were received");
+        // Both modules tell the administrator, each in its words.
+        for (machine, mark) in pair.machines().iter().zip(marks) {
+            let console = machine.console().since(mark);
+            let told = console.lines().any(|line| line.contains("equal") && line.contains("checksums"));
+            ensure!(told == saves, "{context}: {} says:\n{console}", machine.name());
+        }
         pair.compare_disks()?;
     }
     pair.configure(&configuration())?;
@@ -270,6 +277,7 @@ fn thin(pair: &Pair) -> Result<()> {
         write_mib(first, 30, 1)?;
         first.run_ok("dd if=/dev/zero of=/dev/drbd0 bs=1M seek=32 count=2 oflag=direct status=none")?;
         let before_kib = pair.device(second)?.counter("nr")?;
+        let marks = [first.console().mark(), second.console().mark()];
         first.run_ok("drbdadm connect r0")?;
         pair.wait_in_sync(SOON)?;
         let received_kib = pair.device(second)?.counter("nr")? - before_kib;

@@ -16,6 +16,7 @@ use super::outgoing::{DataOut, MetaOut};
 use super::slots::{PeerKind, PeerPhase, PeerRequest};
 use super::work::Work;
 use super::Engine;
+use crate::metadata::BM_BLOCK_SECTORS;
 use crate::netlink::{NetConf, RetCode};
 use crate::state::Conn;
 use crate::storage::{OutOfMemory, Storage};
@@ -323,9 +324,16 @@ impl<S: Storage> Engine<S> {
         self.peers.get(peer).is_some_and(|slot| replies(slot) && !slot.deallocated)
     }
 
+    /// The checksums of a block were the same on both sides: for the figures at the end of the resync.
+    fn count_equal(&mut self, id: VolumeId, size_bytes: u32) {
+        let bits = u64::from(size_bytes / 512).div_ceil(BM_BLOCK_SECTORS);
+        self.with_volume(id, |volume| volume.resync.equal_bits = volume.resync.equal_bits.saturating_add(bits));
+    }
+
     /// Source: the target has the same data.
     fn checksum_equal(&mut self, peer: PeerId, slot: &PeerRequest) {
         self.mark_in_sync(slot.volume, slot.sector, slot.size_bytes);
+        self.count_equal(slot.volume, slot.size_bytes);
         self.queue_meta(MetaOut::Ack {
             command: Command::RsIsInSync,
             volume: slot.volume,
@@ -372,6 +380,7 @@ impl<S: Storage> Engine<S> {
         }
         if self.runs_resync(id, Conn::SyncTarget) {
             self.mark_in_sync(id, sector, size_bytes);
+            self.count_equal(id, size_bytes);
         }
         self.with_volume(id, |volume| volume.resync.arrived_sectors += u64::from(size_bytes / 512));
         self.end_resync_request(peer);

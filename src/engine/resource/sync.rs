@@ -168,6 +168,7 @@ impl<S: Storage> Engine<S> {
             let resync = &mut volume.resync;
             resync.total_bits = total_bits;
             resync.failed_bits = 0;
+            resync.equal_bits = 0;
             resync.arrived_sectors = 0;
             resync.allowance_blocks = 0;
             resync.next_turn_ms = now_ms;
@@ -176,7 +177,6 @@ impl<S: Storage> Engine<S> {
             resync.peer_failed = false;
             resync.done_since_ms = None;
             resync.progress = Progress::new(total_bits, now_ms);
-            resync.started_ms = now_ms;
             resync.paused_since_ms = None;
             resync.controller = Some(Controller::new(config));
             resync.meter.reset(volume.foreign_sectors, 0);
@@ -408,18 +408,20 @@ impl<S: Storage> Engine<S> {
         let verify = is_verifying(conn);
         let bits = volume.resync.total_bits;
         let checked_bits = bits.saturating_sub(volume.verify.left_blocks);
-        let seconds = now_ms.saturating_sub(volume.resync.started_ms) / 1000;
+        let equal_bits = volume.resync.equal_bits;
+        let left_bits = if verify { volume.verify.left_blocks } else { failed };
+        let pace = volume.resync.progress.pace(left_bits, now_ms);
         volume.resync.total_bits = 0;
         volume.resync.failed_bits = 0;
         volume.resync.controller = None;
         if !verify {
-            self.log(LogLine::ResyncDone { volume: id, source, bits, failed_bits: failed, seconds });
+            self.log(LogLine::ResyncDone { volume: id, source, bits, equal_bits, failed_bits: failed, pace });
         }
         let _outcome = self.change(id, change, Kind::Soft);
         self.queue_job(id, Job::Write(Then::Nothing));
         self.sync_metadata(id);
         if verify {
-            self.verify_finished(id, checked_bits, seconds);
+            self.verify_finished(id, checked_bits, pace);
         } else if target {
             self.call_helper(Helper::AfterResyncTarget, Some(id));
         } else if source {

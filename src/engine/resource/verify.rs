@@ -19,6 +19,7 @@ use super::slots::{PeerKind, PeerPhase, PeerRequest};
 use super::sync::REQUESTS_PER_TURN;
 use super::work::LogLine;
 use super::{Engine, Volume};
+use crate::resync::Pace;
 use crate::state::{Conn, Disk};
 use crate::storage::Storage;
 use crate::wire::command::Command;
@@ -302,14 +303,14 @@ impl<S: Storage> Engine<S> {
     }
 
     /// The ping at the end of a run has been answered, and the state is Connected again. spec: state-machine 17.6
-    pub(super) fn verify_finished(&mut self, id: VolumeId, checked_bits: u64, seconds: u64) {
+    pub(super) fn verify_finished(&mut self, id: VolumeId, checked_bits: u64, pace: Pace) {
         let Some(volume) = self.volume_mut(id) else { return };
         let complete = volume.verify.left_blocks == 0;
         if complete {
             volume.verify.start_sector = 0;
         }
         let differing_bits = volume.weight();
-        self.log(LogLine::VerifyDone { volume: id, bits: checked_bits, differing_bits, seconds });
+        self.log(LogLine::VerifyDone { volume: id, bits: checked_bits, differing_bits, pace });
         if differing_bits > 0 {
             self.call_helper(Helper::OutOfSync, Some(id));
         }

@@ -260,6 +260,8 @@ pub(super) struct Resync {
     pub(super) total_bits: u64,
     /// Bits that could not be synced.
     pub(super) failed_bits: u64,
+    /// Bits of which the checksums were the same, so that no data was sent.
+    pub(super) equal_bits: u64,
     /// Next bit to look at.
     pub(super) position: u64,
     /// Requests without an answer, and the blocks of 4 KiB they are about.
@@ -271,7 +273,6 @@ pub(super) struct Resync {
     /// Paused since then.
     pub(super) paused_since_ms: Option<u64>,
     pub(super) progress: Progress,
-    pub(super) started_ms: u64,
     pub(super) next_turn_ms: u64,
     /// The bitmap as it is being sent and received.
     pub(super) sender: Option<BitmapSender>,
@@ -423,6 +424,7 @@ impl<S: Storage> Volume<S> {
                 done_since_ms: None,
                 total_bits: 0,
                 failed_bits: 0,
+                equal_bits: 0,
                 position: 0,
                 requests_in_flight: 0,
                 blocks_in_flight: 0,
@@ -430,7 +432,6 @@ impl<S: Storage> Volume<S> {
                 controller: None,
                 paused_since_ms: None,
                 progress: Progress::default(),
-                started_ms: 0,
                 next_turn_ms: 0,
                 sender: None,
                 receiver: None,

@@ -7,6 +7,7 @@ use super::api::{Helper, LinkFailure, VolumeId, Wakes};
 use super::incoming::Fault;
 use super::Engine;
 use crate::handshake::{Comparison, DecidedBy, SyncDecision};
+use crate::resync::Pace;
 use crate::state::{Conn, Refusal, Role, State, Susp, Warning};
 use crate::storage::Storage;
 
@@ -138,13 +139,13 @@ pub enum LogLine {
     Uuids { volume: VolumeId, own: [u64; 4], own_bits: u64, peer: [u64; 4], peer_bits: u64 },
     Decision { volume: VolumeId, comparison: Comparison, decision: SyncDecision, by: DecidedBy },
     ResyncStarted { volume: VolumeId, source: bool, bits: u64 },
-    ResyncDone { volume: VolumeId, source: bool, bits: u64, failed_bits: u64, seconds: u64 },
+    ResyncDone { volume: VolumeId, source: bool, bits: u64, equal_bits: u64, failed_bits: u64, pace: Pace },
     HelperRefused { volume: VolumeId, helper: Helper, exit_code: i32 },
     FencingFailed { exit_code: i32 },
     NotFencing,
     VerifyStarted { volume: VolumeId, sector: u64 },
     VerifyFound { volume: VolumeId, sector: u64, sectors: u64 },
-    VerifyDone { volume: VolumeId, bits: u64, differing_bits: u64, seconds: u64 },
+    VerifyDone { volume: VolumeId, bits: u64, differing_bits: u64, pace: Pace },
     UnknownVolume { number: u16 },
     SizesDiffer { volume: VolumeId, own_sectors: u64, peer_sectors: u64 },
     SizeRefused { volume: VolumeId, own_sectors: u64, offered_sectors: u64 },
@@ -227,19 +228,26 @@ impl fmt::Display for LogLine {
                 "own {:016X}:{:016X}:{:016X}:{:016X} bits {own_bits}, peer {:016X}:{:016X}:{:016X}:{:016X} bits {peer_bits}",
                 own[0], own[1], own[2], own[3], peer[0], peer[1], peer[2], peer[3]
             ),
-            LogLine::Decision { comparison, decision, by, .. } => write!(f, "{decision} {by} ({comparison})"),
+            LogLine::Decision { comparison, decision, by: by @ DecidedBy::Generations, .. } => {
+                write!(f, "{decision} {by} ({})", comparison.rule)
+            }
+            LogLine::Decision { comparison, decision, by, .. } => {
+                write!(f, "{decision} {by}; the data generations say: {comparison}")
+            }
             LogLine::ResyncStarted { source, bits, .. } => write!(
                 f,
                 "resync starts as {}: {} KiB in {bits} blocks",
                 if source { "source" } else { "target" },
                 bits.saturating_mul(4)
             ),
-            LogLine::ResyncDone { source, bits, failed_bits, seconds, .. } => write!(
-                f,
-                "resync done as {}: {} KiB in {seconds} s, {failed_bits} blocks failed",
-                if source { "source" } else { "target" },
-                bits.saturating_mul(4)
-            ),
+            LogLine::ResyncDone { source, bits, equal_bits, failed_bits, pace, .. } => {
+                let side = if source { "source" } else { "target" };
+                write!(f, "resync done as {side}: {} KiB {pace}", bits.saturating_mul(4))?;
+                if equal_bits > 0 {
+                    write!(f, ", {} KiB were equal by their checksums", equal_bits.saturating_mul(4))?;
+                }
+                write!(f, ", {failed_bits} blocks failed")
+            }
             LogLine::HelperRefused { helper, exit_code, .. } => {
                 write!(f, "helper {helper} returned {exit_code}: disconnecting")
             }
@@ -251,9 +259,9 @@ impl fmt::Display for LogLine {
             LogLine::VerifyFound { sector, sectors, .. } => {
                 write!(f, "Out of sync: start={sector}, size={sectors} (sectors)")
             }
-            LogLine::VerifyDone { bits, differing_bits, seconds, .. } => write!(
+            LogLine::VerifyDone { bits, differing_bits, pace, .. } => write!(
                 f,
-                "online verify done: {} KiB in {seconds} s; {differing_bits} blocks of 4 KiB are out of sync",
+                "online verify done: {} KiB {pace}; {differing_bits} blocks of 4 KiB are out of sync",
                 bits.saturating_mul(4)
             ),
             LogLine::UnknownVolume { number } => {

@@ -5,5 +5,5 @@ pub mod progress;
 pub mod rate;
 pub mod request;
 
-pub use progress::{Figures, Progress};
+pub use progress::{Figures, Pace, Progress};
 pub use request::{merge_request, MergeLimits};

@@ -5,6 +5,8 @@
 //! age of the samples shows a run that is stuck.
 // spec: proc-and-sysfs 1.3; wire-protocol 8.9
 
+use core::fmt;
+
 /// Number of samples.
 const MARKS: usize = 8;
 /// Time between two samples.
@@ -32,6 +34,24 @@ impl Default for Progress {
     /// No run.
     fn default() -> Self {
         Progress::new(0, 0)
+    }
+}
+
+/// How long a run took, and how fast it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// Time in which it ran, in seconds.
+    pub seconds: u64,
+    /// Time in which it was paused, in seconds.
+    pub paused_seconds: u64,
+    /// Average speed while it ran, in KiB/s.
+    pub speed_kib: u64,
+}
+
+impl fmt::Display for Pace {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Pace { seconds, paused_seconds, speed_kib } = self;
+        write!(out, "in {seconds} s (paused for {paused_seconds} s more), {speed_kib} KiB/s")
     }
 }
 
@@ -98,7 +118,6 @@ impl Progress {
         let (done_bits, age_s) = self.since(2, left_bits, now_ms);
         let recent_s = age_s.max(1);
         let (short_bits, short_s) = self.since(7, left_bits, now_ms);
-        let elapsed_ms = now_ms.saturating_sub(self.start_ms).saturating_sub(self.paused_ms);
         Figures {
             total_bits,
             left_bits,
@@ -106,9 +125,27 @@ impl Progress {
             finish_s: recent_s.saturating_mul(left_bits / (done_bits / 100 + 1)) / 100,
             speed_kib: kib(done_bits / recent_s),
             short_speed_kib: kib(short_bits / short_s.max(1)),
-            average_speed_kib: kib((total_bits - left_bits) / (elapsed_ms / 1000).max(1)),
+            average_speed_kib: self.average_speed_kib(left_bits, now_ms),
             is_stalled: age_s > STALLED_S,
         }
+    }
+
+    /// The run ends, with `left_bits` that it could not do.
+    pub fn pace(&self, left_bits: u64, now_ms: u64) -> Pace {
+        Pace {
+            seconds: self.running_ms(now_ms) / 1000,
+            paused_seconds: self.paused_ms / 1000,
+            speed_kib: self.average_speed_kib(left_bits, now_ms),
+        }
+    }
+
+    /// Time since the start without pauses.
+    fn running_ms(&self, now_ms: u64) -> u64 {
+        now_ms.saturating_sub(self.start_ms).saturating_sub(self.paused_ms)
+    }
+
+    fn average_speed_kib(&self, left_bits: u64, now_ms: u64) -> u64 {
+        kib(self.total_bits.saturating_sub(left_bits) / (self.running_ms(now_ms) / 1000).max(1))
     }
 
     /// The speed that is compared with `c-min-rate`, in KiB/s. spec: wire-protocol 8.9
@@ -150,6 +187,17 @@ mod tests {
         assert_eq!((figures.permille, figures.speed_kib, figures.average_speed_kib), (1, 0, 0));
         assert_eq!(figures.finish_s, 20971);
         assert!(!figures.is_stalled);
+    }
+
+    #[test]
+    fn the_pace_leaves_pauses_out() {
+        let mut progress = Progress::new(2560, 1000);
+        progress.add_pause(1280, 7000, 12_000);
+        let pace = progress.pace(0, 13_500);
+        assert_eq!(pace, Pace { seconds: 5, paused_seconds: 7, speed_kib: 2048 });
+        assert_eq!(pace.to_string(), "in 5 s (paused for 7 s more), 2048 KiB/s");
+        // What failed was not done; a run of no time has a speed as well.
+        assert_eq!(Progress::new(2560, 1000).pace(2000, 1000).speed_kib, 2240);
     }
 
     #[test]
