@@ -113,10 +113,11 @@ fn verify(pair: &Pair) -> Result<()> {
         for (machine, mark) in pair.machines().iter().zip(marks) {
             ensure!(out_of_sync(pair, machine)? == 12, "{}: {:?}", machine.name(), pair.device(machine)?);
             // Programs look for these lines. Neighbours are reported together, if their results come one after the other.
-            for sector in [16000, 81920] {
-                let text = format!("drbd r0/0 drbd0: Out of sync: start={sector}, size=");
+            let console = machine.console().since(mark);
+            let found = [16000, 81920].map(|sector| format!("Out of sync: start={sector}, size="));
+            for text in found.iter().map(String::as_str).chain(["Online verify done (total "]) {
                 ensure!(
-                    machine.console().since(mark).contains(&text),
+                    console.contains(&format!("drbd r0/0 drbd0: {text}")),
                     "{}: not on the console: {text}",
                     machine.name()
                 );
@@ -168,7 +169,8 @@ fn checksums(pair: &Pair) -> Result<()> {
         for (machine, mark) in pair.machines().iter().zip(marks) {
             let console = machine.console().since(mark);
             let told = console.lines().any(|line| line.contains("equal") && line.contains("checksums"));
-            ensure!(told == saves, "{context}: {} says:\n{console}", machine.name());
+            let done = console.contains("drbd r0/0 drbd0: Resync done (total ");
+            ensure!(done && told == saves, "{context}: {} says:\n{console}", machine.name());
         }
         pair.compare_disks()?;
     }
@@ -277,7 +279,6 @@ fn thin(pair: &Pair) -> Result<()> {
         write_mib(first, 30, 1)?;
         first.run_ok("dd if=/dev/zero of=/dev/drbd0 bs=1M seek=32 count=2 oflag=direct status=none")?;
         let before_kib = pair.device(second)?.counter("nr")?;
-        let marks = [first.console().mark(), second.console().mark()];
         first.run_ok("drbdadm connect r0")?;
         pair.wait_in_sync(SOON)?;
         let received_kib = pair.device(second)?.counter("nr")? - before_kib;

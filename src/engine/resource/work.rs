@@ -242,7 +242,7 @@ impl fmt::Display for LogLine {
             ),
             LogLine::ResyncDone { source, bits, equal_bits, failed_bits, pace, .. } => {
                 let side = if source { "source" } else { "target" };
-                write!(f, "resync done as {side}: {} KiB {pace}", bits.saturating_mul(4))?;
+                write!(f, "Resync done {pace} as {side}: {} KiB", bits.saturating_mul(4))?;
                 if equal_bits > 0 {
                     write!(f, ", {} KiB were equal by their checksums", equal_bits.saturating_mul(4))?;
                 }
@@ -261,7 +261,7 @@ impl fmt::Display for LogLine {
             }
             LogLine::VerifyDone { bits, differing_bits, pace, .. } => write!(
                 f,
-                "online verify done: {} KiB {pace}; {differing_bits} blocks of 4 KiB are out of sync",
+                "Online verify done {pace}: {} KiB, {differing_bits} blocks of 4 KiB are out of sync",
                 bits.saturating_mul(4)
             ),
             LogLine::UnknownVolume { number } => {

@@ -48,10 +48,11 @@ pub struct Pace {
     pub speed_kib: u64,
 }
 
+// In the form that programs look for in the kernel log. spec: proc-and-sysfs 7
 impl fmt::Display for Pace {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Pace { seconds, paused_seconds, speed_kib } = self;
-        write!(out, "in {seconds} s (paused for {paused_seconds} s more), {speed_kib} KiB/s")
+        write!(out, "(total {seconds} sec; paused {paused_seconds} sec; {speed_kib} K/sec)")
     }
 }
 
@@ -195,7 +196,7 @@ mod tests {
         progress.add_pause(1280, 7000, 12_000);
         let pace = progress.pace(0, 13_500);
         assert_eq!(pace, Pace { seconds: 5, paused_seconds: 7, speed_kib: 2048 });
-        assert_eq!(pace.to_string(), "in 5 s (paused for 7 s more), 2048 KiB/s");
+        assert_eq!(pace.to_string(), "(total 5 sec; paused 7 sec; 2048 K/sec)");
         // What failed was not done; a run of no time has a speed as well.
         assert_eq!(Progress::new(2560, 1000).pace(2000, 1000).speed_kib, 2240);
     }
