@@ -3,11 +3,10 @@
 
 use super::volume::Volume;
 use crate::linux::disk::DiskLimits;
+use engine::resource::VolumeStatus;
 
 /// Largest request at all, in bytes. spec: proc-and-sysfs 3
 const MAX_REQUEST_BYTES: u32 = 1 << 20;
-/// Largest discard or write of zeroes, in bytes. spec: state-machine 21.1
-const MAX_CLEAR_BYTES: u32 = 128 << 20;
 
 /// Limits before the first attach or connect. spec: proc-and-sysfs 3
 pub(crate) const UNATTACHED: DiskLimits = DiskLimits {
@@ -25,8 +24,8 @@ pub(crate) const UNATTACHED: DiskLimits = DiskLimits {
 /// The limits that apply now. May sleep.
 pub(crate) fn compute(volume: &Volume) -> DiskLimits {
     let status = volume.resource.locked.with(|locked| locked.engine.volume_status(volume.id));
-    let most = status.map_or(0, |status| status.max_bio_bytes).clamp(4096, MAX_REQUEST_BYTES);
-    let (peer_block, opens) = status.map_or((0, 0), |status| (status.peer_block_bytes, status.opens));
+    let most = status.as_ref().map_or(0, |status| status.max_bio_bytes).clamp(4096, MAX_REQUEST_BYTES);
+    let (peer_block, opens) = status.as_ref().map_or((0, 0), |status| (status.peer_block_bytes, status.opens));
     let Some(backing) = volume.backing() else {
         let block = volume.block_bytes(UNATTACHED.logical_block_bytes, peer_block, opens);
         return DiskLimits {
@@ -39,20 +38,20 @@ pub(crate) fn compute(volume: &Volume) -> DiskLimits {
     };
     let lower = backing.data().limits();
     let block = volume.block_bytes(lower.logical_block_bytes, peer_block, opens);
-    let clears = if lower.max_discard_bytes > 0 { MAX_CLEAR_BYTES } else { 0 };
-    // The C module expects a digest with a packet of zeroes, which has none. spec: wire-protocol 13 (H1)
-    let checked =
-        volume.resource.look(|locked| locked.engine.net_conf().is_some_and(|net| !net.integrity_alg.is_empty()));
-    let zeroes = if checked { 0 } else { clears };
+    // spec: state-machine 21.1
+    let limit = |of: fn(&VolumeStatus) -> u32| match &status {
+        Some(status) if lower.max_discard_bytes > 0 => of(status),
+        _ => 0,
+    };
     DiskLimits {
         max_request_bytes: most,
         logical_block_bytes: block,
         physical_block_bytes: lower.physical_block_bytes.max(block),
         io_min_bytes: lower.io_min_bytes.max(block),
         io_opt_bytes: lower.io_opt_bytes,
-        max_discard_bytes: clears,
+        max_discard_bytes: limit(|status| status.max_discard_bytes),
         discard_granularity_bytes: lower.discard_granularity_bytes.max(block),
-        max_write_zeroes_bytes: zeroes,
+        max_write_zeroes_bytes: limit(|status| status.max_write_zeroes_bytes),
         rotational: lower.rotational,
     }
 }

@@ -206,6 +206,9 @@ impl World {
                 *first += 1 << 40;
             }
         }
+        if let Some(offers) = self.config.offers {
+            offer_less(&mut head, offers);
+        }
         let mut forged = None;
         if let Some(hostile) = self.hostile.as_mut() {
             hostile.see(&head);
@@ -506,4 +509,13 @@ pub(super) fn packet_name(head: &[u8]) -> &'static str {
         _ => [0xff, 0xff],
     };
     engine::wire::Command::from_u16(u16::from_be_bytes(command)).map_or("?", |command| command.name())
+}
+
+/// Makes P_CONNECTION_FEATURES offer no newer version than this, and only these features.
+fn offer_less(packet: &mut [u8], (version, features): (u32, u32)) {
+    const FEATURES: [u8; 6] = [0x83, 0x74, 0x02, 0x67, 0xff, 0xfe];
+    if packet.starts_with(&FEATURES) {
+        packet[12..16].copy_from_slice(&features.to_be_bytes());
+        packet[16..20].copy_from_slice(&version.to_be_bytes());
+    }
 }

@@ -65,6 +65,8 @@ pub struct Config {
     pub sent_us_most: u64,
     /// Every read must find what was acknowledged. Not so when the administrator lets the halves diverge.
     pub check_reads: bool,
+    /// Newest protocol version that the nodes offer, and their features, where that is less than they can.
+    pub offers: Option<(u32, u32)>,
     /// Keep a readable trace.
     pub trace: bool,
     /// Note every change of this sector in the trace.
@@ -90,6 +92,7 @@ impl Config {
             internal: true,
             sent_us_most: 60,
             check_reads: true,
+            offers: None,
             trace: true,
             watch: None,
             #[cfg(feature = "sabotage")]

@@ -458,7 +458,7 @@ impl<S: Storage> Engine<S> {
 
     /// This node becomes the source of a resync: the bitmap generation moves on and is told to the target.
     /// spec: wire-protocol 8.5; metadata 6.2 (12)
-    fn start_sync_generation(&mut self, id: VolumeId) {
+    pub(super) fn start_sync_generation(&mut self, id: VolumeId) {
         let random = self.random();
         let late_fixup = self.volume_mut(id).and_then(|volume| volume.late_fixup.take());
         if let Some(fixup) = late_fixup {

@@ -163,6 +163,10 @@ impl<S: Storage> Engine<S> {
         volume.degraded_wait = volume.state.role != Role::Primary
             && flags.contains(MetaFlags::PRIMARY_IND)
             && !flags.contains(MetaFlags::CONNECTED_IND);
+        if volume.state.conn < Conn::Connected {
+            // A device that is used before the peer is there must not change its limits when it comes. spec: metadata 2
+            volume.peer.max_bio_bytes = superblock.la_peer_max_bio_bytes;
+        }
         volume.conf = *conf;
         volume.devices = DeviceSizes { backing_sectors: backing.backing_sectors, meta_sectors: backing.meta_sectors };
         volume.io_error = None;

@@ -75,6 +75,7 @@ pub enum Fault {
     Incompatible(Incompatible),
     Protocol(ProtocolMismatch),
     DryRun,
+    DryRunUnsupported,
     UnknownPolicy { value: u32 },
     Algorithm { what: &'static str },
     State(BadState),
@@ -129,6 +130,7 @@ impl fmt::Display for Fault {
             Fault::Incompatible(error) => write!(f, "{error}"),
             Fault::Protocol(mismatch) => write!(f, "{mismatch}"),
             Fault::DryRun => f.write_str("the peer only wanted to know what would happen"),
+            Fault::DryRunUnsupported => f.write_str("the peer is too old for a dry run"),
             Fault::UnknownPolicy { value } => write!(f, "the peer has an unknown after-split-brain policy {value}"),
             Fault::Algorithm { what } => write!(f, "the peer's {what} differs from ours, or is not supported"),
             Fault::State(error) => write!(f, "state packet: {error}"),
@@ -242,6 +244,7 @@ impl<S: Storage> Engine<S> {
         self.dispatch_data(head, body).map_err(|fault| {
             let conn = match fault {
                 Fault::Incompatible(_)
+                | Fault::DryRunUnsupported
                 | Fault::Protocol(_)
                 | Fault::UnknownPolicy { .. }
                 | Fault::Algorithm { .. }
@@ -450,7 +453,9 @@ impl<S: Storage> Engine<S> {
                 return self.receive_connection_request(request);
             }
         }
-        let code = if self.link.resolve_conflicts && self.asks_peer(Some(id)) {
+        // Below version 100 all requests of a connection exclude each other. spec: wire-protocol 9.2
+        let asks = self.asks_peer(Some(id)) || (self.link.apv < 100 && self.asks_peer(None));
+        let code = if self.link.resolve_conflicts && asks {
             StateError::ConcurrentStChg.code()
         } else {
             let change = Change::from_request(request.mask, request.val).map_err(Fault::Change)?.mirror();

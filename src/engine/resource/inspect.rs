@@ -21,7 +21,7 @@ use crate::netlink::{NetConf, RetCode};
 use crate::state::Conn;
 use crate::storage::{OutOfMemory, Storage};
 use crate::wire::command::Command;
-use crate::wire::{BlockRequest, SyncParam, Text, FEATURE_THIN_RESYNC};
+use crate::wire::{BlockRequest, Text, FEATURE_THIN_RESYNC};
 
 /// Bound: algorithms that a resource can know in its life.
 const MAX_ALGORITHMS: usize = 16;
@@ -138,9 +138,9 @@ impl<S: Storage> Engine<S> {
     }
 
     /// P_SYNC_PARAM89 with other algorithms than ours, while connected: they are adopted if they can be had.
-    pub(super) fn adopt_algorithms(&mut self, packet: &SyncParam) {
+    pub(super) fn adopt_algorithms(&mut self, verify_alg: &AlgorithmName, csums_alg: &AlgorithmName) {
         let integrity = self.algorithms.integrity(Direction::Received);
-        self.algorithms.want([&packet.verify_alg, &packet.csums_alg, &integrity]);
+        self.algorithms.want([verify_alg, csums_alg, &integrity]);
         self.adopt_or_look();
     }
 

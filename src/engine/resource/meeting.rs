@@ -23,6 +23,9 @@ use crate::wire::{
     Features, Protocol, SyncParam, UuidFlags, Uuids, CONN_DRY_RUN, OWN_FEATURES, PRO_VERSION_MAX, PRO_VERSION_MIN,
 };
 
+/// First version whose nodes understand that only a dry run is wanted. spec: wire-protocol 3.7
+const DRY_RUN_PROTOCOL: u32 = 92;
+
 fn set_of(uuids: [u64; 4]) -> UuidSet {
     let [current, bitmap, start, end] = uuids;
     UuidSet { current, bitmap, history: [start, end] }
@@ -40,6 +43,9 @@ impl<S: Storage> Engine<S> {
         let (apv, features) =
             negotiate(PRO_VERSION_MIN, PRO_VERSION_MAX, OWN_FEATURES, peer).map_err(Fault::Incompatible)?;
         self.log(LogLine::Handshake { apv, features });
+        if apv < DRY_RUN_PROTOCOL && self.link.net.tentative {
+            return Err(Fault::DryRunUnsupported);
+        }
         self.features_agreed(apv, features);
         Ok(())
     }
@@ -105,7 +111,10 @@ impl<S: Storage> Engine<S> {
         if apv >= 89 && packet.csums_alg != net.csums_alg && reporting {
             return Err(Fault::Algorithm { what: "csums-alg" });
         }
-        self.adopt_algorithms(packet);
+        // What the version does not tell stays as it is configured here.
+        let verify_alg = if apv >= 88 { packet.verify_alg } else { net.verify_alg };
+        let csums_alg = if apv >= 89 { packet.csums_alg } else { net.csums_alg };
+        self.adopt_algorithms(&verify_alg, &csums_alg);
         self.with_volume(id, |volume| {
             if volume.disk.is_none() {
                 return;

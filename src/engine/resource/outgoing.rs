@@ -196,6 +196,11 @@ impl<S: Storage> Engine<S> {
         let _taken = self.data_out.pop();
         let written = u32::from(matches!(entry, DataOut::Write(_)));
         self.link.queued_writes = self.link.queued_writes.saturating_sub(written);
+        let unfit = |id| self.requests.get(id).is_some_and(|slot| slot.net == Net::Queued);
+        if head_bytes == 0 && matches!(entry, DataOut::Write(id) if unfit(id)) {
+            self.internal_error("a write is larger than the agreed version can send");
+            return None;
+        }
         if head_bytes == 0 {
             // The request is gone (its connection was lost meanwhile): look at the next one.
             return self.take_data(buffer);

@@ -24,7 +24,7 @@ use crate::metadata::BM_BLOCK_SECTORS;
 use crate::netlink::{ResizeParms, RetCode};
 use crate::state::{Conn, Disk, Role};
 use crate::storage::Storage;
-use crate::wire::{Command, Sizes, DDS_FORCED, DDS_NO_RESYNC};
+use crate::wire::{max_data_bytes, Command, Sizes, DDS_FORCED, DDS_NO_RESYNC};
 
 /// Sizes of a volume's lower devices, as they are now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,9 +72,10 @@ impl<S: Storage> Engine<S> {
 
     /// P_SIZES. spec: wire-protocol 4.6
     pub(super) fn receive_sizes(&mut self, id: VolumeId, packet: &Sizes) -> Result<(), Fault> {
+        let most_bytes = max_data_bytes(self.link.apv, packet.max_bio_size);
         let Some(volume) = self.volume_mut(id) else { return Err(Fault::UnknownVolume) };
         volume.peer.disk_sectors = packet.d_size;
-        volume.peer.max_bio_bytes = packet.max_bio_size;
+        volume.peer.max_bio_bytes = most_bytes;
         let block = packet.limits.filter(|_| packet.d_size > 0).map_or(0, |limits| limits.logical_block_size);
         volume.peer.logical_block_bytes = if block.is_power_of_two() && block <= 4096 { block } else { 0 };
         let peer = PeerSizes {
@@ -94,8 +95,8 @@ impl<S: Storage> Engine<S> {
             peer,
         };
         if let Some(disk) = volume.disk.as_mut() {
-            if disk.superblock.la_peer_max_bio_bytes != packet.max_bio_size {
-                disk.superblock.la_peer_max_bio_bytes = packet.max_bio_size;
+            if disk.superblock.la_peer_max_bio_bytes != most_bytes {
+                disk.superblock.la_peer_max_bio_bytes = most_bytes;
                 disk.pipeline.touch();
             }
         }

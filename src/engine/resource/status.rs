@@ -12,6 +12,7 @@ use crate::netlink::{DiskConf, NetConf, ResourceOpts};
 use crate::resync::Figures;
 use crate::state::{Aggregates, Conn, Role, State, Susp};
 use crate::storage::Storage;
+use crate::wire::{max_trim_bytes, FEATURE_TRIM, FEATURE_WZEROES, MAX_TRIM_BYTES};
 
 /// A resync or verify that is running.
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +82,10 @@ pub struct VolumeStatus {
     pub max_bio_bytes: u32,
     /// Smallest request that the peer's disk takes, in bytes; 0 unknown.
     pub peer_block_bytes: u32,
+    /// Largest discard that the peer takes, in bytes; 0: none.
+    pub max_discard_bytes: u32,
+    /// Largest write of zeroes that the peer takes as such, in bytes; 0: none, they have to be data.
+    pub max_write_zeroes_bytes: u32,
 }
 
 /// The connection at one moment.
@@ -210,7 +215,31 @@ impl<S: Storage> Engine<S> {
             backing_sectors: disk.map_or(0, |disk| disk.layout.usable_sectors),
             max_bio_bytes: volume.request_limit_bytes(),
             peer_block_bytes: volume.peer.logical_block_bytes,
+            max_discard_bytes: self.max_discard_bytes(),
+            max_write_zeroes_bytes: self.max_write_zeroes_bytes(),
         })
+    }
+
+    /// Without a peer everything is possible. spec: state-machine 21.1; wire-protocol 3.3, 3.7
+    fn max_discard_bytes(&self) -> u32 {
+        let understood = self.link.apv >= 95 && self.link.features & FEATURE_TRIM != 0;
+        match (self.link.is_running(), understood) {
+            (false, _) => MAX_TRIM_BYTES,
+            (true, true) => max_trim_bytes(self.link.features),
+            (true, false) => 0,
+        }
+    }
+
+    /// The C module expects a digest with a packet of zeroes, which has none. spec: wire-protocol 13 (H1)
+    fn max_write_zeroes_bytes(&self) -> u32 {
+        let understood = self.link.features & FEATURE_WZEROES != 0 && self.max_discard_bytes() > 0;
+        let refused = self.link.is_running() && !understood;
+        let checked = !self.link.net.integrity_alg.is_empty();
+        if refused || checked {
+            0
+        } else {
+            MAX_TRIM_BYTES
+        }
     }
 
     /// Of the activity log of an attached disk: slots with references, slots, and counters.

@@ -155,6 +155,13 @@ impl<S: Storage> Engine<S> {
         self.sync_metadata(id);
         if side == Conn::SyncTarget {
             self.resync_turn(id);
+        } else {
+            if self.link.apv < 96 {
+                // From 96 on it is the first thing that the change of the state brings about.
+                self.start_sync_generation(id);
+            }
+            // Below 96 the source ends by itself, also when there is nothing to do.
+            self.check_resync_end(id);
         }
     }
 

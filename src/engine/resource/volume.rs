@@ -221,7 +221,7 @@ pub(super) struct PeerVolume {
     pub(super) negotiates: bool,
     /// Usable sectors of its disk; 0 unknown or diskless.
     pub(super) disk_sectors: u64,
-    /// Largest request it accepts, in bytes.
+    /// Largest request it accepts, in bytes: what its protocol does, and before that what the meta data tells of the last one.
     pub(super) max_bio_bytes: u32,
     /// Logical block of its disk, in bytes; 0 unknown.
     pub(super) logical_block_bytes: u32,

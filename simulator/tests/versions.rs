@@ -1,0 +1,234 @@
+//! Older versions of the protocol, and peers without some feature: the daily life of a pair has to go on.
+//! spec: wire-protocol 3.7
+
+use engine::netlink::WireProtocol;
+use engine::resource::{AdminRequest, Fault};
+use engine::state::{Conn, Disk};
+use simulator::node::VOLUME;
+use simulator::world::Action;
+use simulator::{Config, World};
+
+/// All versions at which something changes.
+const VERSIONS: &[u32] = &[86, 87, 88, 89, 90, 91, 93, 94, 95, 96, 97, 99, 100, 101];
+const FEATURES: u32 = 0xf;
+const WRITE: Action = Action::Write { fua: false };
+
+fn primary(force: bool) -> AdminRequest<'static> {
+    AdminRequest::Primary { volume: VOLUME, force }
+}
+
+/// Runs a scenario with every version, each with a seed of its own.
+fn with_versions(change: impl Fn(&mut Config), scenario: impl Fn(World, u32)) {
+    for version in VERSIONS.iter().copied() {
+        println!("version {version}");
+        let mut config = Config::new(u64::from(version));
+        config.offers = Some((version, if version < 100 { 0 } else { FEATURES }));
+        change(&mut config);
+        scenario(World::new(config), version);
+    }
+}
+
+/// Both attached, connected, node 0 Primary, both UpToDate.
+fn synced(world: &mut World) {
+    for node in 0..2 {
+        assert_eq!(world.attach(node), 101, "attach");
+    }
+    for node in 0..2 {
+        assert_eq!(world.connect(node), 1, "connect");
+    }
+    world.run_until("connected", 10_000, |world| (0..2).all(|node| world.status(node).state.conn == Conn::Connected));
+    assert_eq!(world.admin(0, primary(true)), 1, "primary --force");
+    up_to_date(world);
+}
+
+#[track_caller]
+fn up_to_date(world: &mut World) {
+    world.run_until("resync", 300_000, |world| {
+        (0..2).all(|node| {
+            let state = world.status(node).state;
+            state.conn == Conn::Connected && state.disk == Disk::UpToDate && state.pdsk == Disk::UpToDate
+        })
+    });
+}
+
+fn writes(world: &mut World, count: u64) {
+    let sectors = world.config.sectors;
+    for _ in 0..count {
+        let length = world.random.pick(&[1, 8, 8, 24, 64]);
+        let sector = world.random.below(sectors - length);
+        world.start(0, WRITE, sector, length);
+        let wait = world.random.below(3);
+        world.run_for_ms(wait);
+    }
+}
+
+/// Every write has succeeded, nothing is left over, both halves and generations are the same, no connection was given up.
+#[track_caller]
+fn quiet(world: &mut World) {
+    let open = |world: &World| world.operations.iter().all(|operation| operation.result.is_some());
+    world.run_until("all operations", 60_000, open);
+    assert!(world.operations.iter().all(|operation| operation.result == Some(Ok(()))), "a write failed");
+    world.run_for_ms(3_000);
+    for node in 0..2 {
+        assert_eq!(world.engine_of(node).usage(), Default::default(), "left over: {}", world.describe());
+        assert_eq!(world.status(node).bits_out_of_sync, 0, "{}", world.describe());
+    }
+    let sectors = world.config.sectors;
+    assert_eq!(world.nodes[0].data.first_difference(&world.nodes[1].data, sectors), None, "the halves differ");
+    let [zero, one] = [0, 1].map(|node| world.status(node).uuids.map(|uuid| uuid & !1));
+    assert_eq!(zero, one, "generations differ");
+}
+
+#[test]
+fn the_first_resync_and_one_after_an_outage() {
+    with_versions(
+        |_| {},
+        |mut world, version| {
+            synced(&mut world);
+            assert_eq!(world.engine_of(0).connection_status().apv, version);
+            writes(&mut world, 20);
+            world.set_network(false);
+            writes(&mut world, 20);
+            world.run_until("loss noticed", 60_000, |world| {
+                (0..2).all(|node| world.status(node).state.conn == Conn::WFConnection)
+            });
+            writes(&mut world, 20);
+            world.set_network(true);
+            writes(&mut world, 50);
+            up_to_date(&mut world);
+            quiet(&mut world);
+        },
+    );
+}
+
+#[test]
+fn all_protocols() {
+    for wire_protocol in [WireProtocol::A, WireProtocol::B, WireProtocol::C] {
+        with_versions(
+            |config| config.net.wire_protocol = wire_protocol,
+            |mut world, _| {
+                synced(&mut world);
+                writes(&mut world, 100);
+                assert_eq!(world.admin(1, AdminRequest::Invalidate { volume: VOLUME }), 1);
+                writes(&mut world, 20);
+                up_to_date(&mut world);
+                quiet(&mut world);
+            },
+        );
+    }
+}
+
+#[test]
+fn an_empty_resync_ends_on_both_nodes() {
+    with_versions(
+        |_| {},
+        |mut world, _| {
+            synced(&mut world);
+            quiet(&mut world);
+            // A generation of its own, without a write.
+            world.set_network(false);
+            world.run_until("loss noticed", 60_000, |world| {
+                (0..2).all(|node| world.status(node).state.conn == Conn::WFConnection)
+            });
+            world.set_network(true);
+            up_to_date(&mut world);
+            quiet(&mut world);
+        },
+    );
+}
+
+#[test]
+fn a_verify_where_there_is_one() {
+    with_versions(
+        |config| config.net.verify_alg = engine::resource::AlgorithmName::truncated(b"crc32c"),
+        |mut world, version| {
+            synced(&mut world);
+            let verify = AdminRequest::Verify { volume: VOLUME, start_sector: Some(64), stop_sector: Some(4096) };
+            if version < 88 {
+                assert_eq!(world.admin(0, verify), -17, "not supported");
+                return;
+            }
+            assert_eq!(world.admin(0, verify), 1);
+            assert_eq!(world.status(1).state.conn, Conn::VerifyT);
+            up_to_date(&mut world);
+            quiet(&mut world);
+        },
+    );
+}
+
+#[test]
+fn an_orderly_disconnect() {
+    with_versions(
+        |_| {},
+        |mut world, _| {
+            synced(&mut world);
+            writes(&mut world, 10);
+            assert_eq!(world.admin(1, AdminRequest::Disconnect { force: false }), 101);
+            assert_eq!(world.status(1).state.conn, Conn::StandAlone);
+            world.run_for_ms(3000);
+            assert_eq!(world.status(0).state.conn, Conn::WFConnection);
+            assert_eq!(world.faults, []);
+            writes(&mut world, 10);
+            assert_eq!(world.connect(1), 1);
+            up_to_date(&mut world);
+            quiet(&mut world);
+        },
+    );
+}
+
+/// Before version 92 the peer does not understand that nothing shall happen: so nothing is begun.
+#[test]
+fn a_dry_run_needs_version_92() {
+    for version in [91, 92] {
+        let mut config = Config::new(1);
+        config.offers = Some((version, 0));
+        config.net.tentative = true;
+        let mut world = World::new(config);
+        for node in 0..2 {
+            assert_eq!(world.attach(node), 101, "attach");
+        }
+        for node in 0..2 {
+            assert_eq!(world.connect(node), 1, "connect");
+        }
+        world.run_until("the end", 10_000, |world| !world.faults.is_empty());
+        world.run_for_ms(1000);
+        let alone = (0..2).any(|node| world.status(node).state.conn == Conn::StandAlone);
+        // Both only ask: each of them connects anew for the sake of the other.
+        assert_eq!(alone, version < 92);
+        let unsupported = world.faults.iter().any(|(_, fault)| *fault == Fault::DryRunUnsupported);
+        assert_eq!(unsupported, version < 92, "{:?}", world.faults);
+    }
+}
+
+/// Discards are offered only where the peer understands them, and as large as it takes them.
+#[test]
+fn discards_by_version_and_feature() {
+    let rows = [
+        (101, 0xf, 128 << 20, 128 << 20),
+        (101, 0b0111, 128 << 20, 0),
+        (101, 0b1011, 4 << 20, 128 << 20),
+        (101, 0b1110, 0, 0),
+        (94, 0xf, 0, 0),
+    ];
+    for (version, features, discard, zeroes) in rows {
+        let mut config = Config::new(1);
+        config.offers = Some((version, features));
+        let mut world = World::new(config);
+        synced(&mut world);
+        let status = world.status(0);
+        let found = (status.max_discard_bytes, status.max_write_zeroes_bytes);
+        assert_eq!(found, (discard, zeroes), "version {version}, features {features:#x}");
+    }
+}
+
+#[test]
+fn largest_requests_by_version() {
+    let rows = [(86, 32 << 10), (94, 32 << 10), (95, 128 << 10), (99, 128 << 10), (100, 1 << 20)];
+    for (version, most_bytes) in rows {
+        let mut config = Config::new(1);
+        config.offers = Some((version, 0));
+        let mut world = World::new(config);
+        synced(&mut world);
+        assert_eq!(world.status(0).max_bio_bytes, most_bytes, "version {version}");
+    }
+}
