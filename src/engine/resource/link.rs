@@ -15,6 +15,7 @@ use super::incoming::Fault;
 use super::metadata_pipeline::{Job, Then};
 use super::outgoing::{Control, MetaOut, Sending};
 use super::peer::ReceivedEpoch;
+use super::slots::{Net, Phase, Request};
 use super::work::LogLine;
 use super::{Engine, VolumeId};
 use crate::netlink::{NetConf, OnCongestion};
@@ -167,10 +168,10 @@ pub(super) struct Link {
     pub(super) connects: u32,
     /// The peer disconnects in order; this happens when our consent has been sent.
     pub(super) tear_down: Option<Change>,
-    /// When unanswered reads were looked for last.
-    pub(super) reads_checked_ms: u64,
-    /// Congestion is over: the resync starts then. spec: wire-protocol 10.3
-    pub(super) catch_up_at_ms: Option<u64>,
+    /// When unanswered requests were looked for last.
+    pub(super) requests_checked_ms: u64,
+    /// When the last barrier was sent.
+    pub(super) barrier_sent_ms: u64,
 }
 
 impl Link {
@@ -218,8 +219,8 @@ impl Link {
             fence: None,
             connects: 0,
             tear_down: None,
-            reads_checked_ms: 0,
-            catch_up_at_ms: None,
+            requests_checked_ms: 0,
+            barrier_sent_ms: 0,
         }
     }
 
@@ -287,7 +288,6 @@ impl<S: Storage> Engine<S> {
         self.overlaps.set_resolves(resolve_conflicts);
         let link = &mut self.link;
         link.tear_down = None;
-        link.catch_up_at_ms = None;
         // The first write sent on the new connection defines the current epoch.
         link.sent_writes = 0;
         link.sent_epoch = link.epoch;
@@ -495,30 +495,41 @@ impl<S: Storage> Engine<S> {
         self.admin_ping_answered();
     }
 
-    /// Oldest request without an answer. spec: wire-protocol 10.2; state-machine 21.2
+    /// A request that the peer has had for too long, looked for once a second. What is still to be sent does not count: a
+    /// slow network is not a dead peer, and one that takes nothing is noticed by whoever sends.
+    /// spec: wire-protocol 10.2; state-machine 21.2
     pub(super) fn check_request_timeouts(&mut self) {
+        if self.now_ms < self.link.requests_checked_ms.saturating_add(1000) {
+            return;
+        }
+        self.link.requests_checked_ms = self.now_ms;
         let limit_ms = u64::from(self.link.net.timeout) * 100 * u64::from(self.link.net.ko_count);
         let up_ms = self.now_ms.saturating_sub(self.link.up_since_ms);
         if limit_ms == 0 || self.link.conn < Conn::WFReportParams || up_ms < limit_ms {
             return;
         }
-        let write = self.log.front().and_then(|index| self.requests.at(index)).map(|slot| slot.start_ms);
-        let Some(oldest) = write.into_iter().chain(self.oldest_remote_read()).min() else { return };
-        if self.now_ms.saturating_sub(oldest) > limit_ms {
+        let oldest = self.oldest_unanswered().or_else(|| self.oldest_barrier());
+        if oldest.is_some_and(|since_ms| self.now_ms.saturating_sub(since_ms) > limit_ms) {
             self.log(LogLine::RequestTimeout { limit_ms });
             self.link_fault(Conn::Timeout);
         }
     }
 
-    /// When the oldest read that the peer has not answered was sent. Looked for once a second.
-    fn oldest_remote_read(&mut self) -> Option<u64> {
-        if self.now_ms < self.link.reads_checked_ms.saturating_add(1000) {
-            return None;
-        }
-        self.link.reads_checked_ms = self.now_ms;
+    /// When the oldest request that waits for its own answer was sent.
+    fn oldest_unanswered(&self) -> Option<u64> {
         let slots = (0..self.requests.capacity() as u16).filter_map(|index| self.requests.at(index));
-        let unanswered = |slot: &&super::slots::Request| slot.awaits_answer();
-        slots.filter(unanswered).map(|slot| slot.start_ms).min()
+        let waits = |slot: &&Request| slot.phase != Phase::Free && slot.net == Net::Waiting && !slot.kept;
+        slots.filter(waits).map(|slot| slot.sent_ms).min()
+    }
+
+    /// When the last barrier was sent, if the oldest write waits for nothing but the acknowledgement of its own.
+    fn oldest_barrier(&self) -> Option<u64> {
+        let oldest = self.log.front().and_then(|index| self.requests.at(index))?;
+        let answered = matches!(oldest.net, Net::Ok | Net::Failed) && !oldest.kept;
+        let closed = self.link.sent_writes == 0 || oldest.epoch != self.link.sent_epoch;
+        // The C module does not tell about an epoch in which it refused a write for one of its own.
+        let is_told = self.departed.of(oldest.epoch) == 0;
+        (answered && closed && is_told).then_some(self.link.barrier_sent_ms)
     }
 
     /// spec: wire-protocol 10.3; state-machine 20
@@ -531,7 +542,7 @@ impl<S: Storage> Engine<S> {
         if volume.state.disk != Disk::UpToDate || volume.state.conn == Conn::Ahead {
             return;
         }
-        let fill = net.cong_fill > 0 && self.sectors_in_flight() >= u64::from(net.cong_fill);
+        let fill = net.cong_fill > 0 && self.sectors_in_flight(id) >= u64::from(net.cong_fill);
         let extents = volume.disk.as_ref().is_some_and(|disk| disk.log.used() >= net.cong_extents);
         if !(fill || extents) {
             return;
@@ -545,33 +556,41 @@ impl<S: Storage> Engine<S> {
         };
     }
 
-    /// A barrier was acknowledged: is the congestion over? spec: wire-protocol 10.3
+    /// A barrier was acknowledged: is the congestion of a volume over? spec: wire-protocol 10.3
     pub(super) fn congestion_ended(&mut self) {
-        let ahead = self.volumes_with(|volume| volume.state.conn == Conn::Ahead).next().is_some();
-        if ahead && self.log.front().is_none() && self.link.catch_up_at_ms.is_none() {
-            self.link.catch_up_at_ms = Some(self.now_ms + 1000);
+        let at_ms = self.now_ms + 1000;
+        for id in self.volume_ids() {
+            // Not once more while the program that is asked before the resync still runs.
+            let waits = |volume: &super::Volume<S>| {
+                volume.state.conn == Conn::Ahead && volume.resync.start == super::volume::ResyncStart::No
+            };
+            if self.volume(id).is_some_and(waits) && self.sectors_in_flight(id) == 0 {
+                self.with_volume(id, |volume| _ = volume.catch_up_at_ms.get_or_insert(at_ms));
+            }
         }
     }
 
-    /// The time has come to resync what was only announced.
+    /// The time has come to resync what was only announced, when nothing of this volume is unanswered in either direction.
     pub(super) fn catch_up(&mut self) {
-        if self.link.catch_up_at_ms.is_none_or(|at| self.now_ms < at) || !self.peers_idle() {
-            return;
-        }
-        self.link.catch_up_at_ms = None;
+        let now_ms = self.now_ms;
         for id in self.volume_ids() {
-            if self.volume(id).is_some_and(|volume| volume.state.conn == Conn::Ahead) {
+            let idle = |volume: &&super::Volume<S>| volume.unacked == 0 && volume.resync.requests_in_flight == 0;
+            let due = |volume: &&super::Volume<S>| volume.catch_up_at_ms.is_some_and(|at_ms| now_ms >= at_ms);
+            let Some(conn) = self.volume(id).filter(due).filter(idle).map(|volume| volume.state.conn) else { continue };
+            self.with_volume(id, |volume| volume.catch_up_at_ms = None);
+            if conn == Conn::Ahead {
                 self.prepare_resync(id, Conn::SyncSource);
             }
         }
     }
 
-    /// Sectors of writes sent or queued and not yet acknowledged by a barrier.
-    fn sectors_in_flight(&self) -> u64 {
+    /// Sectors of this volume's writes sent or queued and not yet acknowledged by a barrier.
+    fn sectors_in_flight(&self, id: VolumeId) -> u64 {
         let mut sectors = 0;
         let mut at = self.log.front();
         while let Some(index) = at {
-            sectors += self.requests.at(index).map_or(0, |slot| u64::from(slot.io.size_bytes / 512));
+            let slot = self.requests.at(index).filter(|slot| slot.volume == id);
+            sectors += slot.map_or(0, |slot| u64::from(slot.io.size_bytes / 512));
             at = self.log.next(&self.requests, index);
         }
         sectors

@@ -206,6 +206,12 @@ impl<S: Storage> Engine<S> {
             return self.take_data(buffer);
         }
         self.link.sending = sending;
+        if let Sending::Request(id) = sending {
+            let now_ms = self.now_ms;
+            if let Some(slot) = self.requests.get_mut(id) {
+                slot.sent_ms = now_ms;
+            }
+        }
         let copy = matches!(sending, Sending::Request(id) if self.completes_when_sent(id));
         let digest_bytes = if payload == Payload::None { 0 } else { self.integrity_bytes(Direction::Sent) };
         Some(Outgoing { head_bytes, payload, digest_bytes, copy, last: self.data_out.is_empty() })
@@ -250,6 +256,7 @@ impl<S: Storage> Engine<S> {
         let number = self.link.sent_epoch;
         self.link.sent_writes = 0;
         self.link.barrier_due = false;
+        self.link.barrier_sent_ms = self.now_ms;
         let payload = Barrier { number };
         let head_bytes = self.packet(buffer, Command::Barrier, 0, 0, |body| payload.encode(body))?;
         Some(Outgoing {

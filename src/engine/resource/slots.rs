@@ -91,8 +91,10 @@ pub(super) struct Request {
     pub(super) epoch: u32,
     /// Protocol in force when it was created.
     pub(super) protocol: WireProtocol,
-    /// When it became active, for the request timeout.
+    /// When it became active, for `disk-timeout`.
     pub(super) start_ms: u64,
+    /// When its packet was made, for the request timeout.
+    pub(super) sent_ms: u64,
     /// The peer, Primary as well, wants it to be done again after its own write of the range.
     pub(super) postponed: bool,
     /// When that was asked for.
@@ -133,6 +135,7 @@ impl Request {
         epoch: 0,
         protocol: WireProtocol::C,
         start_ms: 0,
+        sent_ms: 0,
         postponed: false,
         postponed_ms: 0,
         contested: None,

@@ -360,6 +360,8 @@ pub(super) struct Volume<S: Storage> {
     pub(super) told_bits: u64,
     /// Requests of the peer's resync that are held back.
     pub(super) throttled: List,
+    /// The congestion is over (Ahead): the resync starts then. spec: wire-protocol 10.3
+    pub(super) catch_up_at_ms: Option<u64>,
     /// Sectors on the backing device that were not for a resync.
     pub(super) foreign_sectors: u64,
     /// Limit for resync requests under way, in pages.
@@ -445,6 +447,7 @@ impl<S: Storage> Volume<S> {
             verify: Verify::NEW,
             told_bits: 0,
             throttled: List::EMPTY,
+            catch_up_at_ms: None,
             foreign_sectors: 0,
             max_buffers: 2048,
             flushes: [None; 2],
