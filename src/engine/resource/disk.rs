@@ -281,6 +281,7 @@ impl<S: Storage> Engine<S> {
         };
         match then {
             Then::Nothing => {}
+            Then::Flush => self.with_disk(id, |disk| disk.pipeline.touch()),
             Then::Attached => self.finish_attach(id),
             Then::StartSource => self.prepare_resync(id, Conn::SyncSource),
             Then::StartTarget => {

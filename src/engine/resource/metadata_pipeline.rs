@@ -33,6 +33,8 @@ use crate::storage::Storage;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Then {
     Nothing,
+    /// The pages must not stay in the disk's cache: the superblock follows, with a flush before it.
+    Flush,
     /// The attach goes on.
     Attached,
     /// The full sync asked for by the administrator starts, as source or target.
@@ -722,7 +724,7 @@ impl<S: Storage> Engine<S> {
     pub(super) fn queue_job(&mut self, id: VolumeId, job: Job) {
         let Some(disk) = self.volume_mut(id).and_then(|volume| volume.disk.as_mut()) else { return };
         // Writing what changed twice in a row is once too often.
-        if matches!(job, Job::Write(Then::Nothing)) && disk.pipeline.jobs.contains(&Some(job)) {
+        if matches!(job, Job::Write(Then::Nothing | Then::Flush)) && disk.pipeline.jobs.contains(&Some(job)) {
             return;
         }
         if !disk.pipeline.queue(job) {

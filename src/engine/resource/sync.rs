@@ -27,6 +27,8 @@ use crate::wire::{BitmapReceiver, BitmapSender, Progress as BitmapProgress};
 
 /// Length of a turn of the rate controller.
 const TURN_MS: u64 = 100;
+/// How often the bitmap is written while a resync runs.
+const SAVE_MS: u64 = 10_000;
 /// Words of the bitmap looked at in one go, so that the lock is held shortly.
 const SCAN_WORDS: usize = 1024;
 /// Bound: requests made in one go, at a turn of the clock and when an answer arrives.
@@ -184,6 +186,8 @@ impl<S: Storage> Engine<S> {
             resync.peer_failed = false;
             resync.done_since_ms = None;
             resync.progress = Progress::new(total_bits, now_ms);
+            resync.save_at_ms = now_ms + SAVE_MS;
+            resync.saved_bits = total_bits;
             resync.paused_since_ms = None;
             resync.controller = Some(Controller::new(config));
             resync.meter.reset(volume.foreign_sectors, 0);
@@ -460,6 +464,23 @@ impl<S: Storage> Engine<S> {
         }
     }
 
+    /// What a resync has done is written down every now and then, so that a crash does not make it start anew. (The C module
+    /// does so when 16 MiB are complete, every 2 s at most. Here the disk's cache is flushed before, and what arrives
+    /// meanwhile does not count; so it is done less often.) spec: metadata 5.2
+    fn save_progress(&mut self, id: VolumeId) {
+        let now_ms = self.now_ms;
+        let Some(volume) = self.volume_mut(id) else { return };
+        let weight = volume.weight();
+        let resync = &mut volume.resync;
+        let runs = matches!(volume.state.conn, Conn::SyncSource | Conn::SyncTarget);
+        if !runs || now_ms < resync.save_at_ms || weight >= resync.saved_bits {
+            return;
+        }
+        resync.save_at_ms = now_ms + SAVE_MS;
+        resync.saved_bits = weight;
+        self.queue_job(id, Job::Write(Then::Flush));
+    }
+
     /// Application I/O may be waiting in the queue of the data socket; resync requests do not fill it up.
     pub(super) fn data_queue_is_long(&self) -> bool {
         self.data_out.len() > 256
@@ -483,6 +504,7 @@ impl<S: Storage> Engine<S> {
                 }
             });
             self.release_throttled(id);
+            self.save_progress(id);
             self.sync_metadata(id);
         }
         self.check_idle_barrier();

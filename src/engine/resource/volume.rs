@@ -273,6 +273,9 @@ pub(super) struct Resync {
     /// Paused since then.
     pub(super) paused_since_ms: Option<u64>,
     pub(super) progress: Progress,
+    /// When the bitmap is written next, and how many bits were set when it was written last.
+    pub(super) save_at_ms: u64,
+    pub(super) saved_bits: u64,
     pub(super) next_turn_ms: u64,
     /// The bitmap as it is being sent and received.
     pub(super) sender: Option<BitmapSender>,
@@ -434,6 +437,8 @@ impl<S: Storage> Volume<S> {
                 controller: None,
                 paused_since_ms: None,
                 progress: Progress::default(),
+                save_at_ms: 0,
+                saved_bits: 0,
                 next_turn_ms: 0,
                 sender: None,
                 receiver: None,
