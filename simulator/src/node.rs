@@ -22,6 +22,8 @@ pub struct DiskFaults {
     pub write_percent: u64,
     /// Percentage of meta-data transfers that fail.
     pub meta_percent: u64,
+    /// Pages of the bitmap cannot be written; the rest of the meta data can.
+    pub no_pages: bool,
     /// Nothing comes back.
     pub hangs: bool,
     /// Everything takes so many times longer, less one.

@@ -180,7 +180,8 @@ impl World {
         let running = machine.running.as_mut().expect("on");
         let (io, mut block, mark) = running.meta_transfers.remove(&number).expect("transfer");
         let percent = machine.faults.meta_percent;
-        let fails = !running.backing_open || self.random.percent(percent);
+        let is_page = io.write && !io.durable;
+        let fails = !running.backing_open || self.random.percent(percent) || (is_page && machine.faults.no_pages);
         let machine = &mut self.nodes[node];
         if !fails {
             if io.write {

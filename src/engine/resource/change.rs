@@ -34,11 +34,7 @@ impl<S: Storage> Engine<S> {
     /// What the rules may look at, for one volume.
     pub(super) fn rules(&self, id: VolumeId) -> Rules {
         let Some(volume) = self.volume(id) else { return Rules::default() };
-        let fencing = match volume.conf.fencing {
-            Fencing::DontCare => FencingPolicy::DontCare,
-            Fencing::ResourceOnly => FencingPolicy::ResourceOnly,
-            Fencing::ResourceAndStonith => FencingPolicy::ResourceAndStonith,
-        };
+        let fencing = policy(volume.conf.fencing);
         let others = self.volumes_with(|other| other.minor != volume.minor && other.state.peer == Role::Primary);
         Rules {
             net_configured: self.link.configured,
@@ -576,6 +572,15 @@ fn with_implied_disk(change: Change, old: State) -> Change {
         Some(Conn::StartingSyncT) if old.disk > Disk::Inconsistent => change.disk(Disk::Inconsistent),
         Some(Conn::StartingSyncS) if old.pdsk > Disk::Inconsistent => change.pdsk(Disk::Inconsistent),
         _ => change,
+    }
+}
+
+/// The fencing policy as the state tables know it.
+pub(super) fn policy(option: Fencing) -> FencingPolicy {
+    match option {
+        Fencing::DontCare => FencingPolicy::DontCare,
+        Fencing::ResourceOnly => FencingPolicy::ResourceOnly,
+        Fencing::ResourceAndStonith => FencingPolicy::ResourceAndStonith,
     }
 }
 

@@ -8,9 +8,9 @@
 
 use super::admin::Backing;
 use super::api::VolumeId;
-use super::change::Kind;
+use super::change::{policy, Kind};
 use super::metadata_pipeline::{Job, Pipeline, Rewrite, Then};
-use super::volume::{AttachedDisk, Counters, Release};
+use super::volume::{AttachedDisk, Counters, DiskError, Release};
 use super::work::Work;
 use super::{DeviceSizes, Engine, Sabotage};
 use crate::activity_log::ActivityLog;
@@ -20,7 +20,7 @@ use crate::metadata::layout::{
 };
 use crate::metadata::superblock::{MetaFlags, Superblock};
 use crate::netlink::{DiskConf, Fencing, RetCode, WireProtocol};
-use crate::state::{And, Change, Conn, Disk, Role, StateError};
+use crate::state::{initial_disks, And, Change, Conn, Disk, Role, State, StateError};
 use crate::storage::Storage;
 use crate::wire::QueueLimits;
 
@@ -207,31 +207,29 @@ impl<S: Storage> Engine<S> {
         let keep = self.sabotaged(Sabotage::KeepHold);
         let Some(volume) = self.volume_mut(id) else { return };
         volume.holds = if keep { volume.holds } else { volume.holds.saturating_sub(1) };
-        let (conn, role, fencing) = (volume.state.conn, volume.state.role, volume.conf.fencing);
+        let State { conn, role, pdsk, .. } = volume.state;
+        let fencing = policy(volume.conf.fencing);
         let is_old = volume.disk.as_ref().is_some_and(|disk| volume.has_seen_other_data(disk.current()));
-        let Some(disk) = volume.disk.as_mut() else { return };
-        if let Some(from) = disk.grew_from_sectors.take() {
+        self.with_disk(id, |disk| {
+            let Some(from) = disk.grew_from_sectors.take() else { return };
             let bits = disk.bitmap.bits();
             disk.bitmap.set_bits(from / 8, bits.saturating_sub(1));
             // Until they are written the superblock asks for a full sync.
             let rewrite = Rewrite { moved: false, full_sync: false, then: Then::Nothing };
             let _fits = disk.pipeline.queue(Job::Rewrite(rewrite));
-        }
+        });
         if role == Role::Primary && conn < Conn::Connected && is_old {
             // Begun with the peer's good data in reach; now this disk would be the only one, and it is older than what
             // the application has seen.
             self.abort_attach(id, RetCode::DataNotCurrent.number());
             return;
         }
-        disk.log_suspended = conn < Conn::Connected && disk.bitmap.weight() == disk.bitmap.bits();
-        let flags = disk.superblock.flags;
-        let pdsk = if flags.contains(MetaFlags::PEER_OUT_DATED) { Disk::Outdated } else { Disk::Unknown };
-        let own = match (flags.contains(MetaFlags::CONSISTENT), flags.contains(MetaFlags::WAS_UP_TO_DATE)) {
-            (false, _) => Disk::Inconsistent,
-            (true, false) => Disk::Outdated,
-            (true, true) if pdsk == Disk::Outdated || fencing == Fencing::DontCare => Disk::UpToDate,
-            (true, true) => Disk::Consistent,
-        };
+        self.suspend_useless_log(id);
+        // Of a connected peer only what is negotiated counts.
+        let known = if conn < Conn::Connected && pdsk == Disk::Outdated { pdsk } else { Disk::Unknown };
+        let Some(volume) = self.volume_mut(id) else { return };
+        let Some(disk) = volume.disk.as_mut() else { return };
+        let (own, pdsk) = initial_disks(disk.superblock.flags.0, known, fencing);
         let current = disk.current();
         disk.set_current(current, role == Role::Primary);
         // The superblock on the disk is marked as in use from now on.
@@ -265,6 +263,14 @@ impl<S: Storage> Engine<S> {
         self.admin_attached(id, RetCode::NoError.number());
     }
 
+    /// With every bit set and nobody connected there is nothing that the activity log could add. spec: metadata 5.6
+    fn suspend_useless_log(&mut self, id: VolumeId) {
+        let alone = self.volume(id).is_some_and(|volume| volume.state.conn < Conn::Connected);
+        self.with_disk(id, |disk| {
+            disk.log_suspended = alone && disk.bitmap.bits() > 0 && disk.bitmap.weight() == disk.bitmap.bits();
+        });
+    }
+
     fn abort_attach(&mut self, id: VolumeId, code: i32) {
         self.admin_attached(id, code);
         let _outcome = self.change(id, Change::disk(Disk::Failed), Kind::Hard);
@@ -289,7 +295,10 @@ impl<S: Storage> Engine<S> {
             }
             Then::SyncTarget => self.target_prepared(id),
             Then::Detached => self.let_go(id),
-            Then::Admin => self.admin_job_done(id, true),
+            Then::Admin => {
+                self.suspend_useless_log(id);
+                self.admin_job_done(id, true);
+            }
             Then::Skipped => {
                 self.initial_sync_skipped(id);
                 self.admin_job_done(id, true);
@@ -308,18 +317,34 @@ impl<S: Storage> Engine<S> {
 
     /// A meta-data operation failed; the disk has been failed already. `leaving`: it was being let go before.
     pub(super) fn metadata_failed(&mut self, id: VolumeId, leaving: bool) {
-        let Some(volume) = self.volume(id) else { return };
+        let Some(state) = self.volume_state(id) else { return };
         match leaving {
+            true if self.demand_full_sync(id) => self.queue_job(id, Job::Write(Then::Detached)),
             true => self.let_go(id),
-            _ if volume.state.disk == Disk::Attaching => {
+            false if state.disk == Disk::Attaching => {
                 self.with_volume(id, |volume| volume.holds = volume.holds.saturating_sub(1));
                 self.abort_attach(id, RetCode::IoMdDisk.number());
             }
-            _ => {
+            false => {
                 self.admin_job_done(id, false);
                 self.resize_failed(id);
                 self.check_disk_idle(id);
             }
+        }
+    }
+
+    /// The bitmap of a disk that is let go cannot be written, and with it goes what could not be read: the superblock may
+    /// still tell. False: there is nothing to tell, or it has been tried. spec: state-machine 13.4
+    fn demand_full_sync(&mut self, id: VolumeId) -> bool {
+        let Some(volume) = self.volume_mut(id) else { return false };
+        let unread = volume.io_error == Some(DiskError::Read);
+        let tried = |disk: &&mut AttachedDisk<S>| disk.superblock.flags.contains(MetaFlags::FULL_SYNC);
+        match volume.disk.as_mut().filter(|disk| unread && !tried(disk)) {
+            Some(disk) => {
+                disk.assign_flag(MetaFlags::FULL_SYNC, true);
+                true
+            }
+            None => false,
         }
     }
 
