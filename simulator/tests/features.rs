@@ -1,7 +1,8 @@
 //! What goes beyond the daily life of a pair, each with several seeds: another size of the device, a disk or a peer
 //! that hangs.
 
-use engine::netlink::ResizeParms;
+use engine::metadata::superblock::MetaFlags;
+use engine::netlink::{AfterSplitBrain, NetConf, ReadBalancing, ResizeParms, WireProtocol};
 use engine::resource::{AdminRequest, Notice};
 use engine::state::{Conn, Disk};
 use simulator::node::VOLUME;
@@ -328,6 +329,175 @@ fn a_read_that_the_peer_never_answers_ends_the_connection() {
             });
             world.run_until("an answer", 10_000, |world| world.operations[number].result.is_some());
             assert!(world.operations[number].result.expect("result").is_err());
+        },
+    );
+}
+
+/// What waits to be sent is not overdue, however long that takes: with a slow network the queue is long.
+#[test]
+fn a_slow_network_is_no_dead_peer() {
+    for wire_protocol in [WireProtocol::A, WireProtocol::C] {
+        with_config(
+            |config| {
+                config.net.wire_protocol = wire_protocol;
+                (config.net.timeout, config.net.ko_count) = (5, 2);
+            },
+            |mut world| {
+                synced(&mut world);
+                world.run_for_ms(3000);
+                world.config.sent_us_most = 100_000;
+                for number in 0..60 {
+                    world.start(0, WRITE, number * 64, 8);
+                }
+                all_done(&mut world);
+                assert_eq!(world.history.iter().filter(timed_out).count(), 0);
+            },
+        );
+    }
+}
+
+fn timed_out((_, notice): &&(usize, Notice)) -> bool {
+    matches!(notice, Notice::Connection { to: Conn::Timeout, .. })
+}
+
+/// Under protocol A only the acknowledgement of the barrier tells that the peer still does its work.
+#[test]
+fn a_write_that_the_peer_never_stores_ends_the_connection() {
+    for wire_protocol in [WireProtocol::A, WireProtocol::B, WireProtocol::C] {
+        with_config(
+            |config| {
+                config.net.wire_protocol = wire_protocol;
+                (config.net.timeout, config.net.ko_count) = (10, 2);
+            },
+            |mut world| {
+                synced(&mut world);
+                world.run_for_ms(3000);
+                world.nodes[1].faults.slowness = 1_000_000;
+                world.start(0, WRITE, 0, 8);
+                world.run_until("timeout", 10_000, |world| world.history.iter().any(|entry| timed_out(&entry)));
+                all_done(&mut world);
+            },
+        );
+    }
+}
+
+/// `read-balancing round-robin`: the own disk first, then the peer, and so on.
+#[test]
+fn reads_take_turns() {
+    with_config(
+        |config| config.disk.read_balancing = ReadBalancing::RoundRobin,
+        |mut world| {
+            synced(&mut world);
+            for round in 0..6 {
+                let before = world.packets_sent.get("P_DATA_REQUEST").copied().unwrap_or(0);
+                world.start(0, Action::Read, round * 8, 8);
+                all_done(&mut world);
+                let after = world.packets_sent.get("P_DATA_REQUEST").copied().unwrap_or(0);
+                assert_eq!(after - before, round % 2, "read {round}");
+            }
+        },
+    );
+}
+
+/// A new policy reaches the peer while connected: at the next handshake both have to have the same.
+#[test]
+fn policies_that_change_online_are_told_to_the_peer() {
+    with_config(
+        |_| {},
+        |mut world| {
+            synced(&mut world);
+            let net = NetConf { after_sb_0p: AfterSplitBrain::DiscardZeroChanges, ..world.config.net };
+            assert_eq!(world.admin(0, AdminRequest::NetOptions { conf: &net }), 101);
+            world.run_for_ms(100);
+            world.reset_connection();
+            up_to_date(&mut world);
+            assert_eq!(world.faults, []);
+            assert_eq!(world.engine_of(1).net_conf().map(|net| net.after_sb_0p), Some(net.after_sb_0p));
+        },
+    );
+}
+
+/// A disk that is attached alone takes requests as large as the last peer did.
+#[test]
+fn the_largest_request_outlives_a_restart() {
+    with_config(
+        |_| {},
+        |mut world| {
+            synced(&mut world);
+            assert_eq!(world.status(0).max_bio_bytes, 1 << 20);
+            world.power_cut(0);
+            world.boot(0);
+            assert_eq!(world.attach(0), 101);
+            assert_eq!(world.status(0).max_bio_bytes, 1 << 20);
+        },
+    );
+}
+
+/// With every bit set and no peer the activity log is useless, also when `invalidate-remote` has set them.
+#[test]
+fn invalidate_remote_alone_suspends_the_activity_log() {
+    with_config(
+        |_| {},
+        |mut world| {
+            synced(&mut world);
+            assert_eq!(world.admin(0, AdminRequest::Disconnect { force: false }), 101);
+            assert!(!world.status(0).log_suspended);
+            assert_eq!(world.admin(0, AdminRequest::InvalidateRemote { volume: VOLUME }), 1);
+            assert!(world.status(0).log_suspended);
+            assert_eq!(world.status(0).bits_out_of_sync, world.status(0).bits_total);
+            assert_eq!(world.connect(0), 1);
+            up_to_date(&mut world);
+            assert!(!world.status(0).log_suspended);
+        },
+    );
+}
+
+/// A target that crashes during a long resync goes on where it was, or a little before.
+#[test]
+fn a_crash_does_not_make_a_resync_start_anew() {
+    with_config(
+        |config| config.disk.c_max_rate = 2048,
+        |mut world| {
+            for node in 0..2 {
+                assert_eq!(world.attach(node), 101, "attach");
+                assert_eq!(world.connect(node), 1, "connect");
+            }
+            let connected = |world: &World| (0..2).all(|node| world.status(node).state.conn == Conn::Connected);
+            world.run_until("connected", 10_000, connected);
+            assert_eq!(world.admin(0, primary(true)), 1, "primary --force");
+            let half_done = |world: &World| world.status(1).bits_out_of_sync * 2 < world.status(1).bits_total;
+            world.run_until("half of it", 60_000, half_done);
+            world.power_cut(1);
+            world.boot(1);
+            assert_eq!(world.attach(1), 101);
+            let status = world.status(1);
+            assert!(status.bits_out_of_sync * 5 < status.bits_total * 4, "{}", world.describe());
+            assert_eq!(world.connect(1), 1);
+            up_to_date(&mut world);
+            let sectors = world.status(0).size_sectors;
+            quiet(&mut world, sectors);
+        },
+    );
+}
+
+/// What could not be read is marked in the bitmap; where that cannot be written the superblock asks for everything.
+#[test]
+fn a_read_error_is_not_forgotten_with_the_bitmap() {
+    with_config(
+        |_| {},
+        |mut world| {
+            synced(&mut world);
+            world.nodes[0].faults.no_pages = true;
+            world.nodes[0].faults.read_percent = 100;
+            world.start(0, Action::Read, 64, 8);
+            all_done(&mut world);
+            world.run_until("the disk is let go", 10_000, |world| !world.status(0).has_disk);
+            world.nodes[0].faults = Default::default();
+            assert!(world.superblock(0).flags.contains(MetaFlags::FULL_SYNC));
+            assert_eq!(world.attach(0), 101);
+            up_to_date(&mut world);
+            let sectors = world.status(0).size_sectors;
+            quiet(&mut world, sectors);
         },
     );
 }

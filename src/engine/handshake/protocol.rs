@@ -130,6 +130,9 @@ impl fmt::Display for ProtocolMismatch {
 
 /// Compares the settings of the initial protocol packet. The packet that changes settings online is not compared.
 ///
+/// That both nodes have `discard-my-data` is no mismatch: in a split brain neither is the target then, and otherwise it
+/// means nothing. (The C module compares it as well, but only after its own wish is used up.)
+///
 /// # Errors
 /// The first setting that does not fit.
 // spec: wire-protocol 4.4, state-machine 14.1

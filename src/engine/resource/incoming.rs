@@ -181,9 +181,13 @@ impl<S: Storage> Engine<S> {
     /// [`Fault`]: the connection is given up.
     pub fn data_header(&mut self, bytes: &[u8], now_ms: u64) -> Result<PacketHead, Fault> {
         self.now_ms = now_ms;
+        let first = self.link.handshake == Handshake::Features;
         self.header(bytes, Socket::Data).map_err(|fault| {
+            // Whoever begins with something else is no peer; what is no header at all may be a bad line.
+            // spec: wire-protocol 4.2
+            let stranger = first && !matches!(fault, Fault::Header(_) | Fault::Closing);
             let challenge = matches!(fault, Fault::Length(error) if error.command == Command::AuthChallenge);
-            let refused = challenge || matches!(fault, Fault::Authentication { .. });
+            let refused = stranger || challenge || matches!(fault, Fault::Authentication { .. });
             self.fail(fault, if refused { Conn::Disconnecting } else { Conn::ProtocolError })
         })
     }

@@ -100,6 +100,9 @@ impl<S: Storage> Engine<S> {
                 disk.pipeline.touch();
             }
         }
+        if differ_considerably(input.own_disk, peer.disk) {
+            self.log(LogLine::SizesDiffer { volume: id, own_sectors: input.own_disk, peer_sectors: peer.disk });
+        }
         let (size, user_sectors) = match receive_sizes(&input) {
             SizeDecision::Keep => (input.own_current, input.own_user),
             SizeDecision::Adopt { size, user_size } => (size, user_size),
@@ -303,6 +306,12 @@ impl<S: Storage> Engine<S> {
         self.sync_metadata(id);
         self.admin_resized(id, RetCode::NoError.number());
     }
+}
+
+/// By more than an eighth of the smaller one; 0 is no disk. spec: metadata 7.5
+fn differ_considerably(one: u64, other: u64) -> bool {
+    let (smaller, larger) = (one.min(other), one.max(other));
+    smaller > 0 && larger - smaller > smaller / 8
 }
 
 impl PendingResize {

@@ -352,6 +352,7 @@ pub(super) struct Volume<S: Storage> {
     pub(super) counters: Counters,
     pub(super) packet_seq: u32,
     pub(super) peer_seq: u32,
+    /// With `read-balancing round-robin`, the next read goes to the peer; the first one does not.
     pub(super) next_read_remote: bool,
     /// Writes whose extents are in the transaction being collected, being written, or found no room.
     pub(super) log: LogWaiters,
@@ -418,7 +419,7 @@ impl<S: Storage> Volume<S> {
             counters: Counters::default(),
             packet_seq: 0,
             peer_seq: 0,
-            next_read_remote: true,
+            next_read_remote: false,
             log: LogWaiters::NONE,
             peer_log: LogWaiters::NONE,
             resync: Resync {

@@ -19,7 +19,8 @@ impl<S: Storage> Engine<S> {
         if self.link.conn > Conn::StandAlone || self.link.configured {
             return Err(RetCode::NetConfigured);
         }
-        self.check_net_conf(conf)
+        self.check_net_conf(conf)?;
+        self.check_net_algorithms(conf)
     }
 
     pub(super) fn start_connect(&mut self, conf: &NetConf) {
@@ -46,7 +47,9 @@ impl<S: Storage> Engine<S> {
         if conf.two_primaries && conf.wire_protocol != WireProtocol::C {
             return Err(RetCode::NotProtoC);
         }
-        let stonith = |volume: &crate::resource::Volume<S>| volume.conf.fencing == Fencing::ResourceAndStonith;
+        let stonith = |volume: &crate::resource::Volume<S>| {
+            volume.disk.is_some() && volume.conf.fencing == Fencing::ResourceAndStonith
+        };
         if conf.wire_protocol == WireProtocol::A && self.volumes_with(stonith).next().is_some() {
             return Err(RetCode::StonithAndProtA);
         }
@@ -57,6 +60,10 @@ impl<S: Storage> Engine<S> {
         if conf.on_congestion != OnCongestion::Block && conf.wire_protocol != WireProtocol::A {
             return Err(RetCode::CongNotProtoA);
         }
+        Ok(())
+    }
+
+    fn check_net_algorithms(&self, conf: &NetConf) -> Result<(), RetCode> {
         self.check_authentication(conf)?;
         self.check_algorithms(conf)
     }
@@ -75,14 +82,18 @@ impl<S: Storage> Engine<S> {
             self.answer(RetCode::NeedApv100.number());
             return;
         }
-        let both = |volume: &crate::resource::Volume<S>| {
-            volume.state.role == Role::Primary && volume.state.peer == Role::Primary
+        // Whatever volumes they are Primary on.
+        let primaries = |own: bool| {
+            let role =
+                move |volume: &crate::resource::Volume<S>| if own { volume.state.role } else { volume.state.peer };
+            self.volumes_with(move |volume| role(volume) == Role::Primary).next().is_some()
         };
-        if net.two_primaries && !conf.two_primaries && self.volumes_with(both).next().is_some() {
+        if !conf.two_primaries && primaries(true) && primaries(false) {
             self.answer(RetCode::NeedAllowTwoPri.number());
             return;
         }
-        if let Err(code) = self.check_algorithms_unused(conf).and_then(|()| self.check_net_conf(conf)) {
+        let checks = self.check_net_conf(conf).and_then(|()| self.check_algorithms_unused(conf));
+        if let Err(code) = checks.and_then(|()| self.check_net_algorithms(conf)) {
             self.answer(code.number());
             return;
         }
@@ -92,7 +103,8 @@ impl<S: Storage> Engine<S> {
                 self.work(crate::resource::Work::Limits { volume: id });
             }
         }
-        if up && needs_100 {
+        // Also when only a policy has changed: at the next handshake both have to have the same.
+        if up && self.link.apv >= 100 {
             self.queue_control(Control::ProtocolUpdate);
         }
         if up {
@@ -162,6 +174,8 @@ impl<S: Storage> Engine<S> {
                 self.begin_ask(Target::Connection, plain.disk(Disk::Outdated));
             }
             Err(StateError::IsDiskless | StateError::LowerThanOutdated) => self.hard_disconnect(),
+            // The connection that the peer's refusal came on is gone: from the start.
+            Err(StateError::CwFailedByPeer) if change == Some(plain) => self.begin_ask(Target::Connection, plain),
             Err(error) => self.answer(error.code()),
         }
     }
