@@ -16,9 +16,15 @@ use engine::state::{Conn, State, Susp};
 use kernel::prelude::*;
 use kernel::sync::atomic::Relaxed;
 use kernel::sync::Arc;
+use kernel::time::delay::fsleep;
+use kernel::time::Delta;
 
 /// How long the worker sleeps at most before it tops up random numbers.
 const LOOK_AGAIN_MS: u32 = 5000;
+
+/// How long, and how often, a helper program waits for the meta data: not longer, because the disk may hang.
+const METADATA_LOOK: Delta = Delta::from_millis(5);
+const METADATA_LOOKS: usize = 400;
 
 /// Starts the thread.
 ///
@@ -102,6 +108,12 @@ fn tell(resource: &Arc<Resource>, notice: &Notice) {
 
 #[inline(never)]
 fn help(resource: &Arc<Resource>, helper: Helper, volume: Option<VolumeId>, ticket: u32) {
+    for _ in 0..METADATA_LOOKS {
+        if resource.look(|locked| locked.engine.metadata_is_stored(volume)) {
+            break;
+        }
+        fsleep(METADATA_LOOK);
+    }
     let exit_code = helpers::run(resource, helper, volume);
     resource.engine(|locked| locked.engine.helper_done(ticket, exit_code, clock::monotonic_ms()));
 }

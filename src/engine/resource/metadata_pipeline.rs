@@ -720,6 +720,16 @@ impl<S: Storage> Engine<S> {
         }
     }
 
+    /// True when the meta data of the volume, or of all volumes, is on the disks as far as it will get there by itself. To be
+    /// waited for, but not for ever, before a helper program runs: that may well end this node.
+    // spec: state-machine 11
+    pub fn metadata_is_stored(&self, id: Option<VolumeId>) -> bool {
+        let concerned = id.map_or(0..self.volumes_end, |id| usize::from(id.0)..usize::from(id.0) + 1);
+        concerned
+            .filter_map(|at| self.volumes.get(at)?.as_ref()?.disk.as_ref())
+            .all(|disk| disk.release == Release::Releasing || disk.pipeline.is_held() || !disk.pipeline.is_dirty())
+    }
+
     /// Queues work on the bitmap.
     pub(super) fn queue_job(&mut self, id: VolumeId, job: Job) {
         let Some(disk) = self.volume_mut(id).and_then(|volume| volume.disk.as_mut()) else { return };

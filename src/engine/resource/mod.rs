@@ -77,6 +77,7 @@
 //! // time and everything else
 //! tick(now_ms)                                                  // every 100 ms while wants_tick()
 //! poll_work() -> Option<Work>                                   // carried out by the resource's worker, in order
+//! metadata_is_stored(Option<VolumeId>) -> bool                  // to be waited for, for a while, before a helper is run
 //! helper_done(ticket: u32, exit_code: i32, now_ms);  backing_released(VolumeId, now_ms) -> Option<ReleasedTables<S>>
 //! volume_status(VolumeId) -> Option<VolumeStatus>; connection_status() -> ConnectionStatus; resource_status() -> ResourceStatus
 //! ```
