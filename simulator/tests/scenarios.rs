@@ -79,6 +79,27 @@ fn quiet(world: &mut World) {
     assert_eq!(zero[UI_BITMAP], 0);
 }
 
+/// The peer says nothing about a volume that it does not have: nothing waits for it longer than `timeout`, and it joins in as
+/// soon as the peer gets it.
+#[test]
+fn a_volume_that_the_peer_does_not_have() {
+    let volumes = |config: &mut Config| config.limits.volumes = 2;
+    with_config(volumes, |mut world| {
+        let second = world.engine(0, |engine, now_ms| engine.add_volume(1, 1, now_ms)).expect("a second volume");
+        let conn_of =
+            |world: &World, node: usize| world.engine_of(node).volume_status(second).map(|status| status.state.conn);
+        synced(&mut world);
+        assert_eq!(world.admin(0, secondary()), 1, "secondary");
+        assert_eq!(conn_of(&world, 0), Some(Conn::WFReportParams));
+        let other = world.engine(1, |engine, now_ms| engine.add_volume(1, 1, now_ms));
+        assert_eq!(other, Ok(second));
+        world.run_until("the second volume", 10_000, |world| {
+            (0..2).all(|node| conn_of(world, node) == Some(Conn::Connected))
+        });
+        quiet(&mut world);
+    });
+}
+
 #[test]
 fn a_fresh_pair_connects_without_resync() {
     with_seeds(|mut world| {

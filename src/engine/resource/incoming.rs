@@ -306,6 +306,7 @@ impl<S: Storage> Engine<S> {
             }
             return Err(Fault::UnknownVolume);
         };
+        self.with_volume(id, |volume| volume.peer.introduced = true);
         match command {
             Command::Data => {
                 let data = Data::decode(body).map_err(bad)?;

@@ -361,6 +361,30 @@ impl<S: Storage> Engine<S> {
         }
     }
 
+    /// A peer ignores what it hears of a volume that it does not have, and says nothing about it. Where nothing else is left of
+    /// the handshake after `timeout`, nobody waits for such a volume any more; it joins in when the peer gets it.
+    /// spec: state-machine 6 (7): the C module lets every command wait for it, for ever.
+    pub(super) fn check_missing_volumes(&mut self) {
+        let up_ms = self.now_ms.saturating_sub(self.link.up_since_ms);
+        let is_over = self.link.state_sent
+            && self.link.protocol_checked
+            && !self.link.introducing
+            && up_ms > u64::from(self.link.net.timeout) * 100
+            && self
+                .volumes_with(|volume| volume.state.conn == Conn::WFReportParams && volume.peer.introduced)
+                .next()
+                .is_none();
+        if !is_over {
+            return;
+        }
+        self.link.state_sent = false;
+        for id in self.volume_ids() {
+            if self.volume(id).is_some_and(|volume| volume.state.conn == Conn::WFReportParams) {
+                self.log(LogLine::MissingVolume { volume: id });
+            }
+        }
+    }
+
     /// Gives the connection up. The first reason sticks. spec: wire-protocol 11.1
     pub(super) fn link_fault(&mut self, conn: Conn) {
         let already = self.link.conn < Conn::Unconnected
@@ -400,6 +424,7 @@ impl<S: Storage> Engine<S> {
         for id in self.volume_ids() {
             self.cancel_resync(id);
             self.with_volume(id, |volume| {
+                volume.peer.introduced = false;
                 volume.peer.uuids = None;
                 volume.peer.negotiates = false;
                 volume.late_fixup = None;

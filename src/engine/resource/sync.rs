@@ -514,6 +514,7 @@ impl<S: Storage> Engine<S> {
         self.check_disk_timeouts();
         self.congestion_ended();
         self.check_meta_lost();
+        self.check_missing_volumes();
         self.restart_forgotten();
         self.catch_up();
         self.admin_step();

@@ -215,6 +215,8 @@ impl LogWaiters {
 /// What the peer told about its half of the volume.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct PeerVolume {
+    /// It has sent parameters of this volume on the present connection: it has the volume.
+    pub(super) introduced: bool,
     pub(super) uuids: Option<Uuids>,
     /// By its last state packet it negotiates its disk, and it has not sent its bitmap since: it writes nothing to that
     /// disk, whatever the disk counts as here.

@@ -147,6 +147,7 @@ pub enum LogLine {
     VerifyFound { volume: VolumeId, sector: u64, sectors: u64 },
     VerifyDone { volume: VolumeId, bits: u64, differing_bits: u64, pace: Pace },
     UnknownVolume { number: u16 },
+    MissingVolume { volume: VolumeId },
     SizesDiffer { volume: VolumeId, own_sectors: u64, peer_sectors: u64 },
     SizeRefused { volume: VolumeId, own_sectors: u64, offered_sectors: u64 },
     PeerExposedDataDiffers { volume: VolumeId, peer: u64, exposed: u64 },
@@ -169,6 +170,7 @@ impl LogLine {
             | LogLine::VerifyStarted { volume, .. }
             | LogLine::VerifyFound { volume, .. }
             | LogLine::VerifyDone { volume, .. }
+            | LogLine::MissingVolume { volume }
             | LogLine::SizesDiffer { volume, .. }
             | LogLine::SizeRefused { volume, .. }
             | LogLine::PeerExposedDataDiffers { volume, .. } => Some(volume),
@@ -266,6 +268,9 @@ impl fmt::Display for LogLine {
             ),
             LogLine::UnknownVolume { number } => {
                 write!(f, "the peer has a volume {number} that is not configured here: ignored")
+            }
+            LogLine::MissingVolume { .. } => {
+                f.write_str("the peer does not have this volume: nothing is replicated until it is configured there")
             }
             LogLine::SizesDiffer { own_sectors, peer_sectors, .. } => write!(
                 f,
