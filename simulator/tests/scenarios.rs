@@ -89,6 +89,12 @@ fn a_volume_that_the_peer_does_not_have() {
         let conn_of =
             |world: &World, node: usize| world.engine_of(node).volume_status(second).map(|status| status.state.conn);
         synced(&mut world);
+        // The resync of the first volume does not wait for the second.
+        world.set_network(false);
+        world.run_until("the loss", 30_000, |world| (0..2).all(|node| world.status(node).state.conn < Conn::Connected));
+        assert_eq!(world.io(0, WRITE, 64, 8), Ok(()));
+        world.set_network(true);
+        up_to_date(&mut world);
         assert_eq!(world.admin(0, secondary()), 1, "secondary");
         assert_eq!(conn_of(&world, 0), Some(Conn::WFReportParams));
         let other = world.engine(1, |engine, now_ms| engine.add_volume(1, 1, now_ms));

@@ -145,8 +145,7 @@ fn one_volume_more(pairing: Pairing) -> Result<()> {
     second.run_ok("drbdsetup del-minor 1")?;
     first.run_ok("drbdsetup disconnect ipv4:192.168.1.11:7788 ipv4:192.168.1.12:7788 && drbdadm connect r0")?;
     pair.wait_in_sync(SOON)?;
-    first.run_ok("drbdadm down r0")?;
-    second.run_ok("drbdadm down r0")?;
     pair.compare_disks()?;
+    pair.one_by_one("drbdadm down r0")?;
     pair.finish()
 }

@@ -33,6 +33,12 @@ fn handshake_step(old: State, new: State) -> bool {
     }
 }
 
+/// A resync or verify run of a volume that has met its peer goes on, whatever its neighbours wait for: nobody asks for its next
+/// step a second time.
+fn step_of_a_run(old: State, new: State) -> bool {
+    old.conn > Conn::Connected && new.conn >= Conn::Connected && (old.role, old.peer) == (new.role, new.peer)
+}
+
 // spec: state-machine 6; the last match wins.
 const SOFT_RULES: [SoftRule; 13] = [
     soft("full resync while one runs", StateError::ResyncRunning, |old, new, _| {
@@ -54,7 +60,7 @@ const SOFT_RULES: [SoftRule; 13] = [
         new.conn == Conn::Disconnecting && old.conn == Conn::Unconnected
     }),
     soft("handshake in progress", StateError::InTransientState, |old, new, rules| {
-        rules.state_sent && !handshake_step(old, new)
+        rules.state_sent && !handshake_step(old, new) && !step_of_a_run(old, new)
     }),
     soft("promotion while a resync to the good data is due", StateError::InTransientState, |old, new, _| {
         old.role != Role::Primary
@@ -342,6 +348,12 @@ mod tests {
         assert_eq!(soft_transition(at(Conn::WFReportParams), at(Conn::WFBitMapS), &rules), Ok(()));
         let back = soft_transition(at(Conn::WFReportParams), at(Conn::Disconnecting), &rules);
         assert_eq!(back, Err(StateError::InTransientState));
+        // Of a volume that is past it.
+        for (old, new) in [(Conn::WFBitMapS, Conn::SyncSource), (Conn::VerifyT, Conn::Connected)] {
+            assert_eq!(soft_transition(at(old), at(new), &rules), Ok(()));
+        }
+        let promoted = State { role: Role::Primary, ..at(Conn::SyncSource) };
+        assert_eq!(soft_transition(at(Conn::SyncSource), promoted, &rules), Err(StateError::InTransientState));
     }
 
     // Every pair of connection states against section 7, written once more as sets.
