@@ -399,6 +399,25 @@ fn reads_take_turns() {
     );
 }
 
+/// What the peer discards reads as zeroes there. Where a disk does not promise that, zeroes are written.
+#[test]
+fn a_discard_of_the_peer_where_discards_do_not_zero() {
+    for zeroes in [true, false] {
+        with_config(
+            |config| config.disk.discard_zeroes_if_aligned = zeroes,
+            |mut world| {
+                synced(&mut world);
+                world.start(0, Action::Discard, 2048, 64);
+                all_done(&mut world);
+                let by_peer = |line: &&str| line.contains("node 1 disk <- peer@") && line.contains(" 2048+64");
+                let line = world.trace().filter(by_peer).last().expect("the discard on the peer").to_owned();
+                let expected = if zeroes { "discard" } else { "zero" };
+                assert!(line.contains(expected), "{line}");
+            },
+        );
+    }
+}
+
 /// A new policy reaches the peer while connected: at the next handshake both have to have the same.
 #[test]
 fn policies_that_change_online_are_told_to_the_peer() {

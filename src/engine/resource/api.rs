@@ -355,18 +355,19 @@ pub enum LinkTask {
     Close,
 }
 
-/// Why a socket is given up, as the shell sees it.
+/// Why a socket is given up, as the shell sees it, and the state the connection gets by it.
+// spec: wire-protocol 11.1
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkFailure {
-    /// End of stream or read error on the data socket.
+    /// End of stream or read error on the data socket: BrokenPipe.
     DataReceive,
-    /// End of stream or read error on the meta socket.
+    /// End of stream or read error on the meta socket: NetworkFailure.
     MetaReceive,
-    /// Send error.
+    /// Send error on either socket: BrokenPipe.
     Send,
-    /// Send timed out for good.
+    /// Nothing could be sent for `timeout`, on the data socket `ko-count` times in a row: Timeout.
     SendTimeout,
-    /// The local address cannot be bound or listened on: no retry.
+    /// The local address cannot be bound or listened on: Disconnecting, no retry.
     LocalAddress,
 }
 
@@ -391,32 +392,35 @@ pub struct BackingLimits {
     pub discard_granularity_bytes: u32,
 }
 
-/// Names of the programs the kernel side asks for. spec: state-machine 11
+/// The programs of user space that are run for events. Where nothing is said about the exit code, it does not matter.
+// spec: state-machine 11
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Helper {
-    /// Primary on bad data.
+    /// A Primary has no UpToDate disk in reach any more, neither its own nor the peer's.
     PriOnInconDegr,
-    /// Lower disk failed.
+    /// The own disk failed by an I/O error, and `on-io-error` is call-local-io-error. Before the peer hears of it.
     LocalIoError,
-    /// Fence the peer (resource).
+    /// A Primary lost its peer, or a promotion needs the peer fenced. The exit code, 3 to 7, tells what the peer's disk
+    /// is worth. For the resource. spec: state-machine 12
     FencePeer,
-    /// Undo it (resource).
+    /// This node was the source of a resync, a fencing policy is set, and all disks on both nodes are UpToDate again. For
+    /// the resource.
     UnfencePeer,
-    /// About to become sync target.
+    /// Before the target of a resync becomes Inconsistent. Exit code 0: go on, anything above: Disconnecting.
     BeforeResyncTarget,
-    /// About to become sync source.
+    /// Before this node becomes the source of a resync. Exit codes 0 and 3: go on, others above 0: Disconnecting.
     BeforeResyncSource,
-    /// Was sync target.
+    /// The resync of which this node was the target has ended, also one that could not write every block.
     AfterResyncTarget,
-    /// Verify found differences.
+    /// An online verify has ended and bits are set.
     OutOfSync,
-    /// Split brain detected.
+    /// A split brain was found, before any policy is looked at.
     InitialSplitBrain,
-    /// Split brain not solved.
+    /// A split brain that no policy has solved.
     SplitBrain,
-    /// Chosen as victim while Primary.
+    /// `call-pri-lost-after-sb`: this Primary would lose its changes, and could not become Secondary.
     PriLostAfterSb,
-    /// Primary would become target.
+    /// `rr-conflict call-pri-lost`: this Primary would become the target of a resync.
     PriLost,
 }
 

@@ -92,12 +92,18 @@ impl<S: Storage> Engine<S> {
         if !sound_flush {
             check_range(write.data.sector, write.size_bytes, most, volume.size_sectors)?;
         }
+        let op = match write.op {
+            _ if empty_flush => Op::Flush,
+            // The peer's range reads as zeroes afterwards; whether ours would, `discard-zeroes-if-aligned` tells.
+            Op::Discard => volume.discard_op(),
+            op => op,
+        };
         let Some(peer) = self.peers.take() else { return Err(Fault::NoSlot) };
         if let Some(slot) = self.peers.at_mut(peer.index) {
             slot.phase = PeerPhase::Receiving;
             slot.kind = PeerKind::Write;
             slot.volume = id;
-            slot.op = if empty_flush { Op::Flush } else { write.op };
+            slot.op = op;
             slot.sector = write.data.sector;
             slot.size_bytes = write.size_bytes;
             slot.block_id = write.data.block_id;
