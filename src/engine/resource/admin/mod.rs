@@ -38,73 +38,124 @@ pub struct Backing<'a> {
     pub limits: BackingLimits,
 }
 
-/// A request of the administrator.
+/// A request of the administrator. Its answer is the number of a state change (1 and above: done) or a [`RetCode`]; 127
+/// where the volume does not exist.
+// spec: state-machine 22; netlink 6
 #[derive(Clone, Copy, Debug)]
-#[allow(missing_docs)] // The names are those of the commands.
 pub enum AdminRequest<'a> {
+    /// Disk Failed, with the peer's consent while connected; answered when the disk has been let go.
     Detach {
+        /// Volume.
         volume: VolumeId,
+        /// Without asking anybody, and at once: what is on the disk is given up where that is possible.
         force: bool,
     },
+    /// Unconnected, with these options. 125 when there is a connection; what the options refuse: 120, 123, 139, 141, 144,
+    /// 146, 154, 155.
     Connect {
+        /// All options of the connection.
         conf: &'a NetConf,
     },
+    /// Disconnecting, with the peer's consent while connected, then StandAlone.
     Disconnect {
+        /// Without asking the peer.
         force: bool,
     },
+    /// Role Primary. spec: state-machine 13.6
     Primary {
+        /// Volume.
         volume: VolumeId,
+        /// An Inconsistent, Outdated or Consistent disk becomes UpToDate, and a peer that cannot be fenced counts as Outdated.
         force: bool,
     },
+    /// Role Secondary; -12 while the device is held open.
     Secondary {
+        /// Volume.
         volume: VolumeId,
     },
+    /// The own data is bad: StartingSyncT; StandAlone and Secondary, all bits are set. 138 without a disk, 118 when the bitmap
+    /// cannot be written.
     Invalidate {
+        /// Volume.
         volume: VolumeId,
     },
+    /// The peer's data is bad: StartingSyncS; StandAlone and Primary, all bits are set. 138 without a disk, 118 when the
+    /// bitmap cannot be written.
     InvalidateRemote {
+        /// Volume.
         volume: VolumeId,
     },
+    /// VerifyS. -14 without verify-alg, -15 without connection, -8 while a resync or verify runs, -2 while a
+    /// disk is not UpToDate.
     Verify {
+        /// Volume.
         volume: VolumeId,
+        /// First sector, rounded down to 8; `None`: where the last run stopped.
         start_sector: Option<u64>,
+        /// Where to stop, if the peer's protocol can be told (97 and above, not 100); `None`: at the end.
         stop_sector: Option<u64>,
     },
+    /// user_isp on; 134 when it is.
     PauseSync {
+        /// Volume.
         volume: VolumeId,
     },
+    /// user_isp off; 135 when it is, 156 or 157 when the resync stays paused for a dependency or for the peer.
     ResumeSync {
+        /// Volume.
         volume: VolumeId,
     },
+    /// I/O of the resource is suspended (susp).
     SuspendIo {
+        /// The volume named in the request; all are meant.
         volume: VolumeId,
     },
+    /// No reason suspends I/O any more (susp, susp_nod, susp_fen). spec: state-machine 18.9
     ResumeIo {
+        /// The volume whose postponed generation begins; I/O goes on for all.
         volume: VolumeId,
     },
+    /// Disk Outdated; -16 when it is worth less, -11 without one.
     Outdate {
+        /// Volume.
         volume: VolumeId,
     },
+    /// A new data generation. 138 without a disk, 151 unless StandAlone, or Connected with a fresh disk and `clear_bitmap`.
+    /// spec: metadata 6.2 (18)
     NewCurrentUuid {
+        /// Volume.
         volume: VolumeId,
+        /// No block differs; while connected the initial resync is skipped.
         clear_bitmap: bool,
     },
-    /// A volume is about to be removed: the peer is told that it is not connected any more.
+    /// A volume is about to be removed: the peer is told that it is not connected any more (WFReportParams).
     Part {
+        /// Volume.
         volume: VolumeId,
     },
+    /// Other options of an attached disk; 138 without one.
     DiskOptions {
+        /// Volume.
         volume: VolumeId,
+        /// All options of the disk.
         conf: &'a DiskConf,
     },
+    /// Another size. 130, 131, 138, 140, 153, 166 to 170. spec: metadata 7.4
     Resize {
+        /// Volume.
         volume: VolumeId,
+        /// What is wanted.
         parms: &'a ResizeParms,
     },
+    /// Other options of the connection. 162 without one, 163 and 164 for what cannot change now, 148 and 149 while an algorithm
+    /// is in use, and all codes of `Connect`.
     NetOptions {
+        /// All options of the connection.
         conf: &'a NetConf,
     },
+    /// Other options of the resource.
     ResourceOptions {
+        /// All options of the resource.
         conf: &'a ResourceOpts,
     },
 }
