@@ -465,6 +465,18 @@ const AFTER: &[Row] = &[
         },
         &[E::NewCurrentUuid, E::SendUuids],
     ),
+    // The C module goes on with the same generation: when the peer attaches its disk later, nothing tells that it is older.
+    row(
+        "9.11b",
+        |old, new, ctx| {
+            new.pdsk < Disk::Inconsistent
+                && new.peer == Role::Primary
+                && ctx.bitmap_uuid_zero
+                && old.disk < Disk::UpToDate
+                && new.disk >= Disk::UpToDate
+        },
+        &[E::NewCurrentUuid, E::SendUuids],
+    ),
     row(
         "9.12",
         |old, new, _| {

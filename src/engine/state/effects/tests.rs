@@ -222,6 +222,12 @@ fn rows_9_10_and_9_11_new_generations() {
     silent("9.11", promoted, promoted, &zero);
     silent("9.11", diskless, State { pdsk: Disk::Inconsistent, ..promoted }, &zero);
     silent("9.11", diskless, State { disk: Disk::Consistent, ..promoted }, &zero);
+    let negotiating = State { disk: Disk::Negotiating, ..promoted };
+    fires("9.11b", negotiating, promoted, &zero);
+    silent("9.11b", negotiating, promoted, &ctx(promoted));
+    silent("9.11b", promoted, promoted, &zero);
+    silent("9.11b", negotiating, State { peer: Role::Secondary, ..promoted }, &zero);
+    silent("9.11b", negotiating, State { pdsk: Disk::Inconsistent, ..promoted }, &zero);
 }
 
 // The diskless peer comes back while the Primary is frozen: the freeze ends, so the generation must not wait.
