@@ -418,8 +418,13 @@ impl<S: Storage> Engine<S> {
     pub(super) fn update_meta_flags(&mut self, id: VolumeId) {
         let Some(volume) = self.volume_mut(id) else { return };
         let state = volume.state;
+        // While a Primary negotiates its disk it still writes only here, and the activity log has to tell after a crash.
+        let writes_here = volume.peer.negotiates && state.peer == Role::Primary;
         if let Some(disk) = volume.disk.as_mut().filter(|_| state.disk >= Disk::Inconsistent) {
-            let flags = meta_flags(disk.superblock.flags.0, state, disk.crashed_primary);
+            let mut flags = meta_flags(disk.superblock.flags.0, state, disk.crashed_primary);
+            if writes_here {
+                flags |= MetaFlags::PRIMARY_IND.0;
+            }
             disk.set_flags(flags);
         }
     }

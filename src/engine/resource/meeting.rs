@@ -289,6 +289,7 @@ impl<S: Storage> Engine<S> {
                         volume.negotiated = None;
                     }
                 });
+                self.update_meta_flags(id);
                 self.sync_metadata(id);
             }
         }

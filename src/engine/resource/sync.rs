@@ -74,6 +74,7 @@ impl<S: Storage> Engine<S> {
                 volume.peer.negotiates = false;
                 let conn = volume.state.conn;
                 self.link.bitmap_for = None;
+                self.update_meta_flags(id);
                 match conn {
                     Conn::WFBitMapT => self.send_bitmap(id),
                     Conn::WFBitMapS => self.prepare_resync(id, Conn::SyncSource),
