@@ -740,6 +740,7 @@ fn is_excusable(fault: &Fault) -> bool {
             | Fault::NotDurable
             | Fault::PeerRebooted
             | Fault::PingTimeout
+            | Fault::SameSide { .. }
             | Fault::StateRefused(_)
             | Fault::UnexpectedBitmap { .. }
             | Fault::Algorithm { .. }

@@ -27,7 +27,12 @@ impl World {
             Work::Log(line) => {
                 self.note(|| format!("node {node} LOG {line}"));
                 match line {
-                    LogLine::Fault { fault } => self.faults.push((node, fault)),
+                    LogLine::Fault { fault } => {
+                        if let Fault::SameSide { .. } = fault {
+                            self.refusals.push(format!("node {node}: {fault}"));
+                        }
+                        self.faults.push((node, fault));
+                    }
                     // The other node has lost its power, and now this disk fails: that is two failures.
                     LogLine::DiskError { .. } if !self.is_on(1 - node) => self.only_left(1 - node),
                     // So it is when the administrator wants a disk that fails not to be let go, and it is the only good one.

@@ -65,6 +65,11 @@ pub enum PeerStateRefusal {
     GoingDown,
     /// The decision failed: Disconnecting (hard), then StandAlone.
     Disconnect,
+    /// Both nodes want to be the source of the resync, or both its target: Disconnecting (hard), then StandAlone.
+    SameSide {
+        /// The source.
+        source: bool,
+    },
     /// The decision failed and the peer only asked for a dry run: ProtocolError, this node connects again.
     PeerDryRun,
     /// The peer was rebooted while I/O is frozen here: drop the transfer log, start a new data generation, ProtocolError
@@ -77,6 +82,8 @@ impl fmt::Display for PeerStateRefusal {
         out.pad(match self {
             Self::GoingDown => "the connection is already going down",
             Self::Disconnect => "the nodes cannot agree on the data",
+            Self::SameSide { source: true } => "both nodes want to be the source of the resync",
+            Self::SameSide { source: false } => "both nodes want to be the target of the resync",
             Self::PeerDryRun => "the peer only asked what would happen",
             Self::PeerRebooted => "the peer was rebooted while I/O is frozen here",
         })
@@ -151,6 +158,11 @@ pub fn receive_state(input: &PeerStateInput) -> PeerStateAction {
                 return PeerStateAction::Refuse(PeerStateRefusal::Disconnect);
             }
         }
+    }
+    if conn == received.conn && matches!(conn, Conn::WFBitMapS | Conn::WFBitMapT) {
+        // The policies, or what the administrator wants, made each node go by another rule. Each would wait for ever for the
+        // other one. (The C module does.)
+        return PeerStateAction::Refuse(PeerStateRefusal::SameSide { source: conn == Conn::WFBitMapS });
     }
     apply(input, conn, peer_disk)
 }

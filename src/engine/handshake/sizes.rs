@@ -101,7 +101,11 @@ fn with_disk(input: &SizesInput) -> SizeDecision {
         (_, user) => user,
     };
     let peer_disk = if peer.forced && own.conn < Conn::Connected { input.own_disk } else { peer.disk };
-    let size = agreed_size(input.own_disk, peer_disk, input.last_agreed, user_size);
+    // The peer's disk failed right after its device had grown: the application over there may use the new size already, and this
+    // disk has the room. (The C module stays at the old size, and the peer refuses it for ever.)
+    let ahead = peer.disk == 0 && user_size == 0 && (input.last_agreed..=input.own_disk).contains(&peer.current);
+    let last_agreed = if ahead { peer.current } else { input.last_agreed };
+    let size = agreed_size(input.own_disk, peer_disk, last_agreed, user_size);
     let in_use = own.disk >= Disk::Outdated && (own.conn < Conn::Connected || own.pdsk == Disk::Diskless);
     if size < input.own_current && in_use {
         return SizeDecision::Refuse(SizeRefusal { current: input.own_current, wanted: size });

@@ -431,7 +431,11 @@ impl<S: Storage> Engine<S> {
             }
             Op::Write | Op::Flush => {
                 let id = slot.volume;
+                let flushes = slot.io.op == Op::Flush || slot.io.flags.preflush;
                 self.disk_failed(id, super::volume::DiskError::Write);
+                if flushes {
+                    self.cache_lost(id);
+                }
             }
             // A failed discard is not a failed disk.
             Op::Discard | Op::WriteZeroes { .. } => {}
@@ -741,6 +745,7 @@ impl<S: Storage> Engine<S> {
                 self.fail_network_part(index);
             }
         }
+        self.kept_writes_over();
     }
 
     fn fail_network_part(&mut self, index: u16) {

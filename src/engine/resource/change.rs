@@ -178,6 +178,10 @@ impl<S: Storage> Engine<S> {
         let susp_before = self.susp;
         if let Some(volume) = self.volume_mut(id) {
             volume.state = new;
+            if new.disk != Disk::Negotiating {
+                // However it ended: what was found at attach must not speak for the disk any more.
+                volume.negotiated = None;
+            }
         }
         self.susp = susp;
         if new.conn <= Conn::Connected {
@@ -416,13 +420,15 @@ impl<S: Storage> Engine<S> {
 
     /// Recomputes the flags that tell, after a crash, how things stood. spec: metadata 2.1
     pub(super) fn update_meta_flags(&mut self, id: VolumeId) {
+        let keeps_writes = self.keeps_writes(id);
         let Some(volume) = self.volume_mut(id) else { return };
         let state = volume.state;
         // While a Primary negotiates its disk it still writes only here, and the activity log has to tell after a crash.
         let writes_here = volume.peer.negotiates && state.peer == Role::Primary;
         if let Some(disk) = volume.disk.as_mut().filter(|_| state.disk >= Disk::Inconsistent) {
             let mut flags = meta_flags(disk.superblock.flags.0, state, disk.crashed_primary);
-            if writes_here {
+            // Nor is it known yet what the peer has of the writes that are kept.
+            if writes_here || keeps_writes {
                 flags |= MetaFlags::PRIMARY_IND.0;
             }
             disk.set_flags(flags);
@@ -540,6 +546,12 @@ impl<S: Storage> Engine<S> {
             volume.loss_known = false;
         });
         let _outcome = self.change(id, Change::disk(Disk::Failed), Kind::Hard);
+    }
+
+    /// A flush has failed, and the disk with it, if that is not tolerated.
+    pub(super) fn cache_lost(&mut self, id: VolumeId) {
+        let stays = self.volume(id).is_some_and(|volume| volume.state.disk > Disk::Failed);
+        self.with_disk(id, |disk| disk.cache_lost(stays));
     }
 
     /// A write that was under way when the disk failed is about to be acknowledged because the peer has it. The peer may

@@ -2,20 +2,44 @@
 //! What was under way when I/O was frozen: it waits for the next connection, or for good data, and goes on from there.
 //! spec: state-machine 18.6 (RESEND, RESTART_FROZEN_DISK_IO), 18.9; wire-protocol 11.2 (3)
 
-use super::api::Op;
+use super::api::{Op, VolumeId};
 use super::outgoing::DataOut;
 use super::slots::{Local, Net, Phase};
 use super::Engine;
-use crate::state::{replicates, Disk};
+use crate::state::{replicates, Conn, Disk};
 use crate::storage::Storage;
 
 impl<S: Storage> Engine<S> {
-    /// The connection is lost while I/O is frozen: what was given to it is kept for the next one.
+    /// The connection is lost while I/O is frozen: what was given to it is kept for the next one. What was only to be announced
+    /// is in the bitmap, which the next one exchanges.
     pub(super) fn keep_network_parts(&mut self) {
         for index in 0..self.requests.capacity() as u16 {
-            if let Some(slot) = self.requests.at_mut(index) {
-                slot.kept |= slot.in_log || slot.awaits_answer();
+            let Some(slot) = self.requests.at_mut(index) else { continue };
+            slot.kept |= slot.in_log || slot.awaits_answer();
+            if core::mem::take(&mut slot.notice_only) {
+                slot.net = Net::None;
             }
+        }
+    }
+
+    /// Writes of this volume wait for the next connection, though it may have been demoted meanwhile.
+    pub(super) fn keeps_writes(&self, id: VolumeId) -> bool {
+        let is_down = self.link.conn < Conn::WFReportParams;
+        let mut at = self.log.front();
+        while let Some(index) = at {
+            if self.requests.at(index).is_some_and(|slot| slot.volume == id && (slot.kept || is_down)) {
+                return true;
+            }
+            at = self.log.next(&self.requests, index);
+        }
+        false
+    }
+
+    /// Nothing is kept any more: the superblocks need not ask for the activity log because of it.
+    pub(super) fn kept_writes_over(&mut self) {
+        for id in self.volume_ids() {
+            self.update_meta_flags(id);
+            self.sync_metadata(id);
         }
     }
 
@@ -39,6 +63,7 @@ impl<S: Storage> Engine<S> {
                 self.send_late(index);
             }
         }
+        self.kept_writes_over();
     }
 
     fn resend_write(&mut self, index: u16) {

@@ -82,6 +82,7 @@ pub enum Fault {
     Change(BadChange),
     StateRefused(StateError),
     HandshakeRefused,
+    SameSide { source: bool },
     SizeRefused,
     DataRefused,
     Authentication { what: &'static str },
@@ -137,6 +138,10 @@ impl fmt::Display for Fault {
             Fault::Change(error) => write!(f, "state request: {error}"),
             Fault::StateRefused(error) => write!(f, "the peer's state cannot be taken over: {error}"),
             Fault::HandshakeRefused => f.write_str("the nodes do not come together; see the decision above"),
+            Fault::SameSide { source } => {
+                let side = if source { "source" } else { "target" };
+                write!(f, "both nodes want to be the {side} of the resync: each decided by another rule, see the decision above")
+            }
             Fault::SizeRefused => f.write_str("the peer's size is not acceptable; see above"),
             Fault::DataRefused => f.write_str("the peer's data is not acceptable; see above"),
             Fault::Authentication { what } => write!(f, "authentication failed: {what}"),
@@ -254,6 +259,7 @@ impl<S: Storage> Engine<S> {
                 | Fault::Algorithm { .. }
                 | Fault::StateRefused(_)
                 | Fault::HandshakeRefused
+                | Fault::SameSide { .. }
                 | Fault::SizeRefused
                 | Fault::DataRefused
                 | Fault::Authentication { .. } => Conn::Disconnecting,

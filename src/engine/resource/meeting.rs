@@ -265,6 +265,7 @@ impl<S: Storage> Engine<S> {
                 self.thaw(Susp { user: false, ..self.susp });
                 return Err(Fault::PeerRebooted);
             }
+            PeerStateAction::Refuse(PeerStateRefusal::SameSide { source }) => return Err(Fault::SameSide { source }),
             PeerStateAction::Refuse(PeerStateRefusal::PeerDryRun) => return Err(Fault::DryRun),
             PeerStateAction::Refuse(PeerStateRefusal::Disconnect) => {
                 // While the programs run the connection stands, so that the peer comes to a verdict of its own.
@@ -283,12 +284,7 @@ impl<S: Storage> Engine<S> {
                         self.send_state(id, state);
                     }
                 }
-                self.with_volume(id, |volume| {
-                    volume.discard_my_data = false;
-                    if volume.state.disk != Disk::Negotiating {
-                        volume.negotiated = None;
-                    }
-                });
+                self.with_volume(id, |volume| volume.discard_my_data = false);
                 self.update_meta_flags(id);
                 self.sync_metadata(id);
             }

@@ -24,7 +24,7 @@ use super::api::{IoResult, MetadataIo, VolumeId, Wakes};
 use super::volume::{AttachedDisk, DiskError, FlushFor, Release};
 use super::Engine;
 use crate::bitmap::Pages;
-use crate::metadata::superblock::{Magic, MetaFlags};
+use crate::metadata::superblock::{Magic, MetaFlags, Superblock};
 use crate::metadata::{Block, BLOCK_BYTES};
 use crate::netlink::DiskConf;
 use crate::storage::Storage;
@@ -328,8 +328,9 @@ impl<S: Storage> AttachedDisk<S> {
                 }
                 self.pipeline.in_flight = 1;
                 self.superblock.la_size_sectors = size_sectors;
-                self.pipeline.primary_written = self.superblock.flags.contains(MetaFlags::PRIMARY_IND);
-                self.superblock.encode(Magic::Unclean, buffer);
+                let superblock = self.superblock_to_write();
+                self.pipeline.primary_written = superblock.flags.contains(MetaFlags::PRIMARY_IND);
+                superblock.encode(Magic::Unclean, buffer);
                 Step::Io(self.block_io(self.layout.superblock_sector, durable_writes))
             }
             Current::EvictedPages => match self.next_page(Pages::Hinted, buffer) {
@@ -376,6 +377,19 @@ impl<S: Storage> AttachedDisk<S> {
         Step::Io(self.block_io(sector, durable_writes))
     }
 
+    /// While there is no log where it will be, the superblock must not ask the tools to replay it after a crash: they would
+    /// find none and give up. That a Primary crashed is told by the other flag; the full sync takes the place of the log.
+    fn superblock_to_write(&self) -> Superblock {
+        let mut superblock = self.superblock;
+        let no_log =
+            matches!(self.pipeline.current, Current::Rewrite(Stage::Announce { .. }, Rewrite { moved: true, .. }));
+        if no_log && superblock.flags.contains(MetaFlags::PRIMARY_IND) {
+            superblock.flags.assign(MetaFlags::PRIMARY_IND, false);
+            superblock.flags.assign(MetaFlags::CRASHED_PRIMARY, true);
+        }
+        superblock
+    }
+
     /// Size or place have changed in core: everything is written anew. spec: metadata 7.2 (5)
     pub(super) fn begin_rewrite(&mut self, rewrite: Rewrite) {
         self.assign_flag(MetaFlags::FULL_SYNC, true);
@@ -392,7 +406,8 @@ impl<S: Storage> AttachedDisk<S> {
         let next = match stage {
             Stage::Announce { version } => {
                 self.pipeline.is_on_disk(version);
-                let blocks = if rewrite.moved && conf.al_updates { self.layout.striping.blocks() } else { 0 };
+                // Also where nothing is logged: the tools look for a log there after a crash, and the place may hold anything.
+                let blocks = if rewrite.moved { self.layout.striping.blocks() } else { 0 };
                 Stage::Log { left: blocks }
             }
             Stage::Log { left } => {
@@ -565,6 +580,15 @@ impl<S: Storage> AttachedDisk<S> {
             Current::DataFlush { transaction: false } => Current::DataFlushed,
             current => current,
         };
+    }
+
+    /// The data disk's cache could not be flushed: what was in it may be gone, also what both nodes count as written long ago.
+    /// Where the disk is let go for that, and the activity log applied when it comes back, only what a resync wrote is not
+    /// covered by the log.
+    pub(super) fn cache_lost(&mut self, stays: bool) {
+        if stays || self.pipeline.unflushed_clears {
+            self.bitmap.set_all();
+        }
     }
 
     /// Data was written that is the same as the peer's. While pages are being written the bits stay: they would be

@@ -11,6 +11,7 @@ use super::inspect::Direction;
 use super::link::VERSION_BEFORE_FEATURES;
 use super::slots::{Net, PeerKind, PeerPhase};
 use super::Engine;
+use crate::metadata::superblock::MetaFlags;
 use crate::state::{Conn, Disk, Role, State, Susp};
 use crate::storage::Storage;
 use crate::wire::{command::Command, header::header_size, header::Header, BufferTooSmall, Features};
@@ -454,7 +455,19 @@ impl<S: Storage> Engine<S> {
         })
     }
 
-    /// UUIDs are durable here before the peer hears of them; a bitmap is complete before it is sent.
+    /// This state says Secondary, and after a crash the superblock would still say Primary. Nobody may be promoted before it does
+    /// not: of two nodes that both crashed as Primary the wrong one may be taken for the newer one.
+    fn demotion_is_pending(&self, id: VolumeId, word: u32) -> bool {
+        let secondary = State::from_word(word).is_ok_and(|(state, _)| state.role != Role::Primary);
+        let disk = self.volume(id).filter(|volume| volume.state.disk > Disk::Failed);
+        let disk = disk.and_then(|volume| volume.disk.as_ref());
+        secondary
+            && disk.is_some_and(|disk| {
+                disk.pipeline.log_is_meaningful() && !disk.superblock.flags.contains(MetaFlags::PRIMARY_IND)
+            })
+    }
+
+    /// UUIDs are durable here before the peer hears of them, and so is a demotion; a bitmap is complete before it is sent.
     fn may_go(&self, packet: &Control) -> bool {
         let disk = |id: VolumeId| self.volume(id).and_then(|volume| volume.disk.as_ref());
         match *packet {
@@ -462,6 +475,7 @@ impl<S: Storage> Engine<S> {
                 disk(volume).is_none_or(|disk| disk.pipeline.is_durable(version))
             }
             Control::Bitmap(volume) => disk(volume).is_none_or(|disk| !disk.pipeline.changes_all_bits()),
+            Control::State { volume, word } => !self.demotion_is_pending(volume, word),
             _ => true,
         }
     }

@@ -73,6 +73,7 @@ impl<S: Storage> Engine<S> {
         if volume.state.disk < Disk::Inconsistent {
             // It meets nothing, so it does not wait for what was sent before it; but nothing waits for its number either.
             volume.peer_seq = newer(volume.peer_seq, write.data.seq);
+            volume.lacks_write_of_peer();
             self.link.received_epoch.size += 1;
             self.queue_meta(MetaOut::Ack {
                 command: Command::NegAck,
@@ -351,6 +352,7 @@ impl<S: Storage> Engine<S> {
         let in_sync = syncing && slot.flags.contains(DataFlags::MAY_SET_IN_SYNC);
         let command = if slot.result.is_err() {
             self.mark_out_of_sync(slot.volume, slot.sector, slot.size_bytes);
+            self.with_volume(slot.volume, |volume| volume.lacks_write_of_peer());
             Some(Command::NegAck)
         } else if in_sync && self.wants_write_ack(slot.flags) {
             self.written_in_sync(slot.volume, slot.sector, slot.size_bytes);
@@ -449,6 +451,7 @@ impl<S: Storage> Engine<S> {
         volume.flushes.rotate_left(1);
         if result.is_err() {
             self.disk_failed(id, DiskError::Write);
+            self.cache_lost(id);
         }
         match purpose {
             Some(FlushFor::Barrier) => self.barrier_flushed(id, result),

@@ -50,6 +50,8 @@ pub(super) struct PendingResize {
     layout: Layout,
     dds_flags: u16,
     by: By,
+    /// What the size was before; known when it is carried out.
+    from_sectors: Option<u64>,
     /// From a size that was not zero; known when it is carried out.
     grew: bool,
     /// The own disk can hold more or less than before.
@@ -166,6 +168,7 @@ impl<S: Storage> Engine<S> {
         let full_sync = disk.superblock.flags.contains(MetaFlags::FULL_SYNC);
         let moved = disk.layout.is_elsewhere(&pending.layout);
         pending.disk_changed = disk.layout.usable_sectors != pending.layout.usable_sectors;
+        pending.from_sectors = Some(before);
         pending.grew = before > 0 && pending.sectors > before;
         disk.layout = pending.layout;
         disk.superblock.set_layout(&pending.layout);
@@ -193,13 +196,19 @@ impl<S: Storage> Engine<S> {
         self.admin_step();
     }
 
-    /// No memory, or the disk is lost.
+    /// No memory, or the disk is lost. A node whose disk fails needs the connection more than ever, and nothing has seen the new
+    /// size yet: the device keeps the one it had, which is also that of the peer.
     pub(super) fn resize_failed(&mut self, id: VolumeId) {
         let Some(volume) = self.volume_mut(id) else { return };
         let Some(pending) = volume.resize.take() else { return };
+        let disk_lost = volume.state.disk <= Disk::Failed;
         volume.holds = volume.holds.saturating_sub(1);
         self.with_disk(id, |disk| disk.pipeline.end_hold());
+        if let Some(sectors) = pending.from_sectors {
+            self.set_size(id, sectors);
+        }
         match pending.by {
+            By::Peer(peer) if disk_lost => self.sizes_settled(id, peer, pending.dds_flags, false, false),
             By::Peer(_) => _ = self.fail(Fault::SizeRefused, Conn::ProtocolError),
             By::Admin => self.admin_resized(id, RetCode::NomemBitmap.number()),
         }
@@ -316,7 +325,16 @@ fn differ_considerably(one: u64, other: u64) -> bool {
 
 impl PendingResize {
     fn new(sectors: u64, user_sectors: u64, layout: Layout, dds_flags: u16, by: By) -> Self {
-        PendingResize { sectors, user_sectors, layout, dds_flags, by, grew: false, disk_changed: false }
+        PendingResize {
+            sectors,
+            user_sectors,
+            layout,
+            dds_flags,
+            by,
+            from_sectors: None,
+            grew: false,
+            disk_changed: false,
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use crate::metadata::superblock::{MetaFlags, Superblock, UI_BITMAP, UI_CURRENT, 
 use crate::netlink::DiskConf;
 use crate::resync::rate::{ActivityMeter, Controller};
 use crate::resync::Progress;
-use crate::state::{Conn, Disk, State};
+use crate::state::{Conn, Disk, Role, State};
 use crate::storage::Storage;
 use crate::wire::Uuids;
 use crate::wire::{BitmapReceiver, BitmapSender};
@@ -309,7 +309,7 @@ pub(super) struct Volume<S: Storage> {
     pub(super) size_sectors: u64,
     /// Generation of the data last exposed to the application.
     pub(super) exposed_uuid: u64,
-    /// A write is done that is not on the own disk: alone, that must not become what the application sees, even if its
+    /// A write is done, by this node or by the peer, that is not on the own disk: alone, that must not become what the application sees, even if its
     /// generation is the same.
     pub(super) wrote_elsewhere: bool,
     /// This node was the source of a resync that the peer may have finished without our hearing of it.
@@ -497,6 +497,12 @@ impl<S: Storage> Volume<S> {
     /// The application has seen data that a disk of this generation does not have.
     pub(super) fn has_seen_other_data(&self, current: u64) -> bool {
         self.exposed_uuid != 0 && ((self.exposed_uuid ^ current) & !1 != 0 || self.wrote_elsewhere)
+    }
+
+    /// The peer has a write of its own that could not be done here. The application of a Primary may read it over there: alone,
+    /// the own disk is not what it has seen, though its generation may be the last one that this node has heard of.
+    pub(super) fn lacks_write_of_peer(&mut self) {
+        self.wrote_elsewhere |= self.state.role == Role::Primary;
     }
 
     /// What only this node writes is already told apart from what the peer has, by its generation.

@@ -366,7 +366,18 @@ fn still_suspended(old: State, ctx: &EffectContext) -> bool {
 
 /// No data diverges before I/O is resumed. The writes of a Primary without a disk are not frozen by this node.
 fn may_wait(old: State, new: State, ctx: &EffectContext) -> bool {
-    still_suspended(old, ctx) && new.peer != Role::Primary
+    // Not where the peer lacks writes already that were acknowledged, nor where it is there without a disk and what was in that
+    // disk's cache is gone: the disk may come back before I/O goes on, and with the same generation nobody would look for them.
+    // (The C module waits.)
+    let alone = new.conn < Conn::Connected && !sends_out_of_sync(old);
+    still_suspended(old, ctx) && new.peer != Role::Primary && alone
+}
+
+/// Demoted while Ahead. From then on nothing but the bitmap tells that the peer lacks writes that were acknowledged, and when the
+/// peer is lost now no new generation begins any more. (In the C module the peer that comes back counts as good.)
+fn demoted_ahead(old: State, new: State, ctx: &EffectContext) -> bool {
+    let demoted = old.role == Role::Primary && new.role != Role::Primary;
+    demoted && new.conn == Conn::Ahead && ctx.bitmap_uuid_zero && new.disk >= Disk::UpToDate
 }
 
 /// Row 9.10 without the question whether I/O is frozen.
@@ -454,6 +465,7 @@ const AFTER: &[Row] = &[
         |old, new, ctx| data_diverges(old, new, ctx) && !may_wait(old, new, ctx),
         &[E::NewCurrentUuid, E::SendUuids],
     ),
+    row("9.10c", demoted_ahead, &[E::NewCurrentUuid, E::SendUuids]),
     row(
         "9.11",
         |old, new, ctx| {

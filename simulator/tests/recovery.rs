@@ -1,0 +1,398 @@
+//! What random runs have found where several things go wrong one after the other: disks, power, the connection.
+
+use engine::metadata::superblock::MetaFlags;
+use engine::netlink::{AfterSplitBrain, Fencing, NetConf, OnCongestion, OnIoError, ResizeParms, WireProtocol};
+use engine::resource::{AdminRequest, Fault};
+use engine::state::{Conn, Disk, Role};
+use simulator::node::VOLUME;
+use simulator::world::Action;
+use simulator::{draw, Config, World};
+
+const WRITE: Action = Action::Write { fua: false };
+const SEEDS: u64 = 20;
+
+fn good(world: &World) -> bool {
+    (0..2).all(|node| {
+        let state = world.status(node).state;
+        (state.conn, state.disk, state.pdsk) == (Conn::Connected, Disk::UpToDate, Disk::UpToDate)
+    })
+}
+
+/// Both nodes UpToDate and connected, node 0 Primary.
+fn synced_with(config: Config) -> World {
+    let mut world = World::new(config);
+    for node in 0..2 {
+        assert_eq!(world.attach(node), 101);
+        assert_eq!(world.connect(node), 1);
+    }
+    world.run_until("connected", 10_000, |world| (0..2).all(|node| world.status(node).state.conn == Conn::Connected));
+    world.run_for_ms(100);
+    assert_eq!(world.admin(0, AdminRequest::NewCurrentUuid { volume: VOLUME, clear_bitmap: true }), 101);
+    world.run_until("skipped sync", 10_000, good);
+    assert_eq!(world.admin(0, PRIMARY), 1);
+    world
+}
+
+const PRIMARY: AdminRequest<'static> = AdminRequest::Primary { volume: VOLUME, force: false };
+const SECONDARY: AdminRequest<'static> = AdminRequest::Secondary { volume: VOLUME };
+const DETACH: AdminRequest<'static> = AdminRequest::Detach { volume: VOLUME, force: false };
+const FORCE_DETACH: AdminRequest<'static> = AdminRequest::Detach { volume: VOLUME, force: true };
+
+#[track_caller]
+fn all_the_same(world: &mut World) {
+    world.run_until("resync", 300_000, good);
+    world.run_for_ms(3_000);
+    let sizes = [0, 1].map(|node| world.status(node).size_sectors);
+    assert_eq!(sizes[0], sizes[1], "the sizes differ");
+    assert_eq!(world.nodes[0].data.first_difference(&world.nodes[1].data, sizes[0]), None, "the halves differ");
+}
+
+fn come_back(world: &mut World, node: usize) {
+    world.boot(node);
+    assert_eq!(world.attach(node), 101);
+    assert_eq!(world.connect(node), 1);
+}
+
+fn alone(world: &mut World, node: usize) {
+    world.run_until("loss noticed", 60_000, |world| world.status(node).state.conn == Conn::WFConnection);
+}
+
+/// Seed 2003229: the disk is kept though it fails, and a flush of its cache failed. What was in the cache was lost, also writes
+/// that the peer had acknowledged long ago; nobody had them in mind any more, and after the next resync the halves differed.
+#[test]
+fn a_flush_that_fails_loses_what_was_written_long_ago() {
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.disk.on_io_error = OnIoError::PassOn;
+        let mut world = synced_with(config);
+        for block in 0..20 {
+            assert_eq!(world.io(0, WRITE, block * 8, 8), Ok(()));
+        }
+        world.run_for_ms(1_000);
+        world.nodes[0].faults.write_percent = 100;
+        assert_eq!(world.io(0, Action::Flush, 0, 0), Ok(()), "the peer has all of it");
+        world.nodes[0].faults.write_percent = 0;
+        assert_eq!(world.status(0).state.disk, Disk::Inconsistent);
+        assert_eq!(world.admin(1, AdminRequest::Disconnect { force: true }), 101);
+        alone(&mut world, 0);
+        assert_eq!(world.connect(1), 1);
+        all_the_same(&mut world);
+    }
+}
+
+/// Seeds 2000687, 2001466: the device grew, its internal meta data moved to the new end of the disk, and nothing was written where
+/// the activity log was to be, because `al-updates` was off. After a crash the tools found no log there and gave up. The same
+/// when the power failed right after the superblock had been written at the new place.
+#[test]
+fn a_crash_after_the_meta_data_has_moved_leaves_a_log_that_can_be_read() {
+    for seed in 1..=4 * SEEDS {
+        let mut config = Config::new(seed);
+        config.internal = true;
+        config.disk.al_updates = seed % 2 == 0;
+        let mut world = synced_with(config);
+        for node in 0..2 {
+            world.grow_disk(node, 10_008, 1 << (50 + node));
+        }
+        world.start_resize(0, &ResizeParms::default());
+        world.run_for_us(seed / 2 * 100);
+        world.power_cut(0);
+        world.run_for_ms(10);
+        come_back(&mut world, 0);
+        all_the_same(&mut world);
+    }
+}
+
+/// Seeds 2001470, 2003919: the disk failed while its node followed the peer to a larger size, and that ended the connection, on
+/// which a Primary without a disk depends.
+#[test]
+fn a_disk_that_fails_while_the_device_grows_does_not_end_the_connection() {
+    for seed in 1..=SEEDS {
+        let mut world = synced_with(Config::new(seed));
+        for node in 0..2 {
+            world.grow_disk(node, 10_008, 1 << (50 + node));
+        }
+        assert_eq!(world.resize(1, &ResizeParms::default()), 101);
+        world.nodes[0].faults.meta_percent = 100;
+        world.run_until("the disk is lost", 60_000, |world| !world.status(0).has_disk);
+        world.run_for_ms(1_000);
+        assert_eq!(world.faults, [], "seed {seed}");
+        assert_eq!(world.io(0, WRITE, 0, 8), Ok(()), "seed {seed}");
+        world.nodes[0].faults.meta_percent = 0;
+        assert_eq!(world.attach(0), 101);
+        all_the_same(&mut world);
+    }
+}
+
+/// Seeds 3002297, 3005384: the disk failed right after its device had grown. The peer, which had asked for the larger size, took it
+/// for the old one's end because a disk was missing, and was refused for being too small.
+#[test]
+fn a_disk_that_fails_after_the_device_has_grown_does_not_end_the_connection() {
+    for seed in 1..=SEEDS {
+        let mut world = synced_with(Config::new(seed));
+        let before = world.status(0).size_sectors;
+        for node in 0..2 {
+            world.grow_disk(node, 10_008, 1 << (50 + node));
+        }
+        assert_eq!(world.resize(1, &ResizeParms::default()), 101);
+        // What node 0 has to say is late.
+        world.set_direction(0, false);
+        world.run_until("growth", 60_000, |world| world.status(0).size_sectors > before);
+        world.run_for_us(seed * 50);
+        world.ask(0, FORCE_DETACH);
+        world.run_for_ms(10);
+        world.set_direction(0, true);
+        world.run_for_ms(1_000);
+        assert_eq!(world.faults, [], "seed {seed}");
+        assert_eq!(world.io(0, WRITE, 0, 8), Ok(()), "seed {seed}");
+        assert_eq!(world.poll_admin(0), Some(1));
+        assert_eq!(world.attach(0), 101);
+        all_the_same(&mut world);
+    }
+}
+
+/// Seed 2001508: the disk of one of two Primaries failed, and writes of the other one were refused for want of it. When that one
+/// lost its power the disk was attached again and taken for good, though the other one had acknowledged them meanwhile.
+#[test]
+fn a_disk_that_lacks_writes_of_the_other_primary_is_not_attached_alone() {
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.net.two_primaries = true;
+        let mut world = synced_with(config);
+        assert_eq!(world.admin(1, PRIMARY), 1);
+        // Node 1 does not learn of it.
+        world.set_direction(0, false);
+        world.nodes[0].faults.write_percent = 100;
+        world.start(1, WRITE, 0, 8);
+        world.run_until("the disk is lost", 1_000, |world| !world.status(0).has_disk);
+        world.nodes[0].faults.write_percent = 0;
+        world.power_cut(1);
+        world.set_direction(0, true);
+        world.boot(1);
+        alone(&mut world, 0);
+        assert_eq!(world.attach(0), 150, "seed {seed}: the disk of node 0 is not what its application has seen");
+        assert_eq!(world.attach(1), 101);
+        assert_eq!(world.connect(1), 1);
+        world.run_until("the other disk", 60_000, |world| world.status(0).state.pdsk == Disk::UpToDate);
+        assert_eq!(world.attach(0), 101);
+        all_the_same(&mut world);
+    }
+}
+
+/// Seeds 1001276, 1003567, 5488: one node went by a policy, the other one, which could not be demoted during the handshake, by
+/// discard-my-data of the first. Both became the source of the resync and waited for each other.
+#[test]
+fn two_sources_of_a_resync_part_again() {
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.net.after_sb_0p = AfterSplitBrain::DiscardRemote;
+        config.net.after_sb_1p = AfterSplitBrain::CallPriLost;
+        let mut world = synced_with(config);
+        world.set_network(false);
+        alone(&mut world, 0);
+        alone(&mut world, 1);
+        assert_eq!(world.admin(1, PRIMARY), 1);
+        for node in 0..2 {
+            assert_eq!(world.io(node, WRITE, node as u64 * 800, 8), Ok(()));
+            assert_eq!(world.admin(node, AdminRequest::Disconnect { force: false }), 101);
+        }
+        assert_eq!(world.admin(0, SECONDARY), 1);
+        world.set_network(true);
+        let discards = NetConf { discard_my_data: true, ..draw::net_of(0, &world.config.net) };
+        assert_eq!(world.admin(0, AdminRequest::Connect { conf: &discards }), 1);
+        assert_eq!(world.connect(1), 1);
+        world.run_until("they part", 60_000, |world| {
+            (0..2).any(|node| world.status(node).state.conn == Conn::StandAlone)
+        });
+        world.run_for_ms(1_000);
+        let same_side = |(_, fault): &(usize, Fault)| *fault == Fault::SameSide { source: true };
+        assert!(world.faults.iter().any(same_side), "seed {seed}: {:?}", world.faults);
+        for node in 0..2 {
+            let state = world.status(node).state;
+            assert!(state.conn <= Conn::WFConnection && state.disk == Disk::UpToDate, "seed {seed}: {state:?}");
+        }
+    }
+}
+
+/// Seed 2769: the connection was lost while a disk without good data was negotiated. What it had been found to be at attach spoke
+/// for it ever after, also when it had been forced to be good: it was refused as source of a resync.
+#[test]
+fn a_disk_that_was_negotiated_once_can_be_forced_to_be_good() {
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.disk.on_io_error = OnIoError::PassOn;
+        let mut world = synced_with(config);
+        // No good disk is left.
+        assert_eq!(world.admin(1, DETACH), 1);
+        world.run_for_ms(1_000);
+        world.nodes[0].faults.write_percent = 100;
+        world.start(0, WRITE, 0, 8);
+        world.run_until("a bad disk", 1_000, |world| world.status(0).state.disk == Disk::Inconsistent);
+        world.nodes[0].faults.write_percent = 0;
+        assert_eq!(world.admin(0, FORCE_DETACH), 1);
+        world.run_until("no disk", 1_000, |world| !world.status(0).has_disk);
+        world.start_attach(0).expect("attach");
+        world.run_until("negotiation", 1_000, |world| world.status(0).state.disk == Disk::Negotiating);
+        world.power_cut(1);
+        world.boot(1);
+        alone(&mut world, 0);
+        assert_eq!(world.admin_answer(0), 101);
+        assert_eq!(world.status(0).state.disk, Disk::Inconsistent, "seed {seed}");
+        assert_eq!(world.admin(0, SECONDARY), 1);
+        assert_eq!(world.admin(0, AdminRequest::Primary { volume: VOLUME, force: true }), 1);
+        world.create_md(1);
+        assert_eq!(world.attach(1), 101);
+        assert_eq!(world.connect(1), 1);
+        all_the_same(&mut world);
+    }
+}
+
+/// Seed 3002202: a Primary lost its peer while it was demoted, and I/O froze. It became Secondary with writes that the peer had
+/// acknowledged and not yet flushed; neither bitmap nor activity log told of them when both nodes lost their power.
+#[test]
+fn a_demotion_with_frozen_writes_is_not_the_end_of_the_activity_log() {
+    for seed in 1..=4 * SEEDS {
+        let mut config = Config::new(seed);
+        config.disk.fencing = Fencing::ResourceAndStonith;
+        // What makes meta data durable does not make data durable.
+        config.internal = false;
+        let mut world = synced_with(config);
+        world.helper_exit_code = 1;
+        for block in 0..8 {
+            assert_eq!(world.io(0, WRITE, block * 16, 8), Ok(()));
+        }
+        world.set_network(false);
+        world.ask(0, SECONDARY);
+        world.run_until("demotion", 60_000, |world| world.status(0).state.role == Role::Secondary);
+        world.run_for_ms(1_000);
+        for node in 0..2 {
+            world.power_cut(node);
+        }
+        world.helper_exit_code = 0;
+        world.set_network(true);
+        for node in 0..2 {
+            come_back(&mut world, node);
+        }
+        all_the_same(&mut world);
+    }
+}
+
+/// Seed 3003740: the peer was lost while writes were announced to it (it was getting the bitmap), and I/O froze. What was announced
+/// waited for a packet that had gone with the connection, for ever.
+#[test]
+fn writes_that_are_only_announced_survive_frozen_io() {
+    for seed in 1..=4 * SEEDS {
+        let mut config = Config::new(seed);
+        config.disk.fencing = Fencing::ResourceAndStonith;
+        config.sent_us_most = 20_000;
+        let mut world = synced_with(config);
+        world.helper_exit_code = 4;
+        world.set_network(false);
+        world.run_until("fenced", 60_000, |world| world.status(0).state.pdsk == Disk::Outdated);
+        assert_eq!(world.io(0, WRITE, 0, 8), Ok(()));
+        world.helper_exit_code = 1;
+        world.set_network(true);
+        world.run_until("bitmaps", 60_000, |world| world.status(0).state.conn == Conn::WFBitMapS);
+        let writes: Vec<usize> = (1..20).map(|block| world.start(0, WRITE, block * 800, 8)).collect();
+        world.run_for_us(seed * 50);
+        world.reset_connection();
+        world.helper_exit_code = 0;
+        world.run_until("the writes", 300_000, |world| {
+            writes.iter().all(|&write| world.operations[write].result == Some(Ok(())))
+        });
+        all_the_same(&mut world);
+    }
+}
+
+/// Seed 3004554: the peer was promoted when it had heard of the demotion of this node, whose superblock did not tell yet. Both lost
+/// their power, both counted as crashed Primaries, and the wrong one was taken for the newer one.
+#[test]
+fn a_demotion_is_durable_before_the_peer_hears_of_it() {
+    for seed in 1..=SEEDS {
+        let mut world = synced_with(Config::new(seed));
+        assert_eq!(world.io(0, WRITE, 0, 8), Ok(()));
+        world.run_for_ms(1_000);
+        world.nodes[0].faults.slowness = 200;
+        world.ask(0, SECONDARY);
+        world.run_until("demotion", 60_000, |world| world.status(1).state.peer == Role::Secondary);
+        assert!(!world.superblock(0).flags.contains(MetaFlags::PRIMARY_IND), "seed {seed}");
+    }
+}
+
+/// A Primary that sends announcements in place of data; the peer lacks acknowledged writes.
+fn ahead(seed: u64) -> World {
+    let mut config = Config::new(seed);
+    config.net.wire_protocol = WireProtocol::A;
+    config.net.on_congestion = OnCongestion::PullAhead;
+    config.net.cong_fill = 100;
+    let mut world = synced_with(config);
+    world.set_direction(1, false);
+    let writes: Vec<usize> = (0..30).map(|block| world.start(0, WRITE, block * 16, 8)).collect();
+    world.run_until("ahead", 60_000, |world| world.status(0).state.conn == Conn::Ahead);
+    world.run_until("the writes", 1_000, |world| writes.iter().all(|&write| world.operations[write].result.is_some()));
+    world.run_until("behind", 1_000, |world| world.status(1).state.conn == Conn::Behind);
+    world
+}
+
+/// Seed 3007986: a Primary that was Ahead was demoted, then the peer lost its power. Nobody began a new generation, because nobody
+/// was Primary, and the peer came back as good without the writes that it had only been told of.
+#[test]
+fn a_node_that_is_demoted_while_ahead_remembers_what_the_peer_lacks() {
+    let mut demoted_ahead = 0;
+    for seed in 1..=SEEDS {
+        let mut world = ahead(seed);
+        world.ask(0, SECONDARY);
+        world.set_direction(1, true);
+        world.run_until("demotion", 60_000, |world| world.status(0).state.role == Role::Secondary);
+        demoted_ahead += u32::from(world.status(0).state.conn == Conn::Ahead);
+        assert_eq!(world.admin_answer(0), 1);
+        for node in 0..=(seed % 2) as usize {
+            world.power_cut(1 - node);
+            come_back(&mut world, 1 - node);
+        }
+        all_the_same(&mut world);
+        assert!(world.check_acknowledged(1).is_ok(), "seed {seed}");
+    }
+    assert!(demoted_ahead > SEEDS as u32 / 2, "{demoted_ahead}");
+}
+
+/// Seed 3008191: the peer of a node that was Ahead and suspended its I/O detached its disk. The new generation waited for I/O to go
+/// on; the disk came back before that, with the same generation, and counted as good.
+#[test]
+fn a_disk_that_leaves_while_its_peer_is_ahead_and_suspended_is_resynced() {
+    for seed in 1..=SEEDS {
+        let mut world = ahead(seed);
+        assert_eq!(world.admin(0, AdminRequest::SuspendIo { volume: VOLUME }), 1);
+        world.ask(1, DETACH);
+        world.set_direction(1, true);
+        assert_eq!(world.admin_answer(1), 1);
+        assert_eq!(world.attach(1), 101);
+        world.run_for_ms(1_000);
+        assert_eq!(world.admin(0, AdminRequest::ResumeIo { volume: VOLUME }), 1);
+        all_the_same(&mut world);
+        assert!(world.check_acknowledged(1).is_ok(), "seed {seed}");
+    }
+}
+
+/// Seed 3009609: the peer lost its power, and what was in its disk's cache, while I/O was suspended here. It came back without a
+/// disk, so nothing told that it had been away, and attached the disk before I/O went on: with the same generation it counted as good.
+#[test]
+fn a_peer_that_was_rebooted_while_io_is_suspended_is_resynced() {
+    for seed in 1..=4 * SEEDS {
+        let mut world = synced_with(Config::new(seed));
+        for block in 0..8 {
+            assert_eq!(world.io(0, WRITE, block * 16, 8), Ok(()));
+        }
+        assert_eq!(world.admin(0, AdminRequest::SuspendIo { volume: VOLUME }), 1);
+        world.power_cut(1);
+        world.boot(1);
+        assert_eq!(world.connect(1), 1);
+        world.run_until("connected", 60_000, |world| {
+            (0..2).all(|node| world.status(node).state.conn == Conn::Connected)
+        });
+        assert_eq!(world.attach(1), 101);
+        world.run_for_ms(1_000);
+        assert_eq!(world.admin(0, AdminRequest::ResumeIo { volume: VOLUME }), 1);
+        all_the_same(&mut world);
+        assert!(world.check_acknowledged(1).is_ok(), "seed {seed}");
+    }
+}
