@@ -396,3 +396,22 @@ fn a_peer_that_was_rebooted_while_io_is_suspended_is_resynced() {
         assert!(world.check_acknowledged(1).is_ok(), "seed {seed}");
     }
 }
+
+/// Seed 3010995: the source of a resync could not write what the Primary, its target, sent, and kept its disk. The Primary waited
+/// for it to tell of the loss of its disk, and the application for the Primary.
+#[test]
+fn a_write_that_the_source_of_a_resync_cannot_do_fails() {
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.disk.on_io_error = OnIoError::PassOn;
+        let mut world = synced_with(config);
+        assert_eq!(world.admin(0, SECONDARY), 1);
+        assert_eq!(world.admin(1, PRIMARY), 1);
+        world.ask(1, AdminRequest::Invalidate { volume: VOLUME });
+        world.run_until("the target", 60_000, |world| world.status(1).state.conn == Conn::SyncTarget);
+        world.nodes[0].faults.write_percent = 100;
+        let write = world.start(1, WRITE, 100_000, 8);
+        world.run_until("the write", 60_000, |world| world.operations[write].result.is_some());
+        assert!(world.operations[write].result.is_some_and(|result| result.is_err()), "seed {seed}");
+    }
+}

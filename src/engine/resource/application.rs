@@ -517,8 +517,10 @@ impl<S: Storage> Engine<S> {
         if slot.net == Net::Ok {
             volume.loss_version.is_some() && self.only_peer_has(slot)
         } else {
-            // The peer's disk has failed, as its state packet is about to tell: a new generation is due.
-            slot.refused || volume.generation_pending()
+            // The peer's disk has failed, as its state packet is about to tell: a new generation is due. Not where the copy here is
+            // worth nothing: then nothing is acknowledged anyway, and the peer, being the source of a resync, tells nothing when it
+            // keeps its disk.
+            (slot.refused && slot.local_counts && volume.state.disk == Disk::UpToDate) || volume.generation_pending()
         }
     }
 
