@@ -415,3 +415,45 @@ fn a_write_that_the_source_of_a_resync_cannot_do_fails() {
         assert!(world.operations[write].result.is_some_and(|result| result.is_err()), "seed {seed}");
     }
 }
+
+/// Seed 3015436: the same where I/O froze with the loss of the peer, which attached its disk before it connected and was then told,
+/// as by the program that fences, that it has old data. Only a disk that was Consistent counted as that of a rebooted peer.
+#[test]
+fn a_peer_that_was_rebooted_and_outdated_while_io_is_frozen_is_resynced() {
+    for seed in 1..=4 * SEEDS {
+        let mut config = Config::new(seed);
+        config.disk.fencing = Fencing::ResourceAndStonith;
+        let mut world = synced_with(config);
+        world.helper_exit_code = 1;
+        for block in 0..8 {
+            assert_eq!(world.io(0, WRITE, block * 16, 8), Ok(()));
+        }
+        world.power_cut(1);
+        world.boot(1);
+        alone(&mut world, 0);
+        assert_eq!(world.attach(1), 101);
+        assert_eq!(world.admin(1, AdminRequest::Outdate { volume: VOLUME }), 1);
+        world.helper_exit_code = 0;
+        assert_eq!(world.connect(1), 1);
+        all_the_same(&mut world);
+        assert!(world.check_acknowledged(1).is_ok(), "seed {seed}");
+    }
+}
+
+/// Found while looking at that: the same where the administrator had suspended I/O.
+#[test]
+fn a_peer_that_was_rebooted_and_attached_while_io_is_suspended_is_resynced() {
+    for seed in 1..=4 * SEEDS {
+        let mut world = synced_with(Config::new(seed));
+        for block in 0..8 {
+            assert_eq!(world.io(0, WRITE, block * 16, 8), Ok(()));
+        }
+        assert_eq!(world.admin(0, AdminRequest::SuspendIo { volume: VOLUME }), 1);
+        world.power_cut(1);
+        come_back(&mut world, 1);
+        world.run_for_ms(1_000);
+        assert_eq!(world.admin(0, AdminRequest::ResumeIo { volume: VOLUME }), 1);
+        all_the_same(&mut world);
+        assert!(world.check_acknowledged(1).is_ok(), "seed {seed}");
+    }
+}

@@ -379,7 +379,8 @@ fn writes_that_start_while_io_is_frozen_are_sent_when_the_peer_is_back() {
         let mut config = Config::new(seed);
         config.disk.fencing = if by_admin { Fencing::DontCare } else { Fencing::ResourceAndStonith };
         let mut world = synced_with(config);
-        world.helper_exit_code = 1;
+        // Where nobody has to fence the peer there is a resync, to which no program objects.
+        world.helper_exit_code = i32::from(!by_admin);
         assert_eq!(world.io(0, WRITE, 0, 8), Ok(()));
         world.nodes[0].faults.slowness = 2_000;
         let writes: Vec<usize> = (0..4).map(|extent| world.start(0, WRITE, extent * 8192 + 8, 8)).collect();
@@ -395,8 +396,10 @@ fn writes_that_start_while_io_is_frozen_are_sent_when_the_peer_is_back() {
         world.run_for_ms(seed * 100);
         world.nodes[0].faults.slowness = 0;
         world.set_network(true);
-        world.run_until("reconnect", 60_000, good);
+        world.run_until("reconnect", 60_000, |world| world.status(0).state.conn >= Conn::Connected);
         if by_admin {
+            // The resync waits for writes that have not been ended.
+            world.run_for_ms(1_000);
             assert_eq!(world.admin(0, AdminRequest::ResumeIo { volume: VOLUME }), 1);
         }
         world.run_until("the writes", 60_000, |world| world.open_operations() == 0);
@@ -488,12 +491,14 @@ fn a_disk_that_hung_is_let_go_when_it_has_answered() {
         let mut config = Config::new(seed);
         config.resource.on_no_data = OnNoData::SuspendIo;
         config.disk.disk_timeout = 20;
+        // No generation begins before the peer is fenced, so that its data may be used later.
+        config.disk.fencing = Fencing::ResourceAndStonith;
         let mut world = synced_with(config);
+        world.helper_exit_code = 1;
         world.nodes[0].faults.hangs = true;
         for sector in 0..10 {
             world.start(0, Action::Read, sector * 8, 8);
         }
-        // No generation begins, so that the peer's data may be used later.
         assert_eq!(world.admin(0, AdminRequest::SuspendIo { volume: VOLUME }), 1);
         world.reset_connection();
         world.run_until("loss noticed", 60_000, |world| world.status(0).state.conn < Conn::Connected);

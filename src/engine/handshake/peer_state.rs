@@ -242,7 +242,9 @@ fn apply(input: &PeerStateInput, conn: Conn, peer_disk: Disk) -> PeerStateAction
     let new = State { conn, disk, peer: received.role, pdsk: peer_disk, peer_isp, ..own };
     let soft = own.conn < Conn::Connected && conn >= Conn::Connected;
     let frozen = input.suspended && input.new_generation_due;
-    if frozen && peer_disk == Disk::Consistent && conn == Conn::Connected && own.conn < Conn::Connected {
+    // Its disk was attached anew, and may have been outdated since. (The C module does not think of that.)
+    let rebooted = matches!(peer_disk, Disk::Consistent | Disk::Outdated);
+    if frozen && rebooted && conn == Conn::Connected && own.conn < Conn::Connected {
         return PeerStateAction::Refuse(PeerStateRefusal::PeerRebooted);
     }
     let send_uuids_and_state = own.conn > Conn::WFReportParams

@@ -357,10 +357,11 @@ fn thaw_fencing(ctx: &EffectContext) -> bool {
     ctx.susp_then.fencing && ctx.susp_now.fencing && ctx.all_volumes_connected
 }
 
-/// Whether I/O is still frozen after rows 9.5 and 9.6.
-fn still_suspended(old: State, ctx: &EffectContext) -> bool {
-    ctx.susp_now.user
-        || (ctx.susp_now.no_data && !thaw_by_disk(old, ctx) && !thaw_by_peer(old, ctx))
+/// Whether I/O is still frozen after rows 9.5 and 9.6. That the administrator has suspended it is no reason to wait: what was
+/// acknowledged before and may still be in the peer's cache is lost when the peer loses its power, and nothing else tells of that.
+/// (In the C module it is one. Where I/O is frozen until the peer is fenced, the disk of a peer that was rebooted is not UpToDate.)
+fn still_frozen(old: State, ctx: &EffectContext) -> bool {
+    (ctx.susp_now.no_data && !thaw_by_disk(old, ctx) && !thaw_by_peer(old, ctx))
         || (ctx.susp_now.fencing && !thaw_fencing(ctx))
 }
 
@@ -370,7 +371,7 @@ fn may_wait(old: State, new: State, ctx: &EffectContext) -> bool {
     // disk's cache is gone: the disk may come back before I/O goes on, and with the same generation nobody would look for them.
     // (The C module waits.)
     let alone = new.conn < Conn::Connected && !sends_out_of_sync(old);
-    still_suspended(old, ctx) && new.peer != Role::Primary && alone
+    still_frozen(old, ctx) && new.peer != Role::Primary && alone
 }
 
 /// Demoted while Ahead. From then on nothing but the bitmap tells that the peer lacks writes that were acknowledged, and when the

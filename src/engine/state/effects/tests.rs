@@ -203,9 +203,18 @@ fn rows_9_10_and_9_11_new_generations() {
     let alone = State { conn: Conn::NetworkFailure, peer: Role::Unknown, pdsk: Disk::Unknown, ..GOOD };
     fires("9.10b", GOOD, alone, &zero);
     silent("9.10", GOOD, alone, &zero);
-    let frozen = EffectContext { susp_now: Susp { user: true, ..Susp::default() }, ..zero };
+    let frozen = EffectContext { susp_now: Susp { fencing: true, ..Susp::default() }, ..zero };
     fires("9.10", GOOD, alone, &frozen);
     silent("9.10b", GOOD, alone, &frozen);
+    // The peer lacks what was acknowledged, or may lack it.
+    let suspended = EffectContext { susp_now: Susp { user: true, ..Susp::default() }, ..zero };
+    fires("9.10b", GOOD, alone, &suspended);
+    fires("9.10b", State { pdsk: Disk::Consistent, ..at(Conn::Ahead) }, alone, &frozen);
+    fires("9.10b", GOOD, pdsk(Disk::Diskless), &frozen);
+    let ahead = State { pdsk: Disk::Consistent, ..at(Conn::Ahead) };
+    fires("9.10c", ahead, State { role: Role::Secondary, ..ahead }, &zero);
+    silent("9.10c", ahead, State { role: Role::Secondary, ..ahead }, &ctx(ahead));
+    silent("9.10c", GOOD, State { role: Role::Secondary, ..GOOD }, &zero);
     for other in ["9.10", "9.10b"] {
         silent(other, GOOD, alone, &ctx(alone));
         silent(other, GOOD, State { role: Role::Secondary, ..alone }, &zero);
