@@ -1,7 +1,9 @@
 //! What random runs have found where several things go wrong one after the other: disks, power, the connection.
 
 use engine::metadata::superblock::MetaFlags;
-use engine::netlink::{AfterSplitBrain, Fencing, NetConf, OnCongestion, OnIoError, ResizeParms, WireProtocol};
+use engine::netlink::{
+    AfterSplitBrain, Fencing, NetConf, OnCongestion, OnIoError, OnNoData, ResizeParms, WireProtocol,
+};
 use engine::resource::{AdminRequest, Fault};
 use engine::state::{Conn, Disk, Role};
 use simulator::node::VOLUME;
@@ -455,5 +457,30 @@ fn a_peer_that_was_rebooted_and_attached_while_io_is_suspended_is_resynced() {
         assert_eq!(world.admin(0, AdminRequest::ResumeIo { volume: VOLUME }), 1);
         all_the_same(&mut world);
         assert!(world.check_acknowledged(1).is_ok(), "seed {seed}");
+    }
+}
+
+/// Seed 3019481: protocol A. A Primary lost its disk and the connection at once, and I/O froze for want of data. What had been handed
+/// to that connection counted as written when the peer was back, and was acknowledged though nobody had it.
+#[test]
+fn what_was_handed_to_a_connection_that_is_gone_is_sent_again() {
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.net.wire_protocol = WireProtocol::A;
+        config.resource.on_no_data = OnNoData::SuspendIo;
+        let mut world = synced_with(config);
+        assert_eq!(world.io(0, WRITE, 8, 8), Ok(()));
+        world.run_for_ms(1_000);
+        world.nodes[0].faults.slowness = 50;
+        world.set_direction(0, false);
+        let write = world.start(0, WRITE, 0, 8);
+        world.run_for_us(500);
+        world.ask(0, FORCE_DETACH);
+        world.reset_connection();
+        world.set_direction(0, true);
+        world.run_until("the write", 60_000, |world| world.operations[write].result.is_some());
+        assert_eq!(world.operations[write].result, Some(Ok(())), "seed {seed}");
+        world.run_for_ms(1_000);
+        assert_eq!(world.check_acknowledged(1), Ok(()), "seed {seed}");
     }
 }

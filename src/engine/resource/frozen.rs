@@ -6,6 +6,7 @@ use super::api::{Op, VolumeId};
 use super::outgoing::DataOut;
 use super::slots::{Local, Net, Phase};
 use super::Engine;
+use crate::netlink::WireProtocol;
 use crate::state::{replicates, Conn, Disk};
 use crate::storage::Storage;
 
@@ -73,8 +74,10 @@ impl<S: Storage> Engine<S> {
         let mut log = self.log;
         log.remove(&mut self.requests, index);
         self.log = log;
-        // What has been ended, though the peer refused it, is in the bitmap; its pages are not ours any more.
-        if slot.net == Net::Ok || slot.phase == Phase::Completed {
+        // What has been ended, though the peer refused it, is in the bitmap; its pages are not ours any more. That a write was handed
+        // to a connection which is gone (protocol A) does not mean that the peer has it.
+        let acknowledged = slot.net == Net::Ok && slot.protocol != WireProtocol::A;
+        if acknowledged || slot.phase == Phase::Completed {
             self.settle(index);
             return;
         }
