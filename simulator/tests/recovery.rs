@@ -484,3 +484,27 @@ fn what_was_handed_to_a_connection_that_is_gone_is_sent_again() {
         assert_eq!(world.check_acknowledged(1), Ok(()), "seed {seed}");
     }
 }
+
+/// Seed 3022016: the same for a write of which the peer's acknowledgement, which clears bits during a resync, came after the flush.
+#[test]
+fn an_acknowledgement_after_a_flush_that_failed_clears_no_bits() {
+    for seed in 1..=2 * SEEDS {
+        let mut config = Config::new(seed);
+        config.disk.on_io_error = OnIoError::PassOn;
+        config.internal = false;
+        let mut world = synced_with(config);
+        world.ask(0, AdminRequest::Invalidate { volume: VOLUME });
+        world.run_until("the target", 60_000, |world| world.status(0).state.conn == Conn::SyncTarget);
+        assert_eq!(world.poll_admin(0), Some(1));
+        world.io(0, WRITE, 100_016, 8).expect("a write");
+        world.set_direction(1, false);
+        world.start(0, WRITE, 100_000, 8);
+        world.run_for_ms(30);
+        world.nodes[0].faults.write_percent = 100;
+        world.start(0, Action::Flush, 0, 0);
+        world.run_for_ms(30);
+        world.nodes[0].faults.write_percent = 0;
+        world.set_direction(1, true);
+        all_the_same(&mut world);
+    }
+}

@@ -9,6 +9,7 @@ use super::api::{Helper, VolumeId, Wakes};
 use super::link::Link;
 use super::metadata_pipeline::{Job, Then};
 use super::outgoing::Control;
+use super::slots::Local;
 use super::volume::{DiskError, ResyncEnd, ResyncStart, NEW_BITMAP_OFFSET};
 use super::work::{LogLine, Notice, Overall, Work};
 use super::{Engine, Sabotage};
@@ -551,6 +552,14 @@ impl<S: Storage> Engine<S> {
     /// A flush has failed, and the disk with it, if that is not tolerated.
     pub(super) fn cache_lost(&mut self, id: VolumeId) {
         let stays = self.volume(id).is_some_and(|volume| volume.state.disk > Disk::Failed);
+        for index in 0..self.requests.capacity() as u16 {
+            if let Some(slot) = self.requests.at_mut(index).filter(|slot| slot.volume == id && slot.io.op.is_write()) {
+                // The peer's acknowledgement of it must not clear the bits that are set now.
+                if stays && slot.local == Local::Ok {
+                    slot.local = Local::Failed;
+                }
+            }
+        }
         self.with_disk(id, |disk| disk.cache_lost(stays));
     }
 
