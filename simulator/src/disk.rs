@@ -74,6 +74,11 @@ impl DataDisk {
         self.settled + self.cached.len() as u64
     }
 
+    /// What had completed at this mark is durable.
+    pub fn settled(&self) -> u64 {
+        self.settled
+    }
+
     /// Writes a range; `durable`: as with FUA.
     pub fn write(&mut self, sector: u64, stamps: &[Stamp], durable: bool) {
         assert!(sector + stamps.len() as u64 <= self.sectors, "write beyond the end of the disk");
@@ -142,6 +147,12 @@ impl MetaDisk {
     pub fn read(&self, sector: u64) -> Block {
         assert_eq!(sector % 8, 0, "meta data is accessed in aligned blocks");
         self.blocks.get(&(sector / 8)).map_or([0; 4096], |block| **block)
+    }
+
+    /// What a power cut leaves of it at least: without anything that is still in the cache.
+    pub fn durable(&self, sector: u64) -> Block {
+        let lost = self.cached.iter().find(|(number, _)| *number == sector / 8);
+        lost.map_or_else(|| self.read(sector), |(_, before)| **before)
     }
 
     /// Writes the first `bytes` of a block; `durable`: with PREFLUSH and FUA.

@@ -5,7 +5,7 @@ use crate::Random;
 use engine::netlink::ResourceOpts;
 use engine::resource::{Engine, LocalIo, MetadataIo, Op, PeerId, RequestId, TableLimits, VolumeId};
 use engine::storage::HeapStorage;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// The engine as the simulator uses it.
 pub type HeapEngine = Engine<HeapStorage>;
@@ -120,6 +120,8 @@ pub struct Node {
     pub backing_sectors: u64,
     /// What that was when the tools found the meta data last.
     pub known_sectors: u64,
+    /// The extents in the activity log on the disk, while that is known.
+    pub logged: Option<BTreeSet<u32>>,
     /// Faults to come.
     pub faults: DiskFaults,
 }

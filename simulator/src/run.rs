@@ -5,6 +5,7 @@
 //! may ever be refused. The *careless* one promotes as he likes; then only convergence is asked for, after one side was
 //! told to give up its changes.
 
+mod epilogue;
 mod special;
 
 use crate::disk::Stamp;
@@ -211,6 +212,7 @@ impl Driver {
             self.verify_what_was_damaged();
             self.verify();
         }
+        self.epilogue();
     }
 
     fn set_up(&mut self) {
@@ -492,12 +494,7 @@ impl Driver {
 
     /// Both nodes are connected, and say so of both disks that they are UpToDate.
     fn both_good(&self) -> bool {
-        (0..2).all(|node| {
-            self.world.is_on(node) && {
-                let state = self.world.status(node).state;
-                (state.conn, state.disk, state.pdsk) == (Conn::Connected, Disk::UpToDate, Disk::UpToDate)
-            }
-        })
+        self.world.both_good()
     }
 
     // What must hold.
@@ -518,21 +515,7 @@ impl Driver {
                 }
             }
         }
-        if let Some(sector) = self.unexplained_difference() {
-            panic!("sector {sector} differs and neither node knows; {}", world.describe());
-        }
-    }
-
-    /// A sector in which the halves differ without anybody knowing.
-    fn unexplained_difference(&self) -> Option<u64> {
-        let world = &self.world;
-        let [zero, one] = [0, 1].map(|node| &world.nodes[node].data);
-        let differs = |sector: &u64| -> bool {
-            let stamps: [Stamp; 2] = [zero.get(*sector), one.get(*sector)];
-            stamps[0] != stamps[1]
-        };
-        let marked = |sector: u64| (0..2).any(|node| world.engine_of(node).is_marked(VOLUME, sector));
-        world.oracle.sectors().find(|sector| differs(sector) && !marked(*sector))
+        world.check_differences();
     }
 
     // The end.

@@ -668,3 +668,11 @@ fn an_earlier_write_does_not_hide_one_made_during_congestion() {
         all_the_same(&mut world);
     }
 }
+
+/// The flush for a barrier failed, and data of the resync was gone with the cache that had been acknowledged. The next flush, for
+/// the bitmap, had nothing left to do and succeeded; so the bits were cleared on the disk, and nobody knew of the difference.
+#[test]
+fn seed_1346_bits_stay_set_when_the_flush_for_a_barrier_fails() {
+    let report = simulator::run(1346);
+    assert_eq!(report.failure, None);
+}

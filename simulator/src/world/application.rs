@@ -10,7 +10,18 @@ impl World {
         let stamp = if writes { self.oracle.begin(node, sector, count, zeroes, self.now_us) } else { 0 };
         let start_us = self.now_us;
         let number = self.operations.len();
-        self.operations.push(Operation { node, action, sector, count, stamp, start_us, result: None, lost: false });
+        self.operations.push(Operation {
+            node,
+            action,
+            sector,
+            count,
+            stamp,
+            start_us,
+            result: None,
+            lost: false,
+            answered: false,
+            on_disk: false,
+        });
         self.note(|| format!("node {node} app {action:?} sector {sector} count {count} stamp {stamp} (#{number})"));
         let running = self.nodes[node].running.as_mut().expect("on");
         if running.parked.is_empty() {
@@ -48,6 +59,9 @@ impl World {
                 *place = Some(Upper { request, operation: number, data });
                 if let (Some(view), true) = (running.engine.request(request), operation.stamp != 0) {
                     self.oracle.protocol(operation.stamp, view.protocol);
+                }
+                if op == Op::Read {
+                    self.check_read(node, request);
                 }
             }
             Submit::Later => running.parked.push_back(number),
@@ -94,6 +108,7 @@ impl World {
         if result.is_err() {
             return;
         }
+        self.check_completion(&operation);
         if operation.stamp != 0 {
             self.oracle.acknowledge(operation.stamp, operation.action == Action::Write { fua: true }, now_us);
         }
@@ -146,12 +161,12 @@ impl World {
 
     /// Those of one node.
     pub fn open_operations_of(&self, node: usize) -> usize {
-        let open = |operation: &&Operation| operation.result.is_none() && !operation.lost && operation.node == node;
+        let open = |operation: &&Operation| operation.is_open() && operation.node == node;
         self.operations.iter().filter(open).count()
     }
 
     /// Operations that are neither done nor lost with their machine.
     pub fn open_operations(&self) -> usize {
-        self.operations.iter().filter(|operation| operation.result.is_none() && !operation.lost).count()
+        self.operations.iter().filter(|operation| operation.is_open()).count()
     }
 }

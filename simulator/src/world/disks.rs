@@ -82,6 +82,7 @@ impl World {
             self.next_transfer += 1;
             let number = self.next_transfer;
             self.note(|| format!("node {node} disk <- {transfer}"));
+            self.check_transfer(node, number, &transfer);
             self.nodes[node].running.as_mut().expect("on").transfers.insert(number, transfer);
             let delay = self.disk_delay(node);
             self.schedule_own(node, delay, Own::LocalDone(number));
@@ -103,6 +104,7 @@ impl World {
         let mut read = Vec::new();
         if fails && transfer.op == Op::Flush && backing_open {
             // What was in its cache may be gone, as with its power.
+            self.note_lost_cache(node);
             let mut random = self.random.clone();
             self.nodes[node].data.power_cut(&mut random);
             self.random = random;
@@ -125,12 +127,17 @@ impl World {
                 Op::Flush => {}
             }
         }
+        self.note_done(node, number, transfer.fua, fails);
         let result = if fails { Err(IoError::Io) } else { Ok(()) };
         self.note(|| format!("node {node} disk -> {transfer} {}", if fails { "FAILED" } else { "ok" }));
         match transfer.io {
             LocalIo::Request { request, .. } => {
                 let running = self.nodes[node].running.as_mut().expect("on");
                 let wanted = running.engine.request(request).is_some_and(|view| view.on_disk);
+                let operation = running.uppers[usize::from(request.index)].as_ref();
+                if let Some(upper) = operation.filter(|upper| wanted && !fails && upper.request == request) {
+                    self.operations[upper.operation].on_disk = true;
+                }
                 if transfer.op == Op::Read && !fails && wanted {
                     let upper = running.uppers[usize::from(request.index)].as_mut();
                     upper.filter(|upper| upper.request == request).expect("bio of a local read").data = read;
@@ -142,7 +149,9 @@ impl World {
                     let running = self.nodes[node].running.as_mut().expect("on");
                     running.pages[usize::from(peer.index)] = Some((peer, read));
                 }
+                let marked = if fails { self.marked(node, transfer.sector, transfer.count) } else { Vec::new() };
                 self.engine(node, |engine, now| engine.peer_io_done(peer, result, now));
+                self.check_still_marked(node, &transfer, &marked);
             }
             LocalIo::Inspect { peer, what } => {
                 let finding = if fails { Finding::Failed } else { inspect::finding(what, &transfer.data) };
@@ -189,6 +198,7 @@ impl World {
                 if io.durable && self.config.internal {
                     machine.data.flush_until(mark);
                 }
+                self.check_forgotten(node, io.sector);
             } else {
                 *block = machine.meta.read(io.sector);
                 block[io.size_bytes as usize..].fill(0);
@@ -207,6 +217,9 @@ impl World {
         assert!(left.is_none(), "the disk is let go with transfers on it: {left:?}");
         assert!(running.meta_transfers.is_empty(), "the disk is let go with meta-data transfers on it");
         running.backing_open = false;
+        if let Some(arrivals) = self.arrivals(node) {
+            arrivals.disk_gone();
+        }
         let _tables = self.engine(node, |engine, now| engine.backing_released(VOLUME, now));
     }
 }

@@ -1,5 +1,6 @@
 //! The connection: two sockets, their readers and senders, and what a network does to them.
 
+use super::promises::Arrivals;
 use super::*;
 
 const SOCKETS: [&str; 2] = ["data", "meta"];
@@ -25,6 +26,7 @@ pub(super) struct End {
     pub(super) data_arrived: bool,
     pub(super) meta_since_us: u64,
     pub(super) meta_timeout_ms: u32,
+    pub(super) arrivals: Arrivals,
 }
 
 pub(super) struct Connection {
@@ -93,6 +95,7 @@ impl World {
             data_arrived: false,
             meta_since_us: now_us,
             meta_timeout_ms: 0,
+            arrivals: Arrivals::default(),
         };
         let number = self.next_connection;
         self.next_connection += 1;
@@ -218,6 +221,8 @@ impl World {
         }
         let name = packet_name(&head);
         self.packets.insert(name);
+        let header_bytes = if head.starts_with(&[0x86, 0x20, 0xec, 0x20]) { 16 } else { 8 };
+        self.check_promise(node, name, head.get(header_bytes..).unwrap_or_default());
         *self.packets_sent.entry(name).or_default() += 1;
         self.note(|| format!("node {node} {} > {name} {}", SOCKETS[socket], trace::packet_range(name, &head, true)));
         let most = if self.random.percent(3) { 5000 } else { 200 };
@@ -403,7 +408,11 @@ impl World {
             )
         });
         if socket == META {
-            return self.engine(node, |engine, now| engine.meta_packet(head, bytes, now)).map(|()| Reading::Header);
+            // Whatever ends with this answer has been answered.
+            self.note_answer(node, head.name(), bytes);
+            self.engine(node, |engine, now| engine.meta_packet(head, bytes, now))?;
+            self.check_answer(node, head.name(), bytes);
+            return Ok(Reading::Header);
         }
         let sizes = self.device_sizes(node);
         let next = self.engine(node, |engine, now| {
@@ -412,6 +421,11 @@ impl World {
             }
             engine.data_packet(head, bytes, now)
         })?;
+        let payload_bytes = match next {
+            Next::Payload { size_bytes, .. } => Some(size_bytes),
+            _ => None,
+        };
+        self.note_arrival(node, head.name(), bytes, payload_bytes);
         let _ = link;
         Ok(match next {
             Next::Packet => Reading::Header,

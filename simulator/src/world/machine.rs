@@ -7,6 +7,7 @@ impl World {
     pub fn power_cut(&mut self, node: usize) {
         self.note(|| format!("node {node} POWER CUT"));
         let machine = &mut self.nodes[node];
+        machine.logged = None;
         let mut random = self.random.clone();
         if let Some(running) = machine.running.take() {
             machine.tear(running, self.config.internal, &mut random);
@@ -91,12 +92,23 @@ impl World {
 
     /// The superblock as it is on the disk.
     pub fn superblock(&self, node: usize) -> Superblock {
+        self.find_meta(node, |sector| self.nodes[node].meta.read(sector)).1
+    }
+
+    /// Where the meta data is, and the superblock that a power cut leaves at least.
+    pub(super) fn durable_meta(&self, node: usize) -> (Layout, Superblock) {
+        self.find_meta(node, |sector| self.nodes[node].meta.durable(sector))
+    }
+
+    fn find_meta(&self, node: usize, read: impl Fn(u64) -> Block) -> (Layout, Superblock) {
         let machine = &self.nodes[node];
         // The disk may have grown, and the meta data not yet be at its end.
-        let places =
-            [machine.backing_sectors, machine.known_sectors].map(|sectors| layout(self.config.internal, sectors));
-        let found =
-            places.iter().find_map(|place| Superblock::decode_raw(&machine.meta.read(place.superblock_sector)).ok());
+        let internal = self.config.internal;
+        let found = [machine.backing_sectors, machine.known_sectors].into_iter().find_map(|sectors| {
+            let superblock = Superblock::decode_raw(&read(layout(internal, sectors).superblock_sector)).ok()?;
+            let striping = superblock.striping().ok()?;
+            Some((layout_with(internal, sectors, striping), superblock))
+        });
         found.expect("superblock")
     }
 
@@ -106,6 +118,7 @@ impl World {
     /// The number of the reply.
     pub fn start_attach(&mut self, node: usize) -> Result<(), i32> {
         self.apply_al(node);
+        self.nodes[node].logged = None;
         let block = self.nodes[node].meta.read(self.layout(node).superblock_sector);
         let backing = Backing {
             superblock: &block,
@@ -171,6 +184,7 @@ impl World {
     pub fn grow_disk(&mut self, node: usize, sectors: u64, stamp: Stamp) {
         let machine = &mut self.nodes[node];
         machine.backing_sectors += sectors;
+        machine.logged = None;
         let end = machine.data.sectors() + sectors;
         machine.data.grow(end, stamp);
     }
@@ -208,8 +222,12 @@ pub(super) fn index(internal: bool) -> MetaIndex {
 }
 
 pub(super) fn layout(internal: bool, backing_sectors: u64) -> Layout {
+    layout_with(internal, backing_sectors, Striping::DEFAULT)
+}
+
+fn layout_with(internal: bool, backing_sectors: u64, striping: Striping) -> Layout {
     let meta_sectors = if internal { backing_sectors } else { META_SECTORS };
-    Layout::compute(index(internal), backing_sectors, meta_sectors, Striping::DEFAULT).expect("the meta data fits")
+    Layout::compute(index(internal), backing_sectors, meta_sectors, striping).expect("the meta data fits")
 }
 
 /// Limits of the simulated disks.

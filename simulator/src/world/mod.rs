@@ -13,6 +13,7 @@ mod disks;
 mod hostile;
 mod link;
 mod machine;
+mod promises;
 mod trace;
 mod worker;
 
@@ -24,7 +25,7 @@ use crate::{Oracle, Random};
 use engine::handshake::SyncDecision;
 use engine::metadata::layout::{Layout, MetaIndex, Striping};
 use engine::metadata::replay::{replay, Replay, MAX_SLOTS};
-use engine::metadata::superblock::{Magic, MetaFlags, Superblock};
+use engine::metadata::superblock::{Magic, MetaFlags, Superblock, UI_BITMAP};
 use engine::metadata::transaction::Transaction;
 use engine::netlink::{DiskConf, NetConf, OnIoError, ResizeParms, ResourceOpts};
 use engine::resource::{
@@ -149,6 +150,17 @@ pub struct Operation {
     pub result: Option<IoResult>,
     /// It died with its machine.
     pub lost: bool,
+    /// The peer has said that it has this write.
+    pub answered: bool,
+    /// The local disk has said so.
+    pub on_disk: bool,
+}
+
+impl Operation {
+    /// It is under way.
+    pub fn is_open(&self) -> bool {
+        self.result.is_none() && !self.lost
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -264,6 +276,7 @@ impl World {
             meta: MetaDisk::default(),
             backing_sectors,
             known_sectors: backing_sectors,
+            logged: None,
             faults: DiskFaults::default(),
         };
         let mut world = World {

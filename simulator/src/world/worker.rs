@@ -2,6 +2,7 @@
 
 use super::*;
 use engine::handshake::DecidedBy;
+use engine::state::State;
 
 impl World {
     pub(super) fn work(&mut self, node: usize) {
@@ -16,6 +17,10 @@ impl World {
                 if let Notice::State { from, to, .. } = notice {
                     if from.conn != Conn::WFBitMapT && to.conn == Conn::WFBitMapT {
                         self.check_overwrite(node);
+                    }
+                    let good = |state: State| (state.disk, state.pdsk) == (Disk::UpToDate, Disk::UpToDate);
+                    if good(to) && !good(from) && self.both_good() {
+                        self.check_differences();
                     }
                     if to.role == Role::Primary && to.disk <= Disk::Failed && to.conn < Conn::Connected {
                         let peer = &self.nodes[1 - node].data;

@@ -302,7 +302,8 @@ impl<S: Storage> Engine<S> {
         // Neither side has good data: writing only locally would make a third version.
         let local = state.disk >= Disk::Inconsistent && (state.disk == Disk::UpToDate || state.pdsk == Disk::UpToDate);
         let announces = !replicate && sends_out_of_sync(state);
-        let marks = announces && self.mark_out_of_sync(id, slot.io.sector, slot.io.size_bytes);
+        let silent = self.sabotaged(Sabotage::AnnounceWithoutMark);
+        let marks = announces && !silent && self.mark_out_of_sync(id, slot.io.sector, slot.io.size_bytes);
         // While Ahead it is told even if nothing changes here: an earlier write of the same blocks may be on its way, and the peer
         // clears their bits when that is done. (The C module keeps quiet then, and the two differ in the end.)
         let notice = announces && (marks || state.conn == Conn::Ahead);
@@ -475,7 +476,8 @@ impl<S: Storage> Engine<S> {
     /// is: what a disk holds that failed or became the target of a resync meanwhile will be overwritten.
     pub(super) fn local_copy_counts(&self, slot: &super::slots::Request) -> bool {
         let still_good = || self.volume(slot.volume).is_some_and(|volume| volume.state.disk == Disk::UpToDate);
-        slot.local == Local::Ok && slot.local_counts && (!slot.io.op.is_write() || still_good())
+        let counts = !slot.io.op.is_write() || still_good() || self.sabotaged(Sabotage::CountBadDisk);
+        slot.local == Local::Ok && slot.local_counts && counts
     }
 
     /// The same for the peer's part: its disk may have been invalidated meanwhile.
@@ -520,7 +522,8 @@ impl<S: Storage> Engine<S> {
             // The peer's disk has failed, as its state packet is about to tell: a new generation is due. Not where the copy here is
             // worth nothing: then nothing is acknowledged anyway, and the peer, being the source of a resync, tells nothing when it
             // keeps its disk.
-            (slot.refused && slot.local_counts && volume.state.disk == Disk::UpToDate) || volume.generation_pending()
+            (slot.refused && slot.local_counts && volume.state.disk == Disk::UpToDate)
+                || (volume.generation_pending() && !self.sabotaged(Sabotage::AcknowledgeBeforeGeneration))
         }
     }
 

@@ -601,8 +601,9 @@ impl<S: Storage> Engine<S> {
                 self.acknowledged(request, ack.sector, Net::Ok).ok_or(unknown)?;
             }
             Command::NegAck => {
+                let result = if self.sabotaged(Sabotage::AcceptRefusal) { Net::Ok } else { Net::Failed };
                 let known = RequestId::from_block_id(ack.block_id)
-                    .and_then(|request| self.acknowledged(request, ack.sector, Net::Failed));
+                    .and_then(|request| self.acknowledged(request, ack.sector, result));
                 if known.is_none() {
                     // The request is gone; the peer still does not have the data.
                     let sectors = self.volume(id).map_or(0, |volume| volume.size_sectors);

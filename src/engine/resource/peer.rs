@@ -186,7 +186,8 @@ impl<S: Storage> Engine<S> {
     pub(super) fn enter_overlaps(&mut self, peer: PeerId, kind: Kind, data: bool) {
         let Some(slot) = self.peers.get(peer).copied() else { return };
         let entry = self.overlap_entry(peer.index, data);
-        if self.overlaps.insert(entry, kind, slot.volume.0, slot.sector, slot.size_bytes) {
+        let passes = kind == Kind::Peer && self.sabotaged(Sabotage::OvertakeResyncData);
+        if self.overlaps.insert(entry, kind, slot.volume.0, slot.sector, slot.size_bytes) || passes {
             self.peer_overlap_ended(peer.index);
         }
     }
@@ -350,7 +351,9 @@ impl<S: Storage> Engine<S> {
         let state = self.volume(slot.volume).map(|volume| volume.state);
         let syncing = state.is_some_and(|state| (Conn::SyncSource..=Conn::PausedSyncT).contains(&state.conn));
         let in_sync = syncing && slot.flags.contains(DataFlags::MAY_SET_IN_SYNC);
-        let command = if slot.result.is_err() {
+        let command = if slot.result.is_err() && self.sabotaged(Sabotage::AcknowledgeFailedWrite) {
+            Some(Command::WriteAck)
+        } else if slot.result.is_err() {
             self.mark_out_of_sync(slot.volume, slot.sector, slot.size_bytes);
             self.with_volume(slot.volume, |volume| volume.lacks_write_of_peer());
             Some(Command::NegAck)
@@ -465,8 +468,9 @@ impl<S: Storage> Engine<S> {
     }
 
     fn barrier_flushed(&mut self, id: VolumeId, result: IoResult) {
+        let ignored = self.sabotaged(Sabotage::IgnoreFailedFlush);
         let epoch = &mut self.link.received_epoch;
-        epoch.lost |= u64::from(result.is_err()) << id.0;
+        epoch.lost |= u64::from(result.is_err() && !ignored) << id.0;
         if epoch.flushes > 0 {
             epoch.flushes -= 1;
             if epoch.flushes == 0 {
@@ -750,7 +754,7 @@ impl<S: Storage> Engine<S> {
     }
 
     fn resync_write_done(&mut self, peer: PeerId, slot: &super::slots::PeerRequest) {
-        if slot.result.is_ok() {
+        if slot.result.is_ok() || self.sabotaged(Sabotage::ClearFailedResync) {
             if self.runs_resync(slot.volume, Conn::SyncTarget) {
                 self.written_in_sync(slot.volume, slot.sector, slot.size_bytes);
             }

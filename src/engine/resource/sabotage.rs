@@ -26,12 +26,22 @@ pub enum Sabotage {
     KeepHold,
     IgnoreConflict,
     ReuseSlotEarly,
+    AcceptRefusal,
+    AcknowledgeFailedWrite,
+    ClearFailedResync,
+    IgnoreFailedFlush,
+    AcknowledgeBeforeGeneration,
+    CountBadDisk,
+    VerifyWithoutMark,
+    AnnounceWithoutMark,
+    OvertakeResyncData,
+    ReadWhileWriting,
 }
 
 #[cfg(feature = "sabotage")]
 impl Sabotage {
     /// All of them.
-    pub const ALL: [Sabotage; 15] = [
+    pub const ALL: [Sabotage; 25] = [
         Sabotage::AcknowledgeWithoutPeer,
         Sabotage::AcknowledgeBeforeDisk,
         Sabotage::SkipBarrierFlush,
@@ -47,6 +57,16 @@ impl Sabotage {
         Sabotage::KeepHold,
         Sabotage::IgnoreConflict,
         Sabotage::ReuseSlotEarly,
+        Sabotage::AcceptRefusal,
+        Sabotage::AcknowledgeFailedWrite,
+        Sabotage::ClearFailedResync,
+        Sabotage::IgnoreFailedFlush,
+        Sabotage::AcknowledgeBeforeGeneration,
+        Sabotage::CountBadDisk,
+        Sabotage::VerifyWithoutMark,
+        Sabotage::AnnounceWithoutMark,
+        Sabotage::OvertakeResyncData,
+        Sabotage::ReadWhileWriting,
     ];
 }
 

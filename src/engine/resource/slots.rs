@@ -523,7 +523,7 @@ impl RequestId {
     }
 
     /// The identifier in a handle that came back; checked against the table by the caller.
-    pub(super) fn from_block_id(block_id: u64) -> Option<RequestId> {
+    pub fn from_block_id(block_id: u64) -> Option<RequestId> {
         let generation = u32::try_from(block_id >> 16).ok()?;
         Some(RequestId { index: (block_id & 0xffff) as u16, generation })
     }

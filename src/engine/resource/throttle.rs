@@ -7,7 +7,7 @@
 
 use super::api::VolumeId;
 use super::slots::{List, PeerPhase};
-use super::{Engine, Volume};
+use super::{Engine, Sabotage, Volume};
 use crate::resync::rate::must_throttle;
 use crate::state::Role;
 use crate::storage::Storage;
@@ -58,7 +58,8 @@ impl<S: Storage> Engine<S> {
         slot.phase = PeerPhase::Overlap;
         let (id, sector, size_bytes) = (slot.volume, slot.sector, slot.size_bytes);
         let entry = self.overlap_entry(index, false);
-        if self.overlaps.insert(entry, super::overlaps::Kind::ResyncRead, id.0, sector, size_bytes) {
+        let ready = self.overlaps.insert(entry, super::overlaps::Kind::ResyncRead, id.0, sector, size_bytes);
+        if ready || self.sabotaged(Sabotage::ReadWhileWriting) {
             self.peer_overlap_ended(index);
         }
     }

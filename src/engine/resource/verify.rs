@@ -18,7 +18,7 @@ use super::peer::check_range;
 use super::slots::{PeerKind, PeerPhase, PeerRequest};
 use super::sync::REQUESTS_PER_TURN;
 use super::work::LogLine;
-use super::{Engine, Volume};
+use super::{Engine, Sabotage, Volume};
 use crate::resync::Pace;
 use crate::state::{Conn, Disk};
 use crate::storage::Storage;
@@ -260,7 +260,9 @@ impl<S: Storage> Engine<S> {
 
     /// A block differs: its bit is set on both nodes. Neighbours are reported together.
     fn verify_found(&mut self, id: VolumeId, sector: u64, size_bytes: u32) {
-        self.mark_out_of_sync(id, sector, size_bytes);
+        if !self.sabotaged(Sabotage::VerifyWithoutMark) {
+            self.mark_out_of_sync(id, sector, size_bytes);
+        }
         let sectors = u64::from(size_bytes / 512);
         let Some(volume) = self.volume_mut(id) else { return };
         let (merged, report) = match volume.verify.found {

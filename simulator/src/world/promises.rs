@@ -1,0 +1,484 @@
+//! What a node promises, compared at once with what its disks hold.
+//!
+//! A promise that a fault of the engine makes too early is broken only if the power fails, or a disk, in the right
+//! moment. Here no luck is needed: an acknowledgement of the peer's write is checked when it is sent, the end of an
+//! application's write when it ends, a write when it is handed to the disk.
+//!
+//! # Invariants
+//! * `P_WRITE_ACK` and `P_RS_WRITE_ACK`: the disk has done that write, without an error.
+//! * `P_BARRIER_ACK`: every write of the epoch is over, and what the disk took is not in its volatile cache, unless the
+//!   writer knows already that this disk has failed.
+//! * Two writes of the same sectors are never on one disk at the same time, nor a write and a read whose result the peer
+//!   puts in its place in the order of writes. What came over the data socket goes to the disk in that order.
+//! * A write of an application begins when the activity log on the disk covers it, or its bits are set there.
+//! * An extent leaves that log when its bits are on the disk.
+//! * A write that one disk lacks is marked when it ends, or is announced; and a read meets no mark on a disk that is not good.
+//! * It ends when it is on a good disk; and if the peer has not got it, when the data generation on the disk tells so.
+//! * A transfer that failed clears no bit.
+
+use super::*;
+use engine::metadata::AL_EXTENT_SECTORS;
+use engine::wire::{Barrier, BarrierAck, BlockAck, BlockDesc, Data, Trim, ID_OUT_OF_SYNC, ID_SYNCER};
+
+/// A write that came over the data socket.
+#[derive(Clone, Debug)]
+struct Arrived {
+    resync: bool,
+    block_id: u64,
+    sector: u64,
+    count: u64,
+    /// The peer made it while this node was Primary: a conflict may turn it down, or change its turn.
+    contested: bool,
+    /// The epoch it belongs to, once its barrier has come.
+    barrier: Option<u32>,
+    fate: Fate,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// Not handed to the disk yet.
+    Waits,
+    /// On the disk, as this transfer.
+    Transfer(u64),
+    /// Written; durable when the disk has flushed so far.
+    Written {
+        mark: u64,
+    },
+    /// The disk said so, and lost it when a flush failed.
+    Lost,
+    Failed,
+}
+
+/// The writes that one node has received over a connection and not been released from.
+#[derive(Debug, Default)]
+pub(super) struct Arrivals(Vec<Arrived>);
+
+impl Arrivals {
+    /// The oldest that waits for the disk.
+    fn next(&mut self, resync: bool, sector: u64, count: u64) -> Option<usize> {
+        self.0.iter().position(|write| {
+            (write.resync, write.sector, write.count, write.fate) == (resync, sector, count, Fate::Waits)
+        })
+    }
+
+    /// Takes out those of the epoch that this barrier ended.
+    fn take_epoch(&mut self, number: u32) -> Vec<Arrived> {
+        let (epoch, others) = self.0.drain(..).partition(|write| write.barrier == Some(number));
+        self.0 = others;
+        epoch
+    }
+
+    /// The disk is let go: what has not reached it never will.
+    pub(super) fn disk_gone(&mut self) {
+        self.0.retain(|write| write.fate != Fate::Waits);
+    }
+}
+
+fn overlap(first: u64, count: u64, other: u64, other_count: u64) -> bool {
+    first < other + other_count && other < first + count
+}
+
+impl World {
+    pub(super) fn arrivals(&mut self, node: usize) -> Option<&mut Arrivals> {
+        self.connection.as_mut()?.ends[node].as_mut().map(|end| &mut end.arrivals)
+    }
+
+    /// A packet of the data socket has been received and understood; the engine wants so many bytes of payload written.
+    pub(super) fn note_arrival(&mut self, node: usize, name: &str, body: &[u8], payload_bytes: Option<u32>) {
+        if name == "P_OUT_OF_SYNC" && self.hostile.is_none() {
+            self.check_announced(node, body);
+        }
+        if name == "P_BARRIER" {
+            let Ok(Barrier { number }) = Barrier::decode(body) else { return };
+            let Some(arrivals) = self.arrivals(node) else { return };
+            let open = arrivals.0.iter_mut().filter(|write| !write.resync && write.barrier.is_none());
+            open.for_each(|write| write.barrier = Some(number));
+            return;
+        }
+        let described = match (name, payload_bytes) {
+            ("P_DATA" | "P_RS_DATA_REPLY", Some(bytes)) => Data::decode(body).map(|data| (data, bytes)),
+            ("P_TRIM" | "P_ZEROES", _) => Trim::decode(body).map(|trim| (trim.data, trim.size_bytes)),
+            ("P_RS_DEALLOCATED", _) => BlockDesc::decode(body).map(|range| {
+                let data = Data { sector: range.sector, block_id: ID_SYNCER, seq: 0, flags: Default::default() };
+                (data, range.size_bytes)
+            }),
+            _ => return,
+        };
+        let Ok((Data { sector, block_id, .. }, bytes)) = described else { return };
+        let contested = self.status(node).state.role == Role::Primary;
+        let resync = name.starts_with("P_RS");
+        let count = u64::from(bytes / 512);
+        let fate = Fate::Waits;
+        let Some(arrivals) = self.arrivals(node).filter(|_| count > 0) else { return };
+        arrivals.0.push(Arrived { resync, block_id, sector, count, contested, barrier: None, fate });
+    }
+
+    /// A transfer is about to be handed to the data disk.
+    pub(super) fn check_transfer(&mut self, node: usize, number: u64, transfer: &Transfer) {
+        let (sector, count) = (transfer.sector, transfer.count);
+        if self.hostile.is_some() || count == 0 {
+            return;
+        }
+        let disk_is_there = self.status(node).state.disk > Disk::Failed;
+        let running = self.nodes[node].running.as_ref().expect("on");
+        let ordered = |other: &Transfer| other.op.is_write() || self.is_ordered_read(node, other);
+        if disk_is_there && ordered(transfer) {
+            let met = running.transfers.values().find(|other| {
+                overlap(sector, count, other.sector, other.count)
+                    && ordered(other)
+                    && (transfer.op.is_write() || other.op.is_write())
+            });
+            if let Some(other) = met {
+                panic!("node {node}: {transfer} goes to the disk while {other} is on it");
+            }
+        }
+        match transfer.io {
+            LocalIo::Request { .. } if transfer.op.is_write() => self.check_logged(node, transfer),
+            LocalIo::Peer { peer, .. } if transfer.op.is_write() => {
+                let resync = running.engine.is_resync(peer);
+                let Some(arrivals) = self.arrivals(node) else { return };
+                let at = arrivals.next(resync, sector, count);
+                let at = at.unwrap_or_else(|| panic!("node {node}: {transfer} of the peer has not come from it"));
+                let overtaken = arrivals.0[..at].iter().find(|write| {
+                    write.fate == Fate::Waits && !write.contested && overlap(sector, count, write.sector, write.count)
+                });
+                if let Some(write) = overtaken.filter(|_| !arrivals.0[at].contested) {
+                    panic!("node {node}: {transfer} goes to the disk before what came before it: {write:?}");
+                }
+                arrivals.0[at].fate = Fate::Transfer(number);
+            }
+            _ => {}
+        }
+    }
+
+    /// A read whose result has its place among the writes that the peer is sent.
+    fn is_ordered_read(&self, node: usize, transfer: &Transfer) -> bool {
+        let engine = self.engine_of(node);
+        let conn = self.status(node).state.conn;
+        let for_peer = matches!(conn, Conn::SyncSource | Conn::PausedSyncS | Conn::VerifyS | Conn::VerifyT);
+        for_peer
+            && transfer.op == Op::Read
+            && matches!(transfer.io, LocalIo::Peer { peer, .. } if engine.is_resync(peer))
+    }
+
+    /// A transfer is over; what the cache lost meanwhile is known already.
+    pub(super) fn note_done(&mut self, node: usize, number: u64, fua: bool, failed: bool) {
+        let mark = if fua { 0 } else { self.nodes[node].data.mark() };
+        let Some(arrivals) = self.arrivals(node) else { return };
+        if let Some(write) = arrivals.0.iter_mut().find(|write| write.fate == Fate::Transfer(number)) {
+            write.fate = if failed { Fate::Failed } else { Fate::Written { mark } };
+        }
+    }
+
+    /// A flush is about to fail, and with it everything goes that is in the cache.
+    pub(super) fn note_lost_cache(&mut self, node: usize) {
+        let settled = self.nodes[node].data.settled();
+        let Some(arrivals) = self.arrivals(node) else { return };
+        for write in &mut arrivals.0 {
+            if matches!(write.fate, Fate::Written { mark } if mark > settled) {
+                write.fate = Fate::Lost;
+            }
+        }
+    }
+
+    /// A packet is about to be sent.
+    pub(super) fn check_promise(&mut self, node: usize, name: &str, body: &[u8]) {
+        if self.hostile.is_some() {
+            return;
+        }
+        match name {
+            "P_RECV_ACK" | "P_WRITE_ACK" | "P_RS_WRITE_ACK" | "P_NEG_ACK" | "P_SUPERSEDED" | "P_RETRY_WRITE" => {
+                if let Ok(ack) = BlockAck::decode(body) {
+                    self.check_ack(node, name, &ack);
+                }
+            }
+            "P_BARRIER_ACK" => {
+                if let Ok(ack) = BarrierAck::decode(body) {
+                    self.check_barrier_ack(node, ack.number);
+                }
+            }
+            "P_OV_RESULT" => {
+                if let Ok(result) = BlockAck::decode(body) {
+                    self.check_found(node, &result);
+                }
+            }
+            "P_OUT_OF_SYNC" => self.check_announced(node, body),
+            _ => {}
+        }
+    }
+
+    fn check_ack(&mut self, node: usize, name: &str, ack: &BlockAck) {
+        let Some(arrivals) = self.arrivals(node) else { return };
+        let resync = ack.block_id == ID_SYNCER;
+        let count = u64::from(ack.size_bytes / 512);
+        // A discard without a disk is refused with a length of 0.
+        let names = |write: &Arrived| {
+            (write.resync, write.block_id, write.sector) == (resync, ack.block_id, ack.sector)
+                && (write.count == count || (!resync && name == "P_NEG_ACK"))
+        };
+        let positive = matches!(name, "P_WRITE_ACK" | "P_RS_WRITE_ACK");
+        let done = |write: &Arrived| matches!(write.fate, Fate::Written { .. } | Fate::Lost);
+        let at = match name {
+            // The same range may be on its way for a second time.
+            "P_NEG_ACK" => arrivals.0.iter().position(|write| names(write) && !done(write)),
+            _ if positive => {
+                let best = arrivals.0.iter().position(|write| names(write) && done(write));
+                best.or_else(|| arrivals.0.iter().position(names))
+            }
+            _ => arrivals.0.iter().rposition(names),
+        };
+        let Some(at) = at else {
+            // What came without a disk to write it to is not noted.
+            assert!(!positive || ack.size_bytes == 0, "node {node}: {name} for what it has not received: {ack:?}");
+            return;
+        };
+        let write = &arrivals.0[at];
+        assert!(!positive || done(write), "node {node}: {name} for a write that the disk has not done: {write:?}");
+        // Of an epoch it is part until the barrier is acknowledged.
+        if matches!(name, "P_SUPERSEDED" | "P_RETRY_WRITE") || (name != "P_RECV_ACK" && (resync || !positive)) {
+            arrivals.0.remove(at);
+        }
+    }
+
+    fn check_barrier_ack(&mut self, node: usize, number: u32) {
+        let settled = self.nodes[node].data.settled();
+        // Its data is not counted on any more, and what it lacks is remembered where that is known.
+        let told = !self.is_on(1 - node) || self.status(1 - node).state.pdsk <= Disk::Failed;
+        let Some(arrivals) = self.arrivals(node) else { return };
+        for write in arrivals.take_epoch(number) {
+            let kept = match write.fate {
+                Fate::Written { mark } => mark <= settled,
+                Fate::Lost => false,
+                Fate::Failed => true,
+                Fate::Waits | Fate::Transfer(_) => {
+                    panic!("node {node}: the barrier of a write is acknowledged that is not over: {write:?}")
+                }
+            };
+            assert!(kept || told, "node {node}: the barrier of a write is acknowledged that is not durable: {write:?}");
+        }
+    }
+
+    /// A verify has found a difference, and tells the peer.
+    fn check_found(&mut self, node: usize, result: &BlockAck) {
+        let unmarked = self.unmarked(node, result.sector, u64::from(result.size_bytes / 512));
+        if let Some(sector) = unmarked.filter(|_| result.block_id == ID_OUT_OF_SYNC) {
+            panic!("node {node}: a verify found that sector {sector} differs, and it is not marked");
+        }
+    }
+
+    /// A write is only announced: it is marked on the node that tells, and on the one that is told.
+    fn check_announced(&self, node: usize, body: &[u8]) {
+        let Ok(range) = BlockDesc::decode(body) else { return };
+        let unmarked = self.unmarked(node, range.sector, u64::from(range.size_bytes / 512));
+        let syncs = matches!(self.status(node).state.conn, Conn::Ahead | Conn::Behind);
+        assert!(!syncs || unmarked.is_none(), "node {node}: a write is only announced, and {unmarked:?} is not marked");
+    }
+
+    /// A packet of the meta socket has been received: the peer has a write.
+    pub(super) fn note_answer(&mut self, node: usize, name: &str, body: &[u8]) {
+        if !matches!(name, "P_RECV_ACK" | "P_WRITE_ACK" | "P_RS_WRITE_ACK" | "P_SUPERSEDED") {
+            return;
+        }
+        let Ok(ack) = BlockAck::decode(body) else { return };
+        let running = self.nodes[node].running.as_ref().expect("on");
+        let named = RequestId::from_block_id(ack.block_id).and_then(|request| {
+            let upper = running.uppers.get(usize::from(request.index))?.as_ref();
+            upper.filter(|upper| upper.request == request)
+        });
+        if let Some(upper) = named {
+            self.operations[upper.operation].answered = true;
+        }
+    }
+
+    /// The engine is done with it.
+    pub(super) fn check_answer(&mut self, node: usize, name: &str, body: &[u8]) {
+        if let (Ok(result), "P_OV_RESULT", None) = (BlockAck::decode(body), name, self.hostile.as_ref()) {
+            self.check_found(node, &result);
+        }
+    }
+
+    /// A sector of this range whose bit is not set, on a disk that has a bitmap.
+    fn unmarked(&self, node: usize, sector: u64, count: u64) -> Option<u64> {
+        let engine = self.engine_of(node);
+        (sector..sector + count).step_by(8).find(|&sector| engine.is_out_of_sync(VOLUME, sector) == Some(false))
+    }
+
+    /// Is every bit still set that was set before a transfer failed?
+    pub(super) fn check_still_marked(&self, node: usize, transfer: &Transfer, before: &[u64]) {
+        let engine = self.engine_of(node);
+        let cleared = before.iter().find(|&&sector| engine.is_out_of_sync(VOLUME, sector) == Some(false));
+        assert!(cleared.is_none(), "node {node}: {transfer} failed, and sector {cleared:?} counts as in sync");
+    }
+
+    /// Those sectors of a range, one of each block, whose bits are set.
+    pub(super) fn marked(&self, node: usize, sector: u64, count: u64) -> Vec<u64> {
+        let engine = self.engine_of(node);
+        (sector..sector + count)
+            .step_by(8)
+            .filter(|&sector| engine.is_out_of_sync(VOLUME, sector) == Some(true))
+            .collect()
+    }
+
+    // The halves.
+
+    /// Both nodes are connected, and say so of both disks that they are UpToDate.
+    pub fn both_good(&self) -> bool {
+        (0..2).all(|node| {
+            self.is_on(node) && {
+                let state = self.status(node).state;
+                (state.conn, state.disk, state.pdsk) == (Conn::Connected, Disk::UpToDate, Disk::UpToDate)
+            }
+        })
+    }
+
+    /// Do the halves differ anywhere without anybody knowing?
+    ///
+    /// # Panics
+    /// When they do.
+    pub fn check_differences(&self) {
+        if self.hostile.is_some() {
+            return;
+        }
+        let [zero, one] = [0, 1].map(|node| &self.nodes[node].data);
+        let marked = |sector: u64| (0..2).any(|node| self.engine_of(node).is_marked(VOLUME, sector));
+        let unknown = |sector: &u64| zero.get(*sector) != one.get(*sector) && !marked(*sector);
+        if let Some(sector) = self.oracle.sectors().find(unknown) {
+            panic!("sector {sector} differs and neither node knows; {}", self.describe());
+        }
+    }
+
+    // The activity log.
+
+    fn check_logged(&mut self, node: usize, transfer: &Transfer) {
+        let state = self.status(node).state;
+        let (layout, superblock) = self.durable_meta(node);
+        // Who takes the device away from under its user gets what he asked for.
+        let exempt = state.disk <= Disk::Failed || state.role != Role::Primary;
+        if exempt || superblock.flags.contains(MetaFlags::AL_DISABLED) {
+            return;
+        }
+        let last = transfer.sector + transfer.count - 1;
+        let mut extents = transfer.sector / AL_EXTENT_SECTORS..=last / AL_EXTENT_SECTORS;
+        let logged = self.logged(node, &layout);
+        let covered = superblock.flags.contains(MetaFlags::PRIMARY_IND)
+            && extents.all(|extent| logged.contains(&(extent as u32)));
+        // The log rests while all bits are set.
+        let marked = || (transfer.sector / 8..=last / 8).all(|bit| self.is_set_on_disk(node, &layout, bit));
+        assert!(covered || marked(), "node {node}: {transfer} begins before the activity log on the disk covers it");
+    }
+
+    /// Does the bitmap on the disk have this bit?
+    fn is_set_on_disk(&self, node: usize, layout: &Layout, bit: u64) -> bool {
+        const BITS_PER_PAGE: u64 = 8 * 4096;
+        let page = layout.bitmap_page(bit / BITS_PER_PAGE);
+        page.is_some_and(|(sector, _)| {
+            let block = self.nodes[node].meta.durable(sector);
+            block[(bit % BITS_PER_PAGE / 8) as usize] & (1 << (bit % 8)) != 0
+        })
+    }
+
+    /// The extents in the activity log on the disk.
+    fn logged(&mut self, node: usize, layout: &Layout) -> &BTreeSet<u32> {
+        if self.nodes[node].logged.is_none() {
+            self.nodes[node].logged = Some(self.read_log(node, layout));
+        }
+        self.nodes[node].logged.as_ref().expect("just read")
+    }
+
+    fn read_log(&self, node: usize, layout: &Layout) -> BTreeSet<u32> {
+        let meta = &self.nodes[node].meta;
+        let blocks = layout.striping.blocks() as u32;
+        let ring: Vec<Block> = (0..blocks).map(|number| meta.durable(layout.transaction_sector(number))).collect();
+        let mut table = vec![0u32; MAX_SLOTS];
+        match replay(blocks, |index| ring.get(index as usize), &mut table) {
+            Replay::Replayed { active, .. } => table[..active].iter().copied().collect(),
+            _ => BTreeSet::new(),
+        }
+    }
+
+    /// A block of meta data has been written. An extent that has left the activity log is covered by nothing but the bitmap.
+    pub(super) fn check_forgotten(&mut self, node: usize, sector: u64) {
+        let (layout, superblock) = self.durable_meta(node);
+        let mut ring = (0..layout.striping.blocks() as u32).map(|number| layout.transaction_sector(number));
+        if !ring.any(|block| block == sector) {
+            return;
+        }
+        let Some(before) = self.nodes[node].logged.take() else { return };
+        let after = self.read_log(node, &layout);
+        let state = self.status(node).state;
+        // Whoever syncs changes bits that are written later.
+        let quiet = state.conn <= Conn::Connected && state.role == Role::Primary && state.disk > Disk::Failed;
+        let quiet = quiet && superblock.flags.contains(MetaFlags::PRIMARY_IND) && self.hostile.is_none();
+        for &extent in before.difference(&after).filter(|_| quiet) {
+            let first = u64::from(extent) * AL_EXTENT_SECTORS;
+            let bits = self.marked(node, first, AL_EXTENT_SECTORS.min(self.config.sectors.saturating_sub(first)));
+            let lost = bits.iter().find(|&&sector| !self.is_set_on_disk(node, &layout, sector / 8));
+            assert!(
+                lost.is_none(),
+                "node {node}: extent {extent} has left the log, and {lost:?} is not marked on the disk"
+            );
+        }
+        self.nodes[node].logged = Some(after);
+    }
+
+    // The application.
+
+    /// A read has been taken by the engine: which disk is to serve it?
+    pub(super) fn check_read(&self, node: usize, request: RequestId) {
+        let Some(view) = self.engine_of(node).request(request).filter(|view| view.on_disk) else { return };
+        if self.status(node).state.disk == Disk::Inconsistent {
+            let stale = self.marked(node, view.sector, u64::from(view.size_bytes / 512));
+            assert!(stale.is_empty(), "node {node}: {view:?} would find what is out of date: {stale:?}");
+        }
+    }
+
+    /// A write of the application ends well.
+    pub(super) fn check_completion(&self, operation: &Operation) {
+        if operation.stamp == 0 {
+            return;
+        }
+        let strict = self.oracle.write(operation.stamp).is_some_and(|write| write.strict);
+        let alone = strict && !operation.answered;
+        if alone || !operation.on_disk {
+            let unmarked = self.unmarked(operation.node, operation.sector, operation.count);
+            assert!(unmarked.is_none(), "{operation:?} is acknowledged, one disk lacks it, and that is not marked");
+        }
+        if alone {
+            self.check_written_alone(operation);
+        } else if !operation.on_disk {
+            self.check_written_elsewhere(operation);
+        }
+    }
+
+    /// The peer has not said that it has it.
+    fn check_written_alone(&self, operation: &Operation) {
+        let node = operation.node;
+        let state = self.status(node).state;
+        assert!(
+            operation.on_disk && state.disk == Disk::UpToDate,
+            "node {node}: {operation:?} is acknowledged, and no good disk has it; {state}"
+        );
+        // A peer that has said itself that it is not good, or whose disk says so, cannot take over.
+        let good = MetaFlags::CONSISTENT | MetaFlags::WAS_UP_TO_DATE;
+        let harmless = matches!(state.pdsk, Disk::Inconsistent | Disk::Outdated)
+            || !self.durable_meta(1 - node).1.flags.contains(good);
+        assert!(
+            harmless || self.durable_meta(node).1.uuids[UI_BITMAP] != 0,
+            "node {node}: {operation:?} is acknowledged without the peer, and the generation on the disk does not tell; {state}"
+        );
+    }
+
+    /// The local disk has failed: it must not be taken for good after a crash.
+    fn check_written_elsewhere(&self, operation: &Operation) {
+        let node = operation.node;
+        let state = self.status(node).state;
+        let machine = &self.nodes[node];
+        let unable = machine.faults.meta_percent > 0 || machine.faults.hangs || state.disk != Disk::Failed;
+        // The peer begins a new generation.
+        let told = unable || (self.is_on(1 - node) && self.status(1 - node).state.pdsk <= Disk::Failed);
+        assert!(
+            told || !self.durable_meta(node).1.flags.contains(MetaFlags::CONSISTENT),
+            "node {node}: {operation:?} is acknowledged by the peer, and the disk does not tell that it lacks it; {state}"
+        );
+    }
+}
