@@ -419,6 +419,23 @@ fn dependency(pair: &Pair) -> Result<()> {
     pair.disk_options(FAST)?;
     pair.wait_in_sync(RESYNC)?;
     wait_minor(second, 1, RESYNC, "both disks UpToDate", synced)?;
+    // Resyncs that are done as soon as they may start.
+    for _ in 0..3 {
+        for resource in ["r0", "r1"] {
+            first.run_ok(&format!("drbdadm disconnect {resource}"))?;
+        }
+        for device in ["drbd0", "drbd1"] {
+            first.run_ok(&format!("dd if=/dev/urandom of=/dev/{device} bs=64k count=4 oflag=direct status=none"))?;
+        }
+        first.run_ok("drbdadm connect r0 && drbdadm connect r1")?;
+        for machine in pair.machines() {
+            for minor in 0..2 {
+                wait_minor(machine, minor, RESYNC, "a resync that ends", |device| {
+                    device.connection == "Connected" && synced(device)
+                })?;
+            }
+        }
+    }
     let bytes = 512 * first.run_ok("cat /sys/block/drbd1/size")?.parse::<u64>()?;
     compare_disk_files([&first.disk_file("sda"), &second.disk_file("sda")], 0, bytes)?;
     pair.one_by_one("drbdadm down r1")?;

@@ -203,6 +203,10 @@ fn end_of_sync(input: &PeerStateInput, peer_disk: Disk) -> Sync {
         }
     }
     let source = matches!(own.conn, Conn::SyncSource | Conn::PausedSyncS) && own.disk == Disk::UpToDate;
+    if source && received.conn == Conn::WFSyncUUID {
+        // The target is about to start, or waits for its turn; its disk is Inconsistent as soon as it does, and nothing tells so.
+        return Sync::Goes(Disk::Inconsistent);
+    }
     if source && was_target && peer_disk == Disk::Inconsistent && received.conn == Conn::Connected {
         return Sync::Ended(PeerStateAction::ResyncFailed);
     }
@@ -333,6 +337,9 @@ mod tests {
         // A peer that has not heard of the resync yet still is its target.
         let late = State { conn: Conn::WFBitMapT, ..PEER };
         assert_eq!(applied(&input(source, late)).0.pdsk, Disk::Inconsistent);
+        // So does one that waits for another resync before it starts: what it says next may be that it is done.
+        let waits = State { conn: Conn::WFSyncUUID, disk: Disk::Outdated, aftr_isp: true, ..PEER };
+        assert_eq!(applied(&input(source, waits)).0, State { peer_isp: true, ..source });
     }
 
     #[test]
