@@ -1,10 +1,9 @@
-//! Skipping the initial sync, a writer that does not wait for a slow link, and a volume that only one node has: whoever made the
-//! modules.
+//! Skipping the initial sync, and a writer that does not wait for a slow link: whoever made the modules.
 
 use anyhow::ensure;
 use machine_tests::config::Config;
 use machine_tests::guest::Workload;
-use machine_tests::pair::{wait_minor, Pair, Pairing, RESYNC, SOON};
+use machine_tests::pair::{Pair, Pairing, RESYNC, SOON};
 use machine_tests::Result;
 use std::time::Duration;
 
@@ -39,16 +38,6 @@ fn congestion_of_ours() -> Result<()> {
 #[test]
 fn congestion_of_the_c_module() -> Result<()> {
     congested(Pairing::C_PRIMARY)
-}
-
-#[test]
-fn one_volume_more_ours_with_ours() -> Result<()> {
-    one_volume_more(Pairing::OURS)
-}
-
-#[test]
-fn one_volume_more_than_the_c_module() -> Result<()> {
-    one_volume_more(Pairing::OURS_PRIMARY)
 }
 
 fn skipped(pairing: Pairing) -> Result<()> {
@@ -116,36 +105,6 @@ fn congested(pairing: Pairing) -> Result<()> {
     pair.wait_in_sync(RESYNC)?;
     pair.compare_disks()?;
     acks.check(&pair.scan(pair.first(), SECTORS)?)?;
-    pair.one_by_one("drbdadm down r0")?;
-    pair.finish()
-}
-
-/// A volume was configured on one node, and the connection made anew before it was on the other: the administrator goes on there,
-/// and the volume is connected when the other node has it. Two C modules wait for each other: every command hangs.
-fn one_volume_more(pairing: Pairing) -> Result<()> {
-    let pair = Pair::mirrored(pairing, &Config::default())?;
-    let (first, second) = (pair.first(), pair.second());
-    first.run_ok("drbdadm disconnect r0")?;
-    first.run_ok("drbdsetup new-minor r0 1 1 && drbdadm connect r0")?;
-    pair.wait_in_sync(SOON)?;
-    let mark = first.console().mark();
-    for command in ["drbdadm secondary r0", "drbdadm primary r0", "drbdsetup detach 0", "drbdadm attach r0"] {
-        first.run_ok(command)?;
-    }
-    pair.wait_in_sync(SOON)?;
-    wait_minor(first, 1, SOON, "a volume of this node", |device| device.connection == "WFReportParams")?;
-    let told = "drbd r0/1 drbd1: the peer does not have this volume";
-    ensure!(first.console().since(mark).contains(told), "not on the console: {told}");
-    let acks = Workload { sectors: SECTORS, count: Some(40), ..Workload::default() }.run(first, SOON)?;
-    second.run_ok("drbdsetup new-minor r0 1 1")?;
-    for machine in pair.machines() {
-        wait_minor(machine, 1, SOON, "the second volume", |device| device.connection == "Connected")?;
-    }
-    acks.check(&pair.scan(first, SECTORS)?)?;
-    second.run_ok("drbdsetup del-minor 1")?;
-    first.run_ok("drbdsetup disconnect ipv4:192.168.1.11:7788 ipv4:192.168.1.12:7788 && drbdadm connect r0")?;
-    pair.wait_in_sync(SOON)?;
-    pair.compare_disks()?;
     pair.one_by_one("drbdadm down r0")?;
     pair.finish()
 }

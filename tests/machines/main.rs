@@ -24,3 +24,4 @@ mod tools;
 mod torture;
 mod transcript;
 mod tutorial;
+mod volumes;
