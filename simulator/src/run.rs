@@ -564,7 +564,16 @@ impl Driver {
             // The careless one made both Primary; nothing but a demotion brings them together.
             let poor = (0..2).find(|&node| self.world.status(node).state.disk != Disk::UpToDate);
             let node = poor.unwrap_or_else(|| self.victim());
-            self.ask(node, Asked::Other, AdminRequest::Secondary { volume: VOLUME });
+            // A demotion waits for I/O that is suspended.
+            let volume = VOLUME;
+            let suspended = self.world.is_suspended(node);
+            let request =
+                if suspended { AdminRequest::ResumeIo { volume } } else { AdminRequest::Secondary { volume } };
+            self.ask(node, Asked::Other, request);
+        }
+        if turn == 500 && matches!(self.world.status(0).state.conn, Conn::VerifyS | Conn::VerifyT) {
+            // At its rate it takes longer than there is time.
+            self.ask(0, Asked::Other, AdminRequest::Disconnect { force: true });
         }
         for node in 0..2 {
             if self.asked[node] != Asked::Nothing {
