@@ -4,7 +4,7 @@ use engine::metadata::superblock::MetaFlags;
 use engine::netlink::{
     AfterSplitBrain, Fencing, NetConf, OnCongestion, OnIoError, OnNoData, ResizeParms, WireProtocol,
 };
-use engine::resource::{AdminRequest, Fault};
+use engine::resource::{AdminRequest, Fault, Op};
 use engine::state::{Conn, Disk, Role};
 use simulator::node::VOLUME;
 use simulator::world::Action;
@@ -507,4 +507,90 @@ fn an_acknowledgement_after_a_flush_that_failed_clears_no_bits() {
         world.set_direction(1, true);
         all_the_same(&mut world);
     }
+}
+
+/// Flushes of the data disk that are on their way.
+fn flushes(world: &World, node: usize) -> usize {
+    let running = world.nodes[node].running.as_ref().expect("on");
+    running.transfers.values().filter(|transfer| transfer.op == Op::Flush).count()
+}
+
+/// Seed 3023444: a write was on the disk, but not acknowledged yet, because I/O was frozen; then a flush failed, and the disk's cache
+/// was lost. When the disk came back the write was acknowledged, and was not on it.
+#[test]
+fn a_frozen_write_that_was_in_a_lost_cache_is_done_anew() {
+    let mut seen = 0;
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.resource.on_no_data = OnNoData::SuspendIo;
+        let mut world = synced_with(config);
+        assert_eq!(world.admin(1, AdminRequest::Disconnect { force: true }), 101);
+        alone(&mut world, 0);
+        // The extents are in the activity log: the writes and the flush go to the disk at once.
+        assert_eq!(world.io(0, WRITE, 0, 2048), Ok(()));
+        let writes: Vec<usize> = (0..8).map(|block| world.start(0, WRITE, block * 8, 8)).collect();
+        world.start(0, Action::Flush, 0, 0);
+        world.ask(0, AdminRequest::SuspendIo { volume: VOLUME });
+        assert_eq!(world.poll_admin(0), Some(1));
+        world.run_until("the flush", 1_000, |world| flushes(world, 0) == 1);
+        world.run_until("a write", 1_000, |world| writes.iter().any(|&write| world.operations[write].on_disk));
+        let in_time = flushes(&world, 0) == 1;
+        world.nodes[0].faults.write_percent = 100;
+        world.run_for_ms(1_000);
+        world.nodes[0].faults.write_percent = 0;
+        if !in_time {
+            continue;
+        }
+        seen += 1;
+        assert_eq!(world.status(0).state.disk, Disk::Diskless);
+        assert_eq!(world.attach(0), 101);
+        assert_eq!(world.admin(0, AdminRequest::ResumeIo { volume: VOLUME }), 1);
+        world.run_for_ms(1_000);
+        assert!(writes.iter().all(|&write| world.operations[write].result == Some(Ok(()))), "seed {seed}");
+        assert_eq!(world.check_acknowledged(0), Ok(()), "seed {seed}");
+    }
+    assert!(seen > SEEDS / 4, "{seen}");
+}
+
+/// What a resync has written is in the disk's cache, and is being flushed before the bits that it cleared are written; another flush,
+/// for a barrier, fails, and the cache is lost. The first one then finds nothing to write, and the bits were cleared for good.
+#[test]
+fn a_flush_that_fails_beside_one_for_the_meta_data_clears_no_bits() {
+    let mut seen = 0;
+    for seed in 1..=SEEDS {
+        let mut world = synced_with(Config::new(seed));
+        assert_eq!(world.admin(1, AdminRequest::Disconnect { force: true }), 101);
+        alone(&mut world, 0);
+        let size = world.status(0).size_sectors;
+        for part in 0..size / 2048 {
+            assert_eq!(world.io(0, WRITE, part * 2048, 2048), Ok(()));
+        }
+        assert_eq!(world.connect(1), 1);
+        world.run_until("the target", 60_000, |world| world.status(1).state.conn == Conn::SyncTarget);
+        world.run_for_ms(9_000);
+        world.nodes[1].faults.slowness = 100;
+        let end_us = world.now_us() + 20_000_000;
+        // Barriers, until the progress of the resync is saved while one is being answered.
+        while flushes(&world, 1) < 2 && world.now_us() < end_us {
+            if world.open_operations() == 0 {
+                world.start(0, WRITE, 0, 8);
+                world.start(0, Action::Flush, 0, 0);
+            }
+            world.step();
+        }
+        if flushes(&world, 1) < 2 {
+            continue;
+        }
+        world.nodes[1].faults.slowness = 0;
+        assert_eq!(world.status(1).state.conn, Conn::SyncTarget);
+        seen += 1;
+        world.nodes[1].faults.write_percent = 100;
+        world.run_until("a flush", 1_000, |world| flushes(world, 1) < 2);
+        world.nodes[1].faults.write_percent = 0;
+        world.run_until("the loss", 60_000, |world| world.status(1).state.disk == Disk::Diskless);
+        world.run_for_ms(100);
+        assert_eq!(world.attach(1), 101);
+        all_the_same(&mut world);
+    }
+    assert!(seen > SEEDS / 4, "{seen}");
 }

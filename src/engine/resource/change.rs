@@ -554,8 +554,9 @@ impl<S: Storage> Engine<S> {
         let stays = self.volume(id).is_some_and(|volume| volume.state.disk > Disk::Failed);
         for index in 0..self.requests.capacity() as u16 {
             if let Some(slot) = self.requests.at_mut(index).filter(|slot| slot.volume == id && slot.io.op.is_write()) {
-                // The peer's acknowledgement of it must not clear the bits that are set now.
-                if stays && slot.local == Local::Ok {
+                // The peer's acknowledgement of it must not clear the bits that are set now. Nor is it on the disk if that comes back
+                // while I/O is frozen: then it is done anew.
+                if slot.local == Local::Ok {
                     slot.local = Local::Failed;
                 }
             }

@@ -441,7 +441,6 @@ impl<S: Storage> AttachedDisk<S> {
         let something = pages_first || self.pipeline.is_dirty() || self.pipeline.jobs.iter().any(Option::is_some);
         let flush = self.pipeline.unflushed_clears || (demotes && external);
         if !flushed && flush && without_transaction && something {
-            self.pipeline.unflushed_clears = false;
             self.pipeline.current = Current::DataFlush { transaction: false };
         } else if pages_first {
             self.pipeline.current = Current::Pages(Job::Write(Then::Nothing));
@@ -461,7 +460,6 @@ impl<S: Storage> AttachedDisk<S> {
             let flush = flushes && (self.pipeline.unflushed_clears || (evicts && external));
             self.pipeline.current =
                 if flush { Current::DataFlush { transaction: true } } else { Current::EvictedPages };
-            self.pipeline.unflushed_clears &= !flush;
         } else {
             match self.pipeline.take_job() {
                 None => return false,
@@ -572,6 +570,8 @@ impl<S: Storage> AttachedDisk<S> {
     /// The data disk has been flushed, or could not be: then nothing is known to be in sync.
     fn data_flushed(&mut self, ok: bool) {
         self.pipeline.in_flight = 0;
+        // Not earlier: another flush may fail while this one is on its way, and then this one finds nothing to write.
+        self.pipeline.unflushed_clears = false;
         if !ok {
             self.bitmap.set_all();
         }
