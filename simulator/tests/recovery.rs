@@ -1,6 +1,6 @@
 //! What random runs have found where several things go wrong one after the other: disks, power, the connection.
 
-use engine::metadata::superblock::MetaFlags;
+use engine::metadata::superblock::{MetaFlags, UI_BITMAP};
 use engine::netlink::{
     AfterSplitBrain, Fencing, NetConf, OnCongestion, OnIoError, OnNoData, ResizeParms, WireProtocol,
 };
@@ -593,4 +593,29 @@ fn a_flush_that_fails_beside_one_for_the_meta_data_clears_no_bits() {
         all_the_same(&mut world);
     }
     assert!(seen > SEEDS / 4, "{seen}");
+}
+
+/// A Primary has let its disk go, then loses the peer, which never got the last write. It has the disk back first: the write, which
+/// is on that disk, was acknowledged before the generation that tells so was durable. Seed 719.
+#[test]
+fn a_disk_that_comes_back_to_a_lonely_primary_records_that_before_frozen_writes_end() {
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.resource.on_no_data = OnNoData::SuspendIo;
+        let mut world = synced_with(config);
+        assert_eq!(world.io(0, WRITE, 0, 8), Ok(()));
+        world.set_direction(0, false);
+        let write = world.start(0, WRITE, 0, 8);
+        world.run_until("the write", 1_000, |world| world.operations[write].on_disk);
+        world.ask(0, FORCE_DETACH);
+        world.run_until("detached", 1_000, |world| world.status(0).state.disk == Disk::Diskless);
+        world.set_network(false);
+        alone(&mut world, 0);
+        assert_eq!(world.operations[write].result, None, "frozen");
+        assert_eq!(world.attach(0), 101);
+        world.run_until("the write ends", 1_000, |world| world.operations[write].result == Some(Ok(())));
+        assert_ne!(world.superblock(0).uuids[UI_BITMAP], 0);
+        world.set_network(true);
+        all_the_same(&mut world);
+    }
 }

@@ -356,6 +356,7 @@ impl<S: Storage> Engine<S> {
             }
             Effect::ThawNoDataRestartDisk => {
                 if self.link.conn < Conn::WFReportParams {
+                    self.record_loss_of_peer(id);
                     // The connection that it was sent on is gone, and nobody waits for the next one.
                     self.fail_network_parts();
                 }

@@ -247,20 +247,25 @@ impl<S: Storage> Engine<S> {
             return;
         }
         self.update_meta_flags(id);
-        let writes_alone = self.volume(id).is_some_and(|volume| {
-            let state = volume.state;
-            let unrecorded = volume.disk.is_some() && !volume.records_changes();
-            role == Role::Primary && state.conn < Conn::Connected && state.disk == Disk::UpToDate && unrecorded
-        });
-        if writes_alone {
-            // Contact to the peer was lost while this Primary had no disk to record that on.
-            self.new_current_uuid(id);
-        }
+        self.record_loss_of_peer(id);
         self.sync_metadata(id);
         self.work(Work::Limits { volume: id });
         self.work(Work::Uevent { volume: id });
         self.reopen_gate();
         self.admin_attached(id, RetCode::NoError.number());
+    }
+
+    /// Contact to the peer was lost while this Primary had no disk to record that on: it does so when it has one again, before
+    /// anything that was frozen meanwhile is acknowledged.
+    pub(super) fn record_loss_of_peer(&mut self, id: VolumeId) {
+        let writes_alone = self.volume(id).is_some_and(|volume| {
+            let state = volume.state;
+            let unrecorded = volume.disk.is_some() && !volume.records_changes();
+            state.role == Role::Primary && state.conn < Conn::Connected && state.disk == Disk::UpToDate && unrecorded
+        });
+        if writes_alone {
+            self.new_current_uuid(id);
+        }
     }
 
     /// With every bit set and nobody connected there is nothing that the activity log could add. spec: metadata 5.6
