@@ -619,3 +619,36 @@ fn a_disk_that_comes_back_to_a_lonely_primary_records_that_before_frozen_writes_
         all_the_same(&mut world);
     }
 }
+
+/// I/O is frozen until the peer is fenced; the peer comes back before, and is attaching its disk: it gets none of the frozen writes.
+/// They were acknowledged with no generation to tell that. Seed 5000983.
+#[test]
+fn a_peer_that_comes_back_while_it_attaches_means_a_new_generation() {
+    let mut seen = 0;
+    for seed in 1..=2 * SEEDS {
+        let mut config = Config::new(seed);
+        config.disk.fencing = Fencing::ResourceAndStonith;
+        let mut world = synced_with(config);
+        world.helper_exit_code = 1;
+        world.power_cut(1);
+        alone(&mut world, 0);
+        let write = world.start(0, WRITE, 0, 8);
+        world.run_for_ms(100);
+        assert_eq!(world.operations[write].result, None, "frozen");
+        world.helper_exit_code = 0;
+        world.boot(1);
+        assert_eq!(world.connect(1), 1);
+        world.run_for_us(600 + seed * 15);
+        assert_eq!(world.start_attach(1), Ok(()));
+        world.run_until("the peer", 60_000, |world| world.status(0).state.conn == Conn::Connected);
+        seen += u64::from(world.status(0).state.pdsk == Disk::Attaching);
+        world.run_until("the write ends", 60_000, |world| world.operations[write].result == Some(Ok(())));
+        world.run_for_ms(100);
+        if world.status(1).state.disk == Disk::Diskless {
+            // It was refused in the middle of the handshake.
+            assert_eq!(world.attach(1), 101);
+        }
+        all_the_same(&mut world);
+    }
+    assert!(seen > 0, "never attaching when the nodes met");
+}

@@ -632,7 +632,8 @@ pub fn sends_out_of_sync(state: State) -> bool {
 // spec: metadata 6.3
 pub fn lost_peer_data(old_pdsk: Disk, new_pdsk: Disk) -> bool {
     match old_pdsk {
-        Disk::Unknown => matches!(new_pdsk, Disk::Diskless | Disk::Failed | Disk::Outdated),
+        // The C module leaves out one that is being attached: what was frozen until then goes on without it all the same.
+        Disk::Unknown => matches!(new_pdsk, Disk::Diskless | Disk::Attaching | Disk::Failed | Disk::Outdated),
         Disk::Outdated => false,
         _ => {
             old_pdsk >= Disk::Inconsistent

@@ -398,7 +398,8 @@ fn stable_states() {
 fn lost_data_pair_by_pair() {
     for old in Disk::ALL.iter().copied() {
         for new in Disk::ALL.iter().copied() {
-            let expected = matches!((old.bits(), new.bits()), (4 | 7 | 8, 0..=3 | 5 | 6) | (6, 0 | 2 | 5));
+            // 6, 1, a peer that meets us while it attaches, is not among those of the C module.
+            let expected = matches!((old.bits(), new.bits()), (4 | 7 | 8, 0..=3 | 5 | 6) | (6, 0..=2 | 5));
             assert_eq!(lost_peer_data(old, new), expected, "{old} -> {new}");
         }
     }
