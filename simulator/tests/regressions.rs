@@ -676,3 +676,28 @@ fn seed_1346_bits_stay_set_when_the_flush_for_a_barrier_fails() {
     let report = simulator::run(1346);
     assert_eq!(report.failure, None);
 }
+
+/// Seeds 6004607 and 6005017: what a disk had been given before it failed was still in its cache when it came back, and the
+/// activity log, which had covered it, had been applied. The resync copied it to the peer and cleared the bits; then it was lost.
+#[test]
+fn what_a_disk_was_given_before_it_failed_survives_a_power_cut_after_the_resync() {
+    for seed in 1..=SEEDS {
+        let mut world = synced_with(Config { internal: false, ..Config::new(seed) });
+        world.set_network(false);
+        world.run_until("loss noticed", 60_000, |world| world.status(0).state.conn == Conn::WFConnection);
+        for block in 0..50 {
+            assert_eq!(world.io(0, WRITE, block * 600, 8), Ok(()));
+        }
+        assert_eq!(world.admin(0, AdminRequest::Detach { volume: VOLUME, force: true }), 1);
+        world.run_until("without disk", 10_000, |world| world.status(0).state.disk == Disk::Diskless);
+        world.run_for_ms(100);
+        assert_eq!(world.attach(0), 101);
+        world.set_network(true);
+        world.run_until("resync", 300_000, good);
+        // Until then the bits are still set on the disk.
+        world.run_for_ms(30_000);
+        world.power_cut(0);
+        come_back(&mut world, 0);
+        all_the_same(&mut world);
+    }
+}

@@ -163,8 +163,9 @@ pub(super) struct Pipeline {
     /// PRIMARY_IND of the superblock on the disk, and of the one on its way there.
     primary_on_disk: bool,
     primary_written: bool,
-    /// Bits were cleared because of data that may still be in the disk's cache.
-    unflushed_clears: bool,
+    /// The disk's cache may hold data that neither a bit nor the activity log covers: bits were cleared because of it, or it was
+    /// written before the disk was attached, and the log applied since.
+    unflushed: bool,
     /// The bitmap in core is the one on the disk with the changes since, not what there was before it was read.
     loaded: bool,
     transaction_wanted: bool,
@@ -186,7 +187,7 @@ impl Pipeline {
             durable: 0,
             primary_on_disk,
             primary_written: primary_on_disk,
-            unflushed_clears: false,
+            unflushed: true,
             loaded: false,
             transaction_wanted: false,
             transaction_begun: false,
@@ -439,7 +440,7 @@ impl<S: Storage> AttachedDisk<S> {
         let pages_first = demotes && self.page_to_write(Pages::Changed).is_some();
         let without_transaction = pages_first || self.pipeline.is_dirty() || !self.pipeline.transaction_wanted;
         let something = pages_first || self.pipeline.is_dirty() || self.pipeline.jobs.iter().any(Option::is_some);
-        let flush = self.pipeline.unflushed_clears || (demotes && external);
+        let flush = self.pipeline.unflushed || (demotes && external);
         if !flushed && flush && without_transaction && something {
             self.pipeline.current = Current::DataFlush { transaction: false };
         } else if pages_first {
@@ -457,7 +458,7 @@ impl<S: Storage> AttachedDisk<S> {
                 self.bitmap.hint_extent(extent);
                 evicts = true;
             }
-            let flush = flushes && (self.pipeline.unflushed_clears || (evicts && external));
+            let flush = flushes && (self.pipeline.unflushed || (evicts && external));
             self.pipeline.current =
                 if flush { Current::DataFlush { transaction: true } } else { Current::EvictedPages };
         } else {
@@ -571,7 +572,7 @@ impl<S: Storage> AttachedDisk<S> {
     fn data_flushed(&mut self, ok: bool) {
         self.pipeline.in_flight = 0;
         // Not earlier: another flush may fail while this one is on its way, and then this one finds nothing to write.
-        self.pipeline.unflushed_clears = false;
+        self.pipeline.unflushed = false;
         if !ok {
             self.bitmap.set_all();
         }
@@ -586,7 +587,7 @@ impl<S: Storage> AttachedDisk<S> {
     /// Where the disk is let go for that, and the activity log applied when it comes back, only what a resync wrote is not
     /// covered by the log.
     pub(super) fn cache_lost(&mut self, stays: bool) {
-        if stays || self.pipeline.unflushed_clears {
+        if stays || self.pipeline.unflushed {
             self.bitmap.set_all();
         }
     }
@@ -605,7 +606,7 @@ impl<S: Storage> AttachedDisk<S> {
         );
         if !writing {
             self.bitmap.clear_range_sectors(sector, size_bytes);
-            self.pipeline.unflushed_clears = true;
+            self.pipeline.unflushed = true;
         }
     }
 }
