@@ -264,3 +264,68 @@ fn a_demotion_puts_the_bitmap_on_the_disk() {
         assert_eq!(world.status(0).bits_out_of_sync, 1);
     });
 }
+
+/// Both disks are lost at the same time, and the Primary's comes back first. That the peer lacks what it is given from then on was
+/// not recorded, because there was no disk to record it on when the peer's was heard to be lost. Seed 6007154.
+#[test]
+fn a_disk_that_comes_back_records_that_the_peer_has_none() {
+    for seed in 1..=2 * SEEDS {
+        let mut world = World::new(Config::new(seed));
+        synced(&mut world);
+        suspend_without_data(&mut world);
+        let detach = AdminRequest::Detach { volume: VOLUME, force: true };
+        world.set_direction(1, false);
+        let early = (seed % 2 == 0).then(|| world.start(0, WRITE, 0, 8));
+        world.run_for_ms(10);
+        for node in [1, 0] {
+            world.ask(node, detach);
+            world.run_until("detached", 1_000, |world| world.status(node).state.disk == Disk::Diskless);
+        }
+        world.set_direction(1, true);
+        world.run_until("no disk", 1_000, |world| world.status(0).state.pdsk == Disk::Diskless);
+        let write = early.unwrap_or_else(|| world.start(0, WRITE, 0, 8));
+        world.run_for_ms(1_000);
+        if early.is_none() {
+            assert_eq!(world.operations[write].result, None, "frozen");
+        }
+        assert_eq!(world.attach(0), 101);
+        ends(&mut world, write);
+        if early.is_some() {
+            // The peer has it as well.
+            world.run_for_ms(10);
+        }
+        assert_ne!(world.superblock(0).uuids[UI_BITMAP], 0);
+        assert_eq!(world.attach(1), 101);
+        up_to_date(&mut world);
+        quiet(&mut world);
+    }
+}
+
+/// The peer is back, but without a disk, and attaches it later: what is frozen waits for that, and fails at no time.
+#[test]
+fn without_data_writes_wait_for_the_disk_of_the_peer() {
+    for seed in 1..=SEEDS {
+        let mut world = World::new(Config::new(seed));
+        synced(&mut world);
+        suspend_without_data(&mut world);
+        let detach = AdminRequest::Detach { volume: VOLUME, force: true };
+        world.ask(0, detach);
+        world.run_until("detached", 1_000, |world| world.status(0).state.disk == Disk::Diskless);
+        // The peer tells which generation that begins.
+        world.run_for_ms(10);
+        lose_the_peer(&mut world);
+        let write = world.start(0, WRITE, 0, 8);
+        world.ask(1, detach);
+        world.run_until("detached", 1_000, |world| world.status(1).state.disk == Disk::Diskless);
+        world.set_network(true);
+        world.run_until("connected", 60_000, |world| world.status(0).state.conn == Conn::Connected);
+        world.run_for_ms(1_000);
+        assert!(world.is_suspended(0));
+        assert_eq!(world.operations[write].result, None, "frozen");
+        assert_eq!(world.attach(1), 101);
+        ends(&mut world, write);
+        assert_eq!(world.attach(0), 101);
+        up_to_date(&mut world);
+        quiet(&mut world);
+    }
+}

@@ -291,11 +291,13 @@ fn writes_that_are_only_announced_survive_frozen_io() {
         world.set_network(false);
         world.run_until("fenced", 60_000, |world| world.status(0).state.pdsk == Disk::Outdated);
         assert_eq!(world.io(0, WRITE, 0, 8), Ok(()));
-        world.helper_exit_code = 1;
+        world.helper_exit_code = 0;
         world.set_network(true);
         world.run_until("bitmaps", 60_000, |world| world.status(0).state.conn == Conn::WFBitMapS);
         let writes: Vec<usize> = (1..20).map(|block| world.start(0, WRITE, block * 800, 8)).collect();
         world.run_for_us(seed * 50);
+        // Nobody can fence the peer.
+        world.helper_exit_code = 1;
         world.reset_connection();
         world.helper_exit_code = 0;
         world.run_until("the writes", 300_000, |world| {
@@ -427,6 +429,8 @@ fn a_peer_that_was_rebooted_and_outdated_while_io_is_frozen_is_resynced() {
         config.disk.fencing = Fencing::ResourceAndStonith;
         let mut world = synced_with(config);
         world.helper_exit_code = 1;
+        // Until its superblock tells that it is UpToDate.
+        world.run_for_ms(100);
         for block in 0..8 {
             assert_eq!(world.io(0, WRITE, block * 16, 8), Ok(()));
         }

@@ -1,6 +1,6 @@
 //! What random runs have found, each as a scenario of its own.
 
-use engine::netlink::{Fencing, OnCongestion, OnNoData, ResizeParms, WireProtocol};
+use engine::netlink::{Fencing, NetConf, OnCongestion, OnNoData, ResizeParms, WireProtocol};
 use engine::resource::{AdminRequest, AlgorithmName, Fault, Notice};
 use engine::state::{Conn, Disk};
 use simulator::node::VOLUME;
@@ -698,6 +698,33 @@ fn what_a_disk_was_given_before_it_failed_survives_a_power_cut_after_the_resync(
         world.run_for_ms(30_000);
         world.power_cut(0);
         come_back(&mut world, 0);
+        all_the_same(&mut world);
+    }
+}
+
+fn protocol_of(world: &World, node: usize) -> Option<WireProtocol> {
+    world.engine_of(node).net_conf().map(|net| net.wire_protocol)
+}
+
+/// Seed 6001827: the peer had protocol C set while this node was configured to pull ahead. A write that was made under C was
+/// acknowledged without the peer, which was still good.
+#[test]
+fn nobody_pulls_ahead_when_the_peer_has_asked_for_another_protocol() {
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.net.wire_protocol = WireProtocol::A;
+        config.net.on_congestion = OnCongestion::PullAhead;
+        config.net.cong_fill = 8;
+        let mut world = synced_with(config);
+        let conf = NetConf { wire_protocol: WireProtocol::C, on_congestion: OnCongestion::Block, ..world.config.net };
+        assert_eq!(world.admin(1, AdminRequest::NetOptions { conf: &conf }), 101);
+        world.run_until("the other protocol", 1_000, |world| protocol_of(world, 0) == Some(WireProtocol::C));
+        world.config.net.wire_protocol = WireProtocol::C;
+        let writes: Vec<_> = (0..20).map(|block| world.start(0, WRITE, block * 8, 8)).collect();
+        while writes.iter().any(|&write| world.operations[write].result.is_none()) {
+            assert_eq!(world.status(0).state.conn, Conn::Connected);
+            world.step();
+        }
         all_the_same(&mut world);
     }
 }

@@ -301,6 +301,7 @@ impl<S: Storage> Engine<S> {
             current_conn: new.conn,
             all_volumes_connected: all.all_at_least(Conn::Connected),
             all_disks_up_to_date: all.lowest_disk == Some(Disk::UpToDate),
+            data_in_reach: !self.volumes.iter().flatten().any(|volume| volume.state.without_data()),
             bitmap_uuid_zero: volume.is_some_and(|volume| !volume.records_changes()) && disk.is_some(),
             resync_after_negotiation: disk.is_some_and(|disk| disk.resync_after_negotiation),
             ..EffectContext::of(new, self.link.apv)
@@ -355,8 +356,8 @@ impl<S: Storage> Engine<S> {
                 self.thaw(Susp { no_data: false, ..self.susp });
             }
             Effect::ThawNoDataRestartDisk => {
+                self.record_loss_of_peer(id);
                 if self.link.conn < Conn::WFReportParams {
-                    self.record_loss_of_peer(id);
                     // The connection that it was sent on is gone, and nobody waits for the next one.
                     self.fail_network_parts();
                 }
@@ -534,6 +535,10 @@ impl<S: Storage> Engine<S> {
         let tolerated =
             volume.conf.on_io_error == OnIoError::PassOn && matches!(error, DiskError::Read | DiskError::Write);
         if state.disk <= Disk::Failed {
+            if error == DiskError::Read && volume.io_error.is_some() {
+                // Whatever it has failed for first: what could not be read is not forgotten.
+                volume.io_error = Some(error);
+            }
             return;
         }
         self.log(LogLine::DiskError { volume: id, what: error.text() });

@@ -255,16 +255,20 @@ impl<S: Storage> Engine<S> {
         self.admin_attached(id, RetCode::NoError.number());
     }
 
-    /// Contact to the peer was lost while this Primary had no disk to record that on: it does so when it has one again, before
-    /// anything that was frozen meanwhile is acknowledged.
+    /// Contact to the peer, or the peer's disk, was lost while this Primary had no disk to record that on: it does so when it has
+    /// one again, before anything that was frozen meanwhile is acknowledged.
     pub(super) fn record_loss_of_peer(&mut self, id: VolumeId) {
         let writes_alone = self.volume(id).is_some_and(|volume| {
             let state = volume.state;
             let unrecorded = volume.disk.is_some() && !volume.records_changes();
-            state.role == Role::Primary && state.conn < Conn::Connected && state.disk == Disk::UpToDate && unrecorded
+            let alone = state.conn < Conn::Connected || state.pdsk < Disk::Inconsistent;
+            state.role == Role::Primary && alone && state.disk == Disk::UpToDate && unrecorded
         });
         if writes_alone {
             self.new_current_uuid(id);
+            if self.link.conn >= Conn::WFReportParams {
+                self.send_uuids(id);
+            }
         }
     }
 

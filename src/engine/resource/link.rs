@@ -18,7 +18,7 @@ use super::peer::ReceivedEpoch;
 use super::slots::{Net, Phase, Request};
 use super::work::LogLine;
 use super::{Engine, VolumeId};
-use crate::netlink::{NetConf, OnCongestion};
+use crate::netlink::{NetConf, OnCongestion, WireProtocol};
 use crate::state::{Change, Conn, Disk};
 use crate::storage::{OutOfMemory, Storage};
 use crate::wire::UuidFlags;
@@ -561,6 +561,10 @@ impl<S: Storage> Engine<S> {
     pub(super) fn check_congestion(&mut self, id: VolumeId) {
         let net = &self.link.net;
         if net.on_congestion == OnCongestion::Block || self.link.apv < 96 {
+            return;
+        }
+        // The peer may have asked for another protocol since that was configured; under B and C no write ends without it.
+        if net.on_congestion == OnCongestion::PullAhead && net.wire_protocol != WireProtocol::A {
             return;
         }
         let Some(volume) = self.volume(id) else { return };

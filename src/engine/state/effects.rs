@@ -244,6 +244,8 @@ pub struct EffectContext {
     pub all_volumes_connected: bool,
     /// Every volume's own disk is `UpToDate`.
     pub all_disks_up_to_date: bool,
+    /// No volume is Primary here with neither disk UpToDate.
+    pub data_in_reach: bool,
     /// The bitmap generation in the meta data is zero.
     pub bitmap_uuid_zero: bool,
     /// The device grew while it was attached, the new space is not yet taken care of.
@@ -263,6 +265,7 @@ impl EffectContext {
             susp_now: Susp::default(),
             all_volumes_connected: new.conn >= Conn::Connected,
             all_disks_up_to_date: new.disk == Disk::UpToDate,
+            data_in_reach: !new.without_data(),
             bitmap_uuid_zero: false,
             resync_after_negotiation: false,
         }
@@ -329,10 +332,6 @@ fn both_up_to_date(state: State) -> bool {
     state.disk == Disk::UpToDate && state.pdsk == Disk::UpToDate
 }
 
-fn without_data(state: State) -> bool {
-    state.role == Role::Primary && state.disk < Disk::UpToDate && state.pdsk < Disk::UpToDate
-}
-
 fn some_primary(state: State) -> bool {
     state.role == Role::Primary || state.peer == Role::Primary
 }
@@ -348,9 +347,12 @@ fn thaw_by_disk(old: State, ctx: &EffectContext) -> bool {
         && ctx.all_disks_up_to_date
 }
 
+/// The peer is back, or its disk. (In the C module a peer without a disk ends the wait as well, and what was frozen fails; and a disk
+/// that the peer attaches while connected ends it not at all.)
 fn thaw_by_peer(old: State, ctx: &EffectContext) -> bool {
     let frozen = ctx.susp_then.no_data && ctx.susp_now.no_data;
-    frozen && old.conn < Conn::Connected && ctx.all_volumes_connected && !thaw_by_disk(old, ctx)
+    let back = old.conn < Conn::Connected || old.without_data();
+    frozen && back && ctx.all_volumes_connected && ctx.data_in_reach && !thaw_by_disk(old, ctx)
 }
 
 fn thaw_fencing(ctx: &EffectContext) -> bool {
@@ -449,7 +451,7 @@ const AFTER: &[Row] = &[
     row("9.1", |_, _, _| true, &[E::Notify]),
     row("9.2", |old, new, _| !both_up_to_date(old) && both_up_to_date(new), &[E::ClearCrashedPrimary]),
     row("9.3", |_, _, _| true, &[E::LegacyEvent]),
-    row("9.4", |old, new, _| !without_data(old) && without_data(new), &[E::HelperPriOnInconDegr]),
+    row("9.4", |old, new, _| !old.without_data() && new.without_data(), &[E::HelperPriOnInconDegr]),
     row("9.5", |old, _, ctx| thaw_by_peer(old, ctx), &[E::ThawNoDataResend]),
     row("9.5b", |old, _, ctx| thaw_by_disk(old, ctx), &[E::ThawNoDataRestartDisk]),
     row("9.6", |_, _, ctx| thaw_fencing(ctx), &[E::ThawFencing]),

@@ -93,7 +93,7 @@ pub fn sanitize(old: State, wanted: State, rules: &Rules) -> Sanitized {
     settle_while_connected(old, &mut new);
     warning = clip(&mut new).or(warning);
     let susp_fencing_raised = rules.fencing == FencingPolicy::ResourceAndStonith && unfenced(new) && !unfenced(old);
-    let susp_no_data_raised = rules.on_no_data_suspend && without_data(new) && !without_data(old);
+    let susp_no_data_raised = rules.on_no_data_suspend && new.without_data() && !old.without_data();
     pause_or_resume(&mut new);
     Sanitized { state: new, susp_no_data_raised, susp_fencing_raised, warning }
 }
@@ -180,11 +180,6 @@ fn clip(new: &mut State) -> Option<Warning> {
 /// Condition of rule 7: a Primary that cannot know what its peer does.
 fn unfenced(state: State) -> bool {
     state.role == Role::Primary && state.conn < Conn::Connected && state.pdsk > Disk::Outdated
-}
-
-/// Condition of rule 8: a Primary without good data in reach.
-fn without_data(state: State) -> bool {
-    state.role == Role::Primary && state.disk < Disk::UpToDate && state.pdsk < Disk::UpToDate
 }
 
 /// Rules 9 and 10: a resync is paused exactly while some pause flag is set.

@@ -322,6 +322,12 @@ impl State {
         }
     }
 
+    /// A Primary without good data in reach.
+    // spec: state-machine 4 (rule 8)
+    pub fn without_data(self) -> bool {
+        self.role == Role::Primary && self.disk < Disk::UpToDate && self.pdsk < Disk::UpToDate
+    }
+
     /// Whether anything pauses a resync of this volume.
     pub const fn paused(self) -> bool {
         self.aftr_isp || self.peer_isp || self.user_isp

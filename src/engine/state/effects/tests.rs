@@ -159,6 +159,10 @@ fn rows_9_5_and_9_6_thaw() {
     let back = State { conn: Conn::WFReportParams, disk: Disk::Diskless, ..GOOD };
     fires("9.5", back, disk(Disk::Diskless), &both);
     silent("9.5", GOOD, GOOD, &both);
+    // The peer has attached its disk, or has none.
+    let nothing = State { pdsk: Disk::Diskless, ..disk(Disk::Diskless) };
+    fires("9.5", nothing, disk(Disk::Diskless), &both);
+    silent("9.5", back, nothing, &EffectContext { data_in_reach: false, ..both });
     silent("9.5", back, GOOD, &EffectContext { all_volumes_connected: false, ..both });
     silent("9.5", back, GOOD, &EffectContext { susp_now: Susp::default(), ..both });
     silent("9.5", back, GOOD, &EffectContext { susp_then: Susp::default(), ..both });
