@@ -329,3 +329,32 @@ fn without_data_writes_wait_for_the_disk_of_the_peer() {
         quiet(&mut world);
     }
 }
+
+/// What the peer had acknowledged was not sent again when it was back, though it was still in the cache of its disk, and no barrier
+/// of the new connection speaks of it. Seed 6006144.
+#[test]
+fn what_the_peer_acknowledged_before_io_froze_survives_its_power_cut() {
+    for seed in 1..=SEEDS {
+        let mut config = Config { internal: false, ..Config::new(seed) };
+        config.disk.fencing = Fencing::ResourceAndStonith;
+        let mut world = World::new(config);
+        synced(&mut world);
+        world.helper_exit_code = 1;
+        for block in 0..40 {
+            world.start(0, WRITE, block * 8, 8);
+        }
+        world.run_until("the writes", 1_000, |world| world.operations.iter().all(|write| write.result.is_some()));
+        world.reset_connection();
+        world.run_until("frozen", 60_000, |world| world.is_suspended(0));
+        world.run_until("back", 60_000, |world| !world.is_suspended(0));
+        world.helper_exit_code = 4;
+        world.power_cut(1);
+        world.run_until("fenced", 60_000, |world| world.status(0).state.pdsk == Disk::Outdated);
+        world.helper_exit_code = 0;
+        world.boot(1);
+        assert_eq!(world.attach(1), 101, "attach");
+        assert_eq!(world.connect(1), 1, "connect");
+        up_to_date(&mut world);
+        quiet(&mut world);
+    }
+}

@@ -406,6 +406,7 @@ impl<S: Storage> Engine<S> {
             return false;
         }
         self.abandon_peer_requests();
+        self.flush_abandoned();
         self.peers_idle() && self.link.sending == Sending::Nothing && !self.link.sending_meta
     }
 

@@ -385,10 +385,10 @@ impl<S: Storage> Engine<S> {
         if slot.result.is_err() {
             self.disk_failed(slot.volume, DiskError::Write);
         }
+        if slot.in_epoch && slot.result.is_ok() {
+            self.link.received_epoch.written |= 1 << slot.volume.0;
+        }
         if counted {
-            if slot.result.is_ok() {
-                self.link.received_epoch.written |= 1 << slot.volume.0;
-            }
             self.link.received_epoch.active = self.link.received_epoch.active.saturating_sub(1);
             self.close_received_epoch();
         }
@@ -418,7 +418,16 @@ impl<S: Storage> Engine<S> {
         if epoch.barrier.is_none() || epoch.active > 0 || epoch.flushes > 0 {
             return;
         }
-        for id in self.volume_ids().filter(|id| epoch.written & (1 << id.0) != 0) {
+        self.flush_written();
+        if self.link.received_epoch.flushes == 0 {
+            self.acknowledge_epoch();
+        }
+    }
+
+    /// Has the caches flushed of all disks that have a write of the epoch being received.
+    fn flush_written(&mut self) {
+        let written = core::mem::take(&mut self.link.received_epoch.written);
+        for id in self.volume_ids().filter(|id| written & (1 << id.0) != 0) {
             match self.volume(id) {
                 _ if self.sabotaged(Sabotage::SkipBarrierFlush) => {}
                 Some(volume) if !volume.conf.disk_flushes => {}
@@ -429,8 +438,13 @@ impl<S: Storage> Engine<S> {
                 _ => self.link.received_epoch.lost |= 1 << id.0,
             }
         }
-        if self.link.received_epoch.flushes == 0 {
-            self.acknowledge_epoch();
+    }
+
+    /// The connection is gone, and with it the barrier that was to come. A writer whose I/O is frozen takes what was acknowledged for
+    /// safe when it meets this node again, not rebooted. (The C module does not flush.)
+    pub(super) fn flush_abandoned(&mut self) {
+        if self.peers.used() == 0 && self.link.received_epoch.flushes == 0 {
+            self.flush_written();
         }
     }
 
@@ -857,9 +871,9 @@ impl<S: Storage> Engine<S> {
                 (true, _) => self.end_peer(peer, slot.volume),
             }
         }
-        // Flushes under way are still counted: they have to end before the next connection.
-        let flushes = self.link.received_epoch.flushes;
-        self.link.received_epoch = ReceivedEpoch { flushes, ..ReceivedEpoch::default() };
+        // Flushes under way are still counted, and what is to be flushed: that has to end before the next connection.
+        let ReceivedEpoch { written, flushes, .. } = self.link.received_epoch;
+        self.link.received_epoch = ReceivedEpoch { written, flushes, ..ReceivedEpoch::default() };
     }
 
     /// Nothing that the peer caused is under way on a disk.
