@@ -97,6 +97,8 @@ impl World {
         }
         let described = match (name, payload_bytes) {
             ("P_DATA" | "P_RS_DATA_REPLY", Some(bytes)) => Data::decode(body).map(|data| (data, bytes)),
+            // Refused at once, as what has a payload is, which then is not wanted.
+            ("P_TRIM" | "P_ZEROES", _) if self.status(node).state.disk < Disk::Inconsistent => return,
             ("P_TRIM" | "P_ZEROES", _) => Trim::decode(body).map(|trim| (trim.data, trim.size_bytes)),
             ("P_RS_DEALLOCATED", _) => BlockDesc::decode(body).map(|range| {
                 let data = Data { sector: range.sector, block_id: ID_SYNCER, seq: 0, flags: Default::default() };
