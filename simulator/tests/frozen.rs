@@ -358,3 +358,56 @@ fn what_the_peer_acknowledged_before_io_froze_survives_its_power_cut() {
         quiet(&mut world);
     }
 }
+
+/// A Primary without a disk meets older data, and refuses it. A generation that the other node had begun for what that Primary was
+/// going to write made it a split brain when the disk was back. Seeds 1337, 3016501 and 3018582.
+#[test]
+fn a_primary_that_refuses_older_data_begins_no_generation_there() {
+    for seed in 1..=2 * SEEDS {
+        let mut world = World::new(Config::new(seed));
+        synced(&mut world);
+        lose_the_peer(&mut world);
+        assert_eq!(world.io(0, WRITE, 0, 8), Ok(()));
+        world.ask(0, AdminRequest::Detach { volume: VOLUME, force: true });
+        world.run_until("detached", 1_000, |world| world.status(0).state.disk == Disk::Diskless);
+        world.set_network(true);
+        world.run_until("refusal", 60_000, |world| world.status(0).state.conn == Conn::StandAlone);
+        assert_eq!(world.attach(0), 101);
+        assert_eq!(world.connect(0), 1);
+        up_to_date(&mut world);
+        quiet(&mut world);
+    }
+}
+
+/// The same Primary with the same data: the generation begins with its first write, and is durable before that is acknowledged.
+#[test]
+fn the_first_write_of_a_primary_that_connects_without_a_disk_begins_a_generation() {
+    for seed in 1..=4 * SEEDS {
+        let mut config = Config::new(seed);
+        config.disk.fencing = Fencing::ResourceAndStonith;
+        config.resource.on_no_data = OnNoData::SuspendIo;
+        let mut world = World::new(config);
+        synced(&mut world);
+        world.helper_exit_code = 1;
+        lose_the_peer(&mut world);
+        world.ask(0, AdminRequest::Detach { volume: VOLUME, force: true });
+        world.run_until("detached", 1_000, |world| world.status(0).state.disk == Disk::Diskless);
+        world.helper_exit_code = 0;
+        let before = world.superblock(1).uuids;
+        world.set_network(true);
+        world.run_until("connected", 60_000, |world| world.status(0).state.conn == Conn::Connected);
+        world.run_for_ms(100);
+        assert_eq!(world.superblock(1).uuids, before);
+        assert_eq!(world.io(0, WRITE, 0, 8), Ok(()));
+        let after = world.superblock(1).uuids;
+        assert_ne!(after[UI_CURRENT], before[UI_CURRENT]);
+        assert_eq!(after[UI_BITMAP] & !1, before[UI_CURRENT] & !1);
+        world.run_for_us(seed * 20);
+        world.power_cut(0);
+        world.boot(0);
+        assert_eq!(world.attach(0), 101);
+        assert_eq!(world.connect(0), 1);
+        up_to_date(&mut world);
+        quiet(&mut world);
+    }
+}

@@ -75,8 +75,9 @@ impl<S: Storage> Engine<S> {
         log.remove(&mut self.requests, index);
         self.log = log;
         // What has been ended, though the peer refused it, is in the bitmap; its pages are not ours any more. That a write was handed
-        // to a connection which is gone (protocol A) does not mean that the peer has it.
-        let acknowledged = slot.net == Net::Ok && slot.protocol != WireProtocol::A;
+        // to a connection which is gone (protocol A) does not mean that the peer has it. And where that one's copy is the only one,
+        // a new generation begins there with the first write that comes.
+        let acknowledged = slot.net == Net::Ok && slot.protocol != WireProtocol::A && self.local_copy_counts(&slot);
         if acknowledged || slot.phase == Phase::Completed {
             self.settle(index);
             return;

@@ -728,6 +728,7 @@ impl<S: Storage> Engine<S> {
             .is_none_or(|disk| volume.loss_version.is_some_and(|version| disk.pipeline.is_durable(version)));
         if durable && volume.generation_version.take().is_some() {
             self.settle_all();
+            self.want_activity_retry(id);
         }
         if lost {
             self.loss_recorded(id);

@@ -227,6 +227,7 @@ impl<S: Storage> Engine<S> {
         }
         if waiting.kind == PeerKind::Write && waiting.op != Op::Flush && self.is_diskless_writer(waiting.volume) {
             // It will have to be resynced to that peer. spec: wire-protocol 5.2 (9)
+            self.record_writer(waiting.volume);
             self.mark_out_of_sync(waiting.volume, waiting.sector, waiting.size_bytes);
             if let Some(slot) = self.peers.at_mut(index) {
                 slot.flags = slot.flags.without(DataFlags::MAY_SET_IN_SYNC);
@@ -243,11 +244,29 @@ impl<S: Storage> Engine<S> {
         self.volume(id).is_some_and(|volume| volume.state.pdsk < Disk::Inconsistent || volume.peer.negotiates)
     }
 
+    /// From now on the peer's disk, wherever it is, lacks something that is here. Its write is on its way to the disk when the
+    /// generation that tells so is durable. spec: state-machine 9 (11)
+    fn record_writer(&mut self, id: VolumeId) {
+        let unrecorded = self.volume(id).is_some_and(|volume| {
+            let state = volume.state;
+            state.pdsk < Disk::Inconsistent && state.disk == Disk::UpToDate && !volume.records_changes()
+        });
+        if unrecorded {
+            self.new_current_uuid(id);
+            self.send_uuids(id);
+        }
+    }
+
     /// As [`Engine::log_activity`], for a write of a peer without a disk. spec: state-machine 19.1
     pub(super) fn log_peer_activity(&mut self, index: u16) {
         let Some(slot) = self.peers.at_mut(index) else { return };
         slot.phase = PeerPhase::ActivityLog;
         let (id, (first, last)) = (slot.volume, super::slots::extents(slot.sector, slot.size_bytes));
+        let Some(volume) = self.volumes.get_mut(usize::from(id.0)).and_then(Option::as_mut) else { return };
+        if volume.generation_pending() && volume.state.disk > Disk::Failed {
+            self.peers.push(&mut volume.peer_log.waiting, index);
+            return;
+        }
         let begun = self.volume_mut(id).map_or(Begin::NotNeeded, |volume| volume.begin_activity(first, last));
         if let Some(slot) = self.peers.at_mut(index) {
             slot.in_activity_log = matches!(begun, Begin::Active | Begin::Pending);

@@ -332,10 +332,6 @@ fn both_up_to_date(state: State) -> bool {
     state.disk == Disk::UpToDate && state.pdsk == Disk::UpToDate
 }
 
-fn some_primary(state: State) -> bool {
-    state.role == Role::Primary || state.peer == Role::Primary
-}
-
 fn connects(old: State, new: State) -> bool {
     old.conn < Conn::Connected && new.conn >= Conn::Connected
 }
@@ -385,7 +381,21 @@ fn demoted_ahead(old: State, new: State, ctx: &EffectContext) -> bool {
 
 /// Row 9.10 without the question whether I/O is frozen.
 fn data_diverges(old: State, new: State, ctx: &EffectContext) -> bool {
-    lost_peer_data(old.pdsk, new.pdsk) && some_primary(new) && ctx.bitmap_uuid_zero && new.disk >= Disk::UpToDate
+    let writer = new.role == Role::Primary || (new.peer == Role::Primary && !comes_without_disk(old, new));
+    lost_peer_data(old.pdsk, new.pdsk) && writer && ctx.bitmap_uuid_zero && new.disk >= Disk::UpToDate
+}
+
+/// The peer connects and has no disk. If it is Primary it may still find that the data here is not what its application has seen, and
+/// nobody knows whether it will write: that generation begins with the first write, see `Engine::record_writer`. If it began now, and
+/// the connection broke before the peer has heard of it, the peer would take this node's data for another one's.
+/// (The C module does not wait.)
+fn comes_without_disk(old: State, new: State) -> bool {
+    old.conn < Conn::Connected && new.pdsk <= Disk::Failed
+}
+
+/// A peer that is Primary without a usable disk writes to this node alone, and its generation does not tell that.
+fn writes_here_alone(new: State, ctx: &EffectContext) -> bool {
+    new.peer == Role::Primary && new.pdsk < Disk::Inconsistent && new.disk >= Disk::UpToDate && ctx.bitmap_uuid_zero
 }
 
 use Effect as E;
@@ -471,25 +481,24 @@ const AFTER: &[Row] = &[
     row("9.10c", demoted_ahead, &[E::NewCurrentUuid, E::SendUuids]),
     row(
         "9.11",
-        |old, new, ctx| {
-            new.pdsk < Disk::Inconsistent
-                && old.peer != Role::Primary
-                && new.peer == Role::Primary
-                && ctx.bitmap_uuid_zero
-                && new.disk >= Disk::UpToDate
-        },
+        |old, new, ctx| old.peer != Role::Primary && !comes_without_disk(old, new) && writes_here_alone(new, ctx),
         &[E::NewCurrentUuid, E::SendUuids],
     ),
     // The C module goes on with the same generation: when the peer attaches its disk later, nothing tells that it is older.
     row(
         "9.11b",
         |old, new, ctx| {
-            new.pdsk < Disk::Inconsistent
-                && new.peer == Role::Primary
-                && ctx.bitmap_uuid_zero
-                && old.disk < Disk::UpToDate
+            old.disk < Disk::UpToDate
+                && new.pdsk > Disk::Failed
                 && new.disk >= Disk::UpToDate
+                && writes_here_alone(new, ctx)
         },
+        &[E::NewCurrentUuid, E::SendUuids],
+    ),
+    // Before both decide by their generations which disk is newer.
+    row(
+        "9.11c",
+        |old, new, ctx| old.pdsk <= Disk::Failed && new.pdsk > Disk::Failed && writes_here_alone(new, ctx),
         &[E::NewCurrentUuid, E::SendUuids],
     ),
     row(

@@ -235,12 +235,22 @@ fn rows_9_10_and_9_11_new_generations() {
     silent("9.11", promoted, promoted, &zero);
     silent("9.11", diskless, State { pdsk: Disk::Inconsistent, ..promoted }, &zero);
     silent("9.11", diskless, State { disk: Disk::Consistent, ..promoted }, &zero);
-    let negotiating = State { disk: Disk::Negotiating, ..promoted };
-    fires("9.11b", negotiating, promoted, &zero);
-    silent("9.11b", negotiating, promoted, &ctx(promoted));
-    silent("9.11b", promoted, promoted, &zero);
-    silent("9.11b", negotiating, State { peer: Role::Secondary, ..promoted }, &zero);
-    silent("9.11b", negotiating, State { pdsk: Disk::Inconsistent, ..promoted }, &zero);
+    // One that connects without a disk may never write.
+    let connecting = State { conn: Conn::WFReportParams, peer: Role::Unknown, pdsk: Disk::Unknown, ..promoted };
+    let attaches = State { pdsk: Disk::Negotiating, ..promoted };
+    silent("9.11", connecting, promoted, &zero);
+    fires("9.11", connecting, attaches, &zero);
+    let negotiating = State { disk: Disk::Negotiating, ..attaches };
+    fires("9.11b", negotiating, attaches, &zero);
+    silent("9.11b", negotiating, attaches, &ctx(attaches));
+    silent("9.11b", attaches, attaches, &zero);
+    silent("9.11b", State { disk: Disk::Negotiating, ..promoted }, promoted, &zero);
+    silent("9.11b", negotiating, State { peer: Role::Secondary, ..attaches }, &zero);
+    silent("9.11b", negotiating, State { pdsk: Disk::Inconsistent, ..attaches }, &zero);
+    fires("9.11c", promoted, attaches, &zero);
+    fires("9.11c", State { pdsk: Disk::Attaching, ..promoted }, attaches, &zero);
+    silent("9.11c", promoted, attaches, &ctx(attaches));
+    silent("9.11c", promoted, State { pdsk: Disk::Attaching, ..promoted }, &zero);
 }
 
 // The diskless peer comes back while the Primary is frozen: the freeze ends, so the generation must not wait.
