@@ -728,3 +728,28 @@ fn nobody_pulls_ahead_when_the_peer_has_asked_for_another_protocol() {
         all_the_same(&mut world);
     }
 }
+
+/// Seed 6018892: generations that were to be told when they are durable waited behind writes while the disk was lost, and were then held
+/// until the superblock of the next disk, which began to count anew, would have been written as often. Nothing came after them.
+#[test]
+fn generations_of_a_lost_disk_do_not_wait_for_the_next_one() {
+    for seed in 1..=SEEDS {
+        let mut world = synced_with(Config { sent_us_most: 20_000, ..Config::new(seed) });
+        for block in 0..30 {
+            world.start(0, WRITE, block * 8, 8);
+        }
+        for node in [1, 0] {
+            world.ask(node, AdminRequest::Detach { volume: VOLUME, force: true });
+            world.run_until("told", 10_000, |world| {
+                let state = world.status(0).state;
+                [state.disk, state.pdsk][node] <= Disk::Failed
+            });
+        }
+        for node in 0..2 {
+            world.run_until("detached", 10_000, |world| !world.status(node).has_disk);
+            assert_eq!(world.attach(node), 101);
+            world.run_for_ms(3_000);
+        }
+        all_the_same(&mut world);
+    }
+}

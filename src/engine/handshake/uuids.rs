@@ -450,6 +450,8 @@ pub struct UuidsInput {
     pub own_current: Option<u64>,
     /// The generation of the data last shown to users here.
     pub exposed: u64,
+    /// The own disk, which may still be negotiated, holds what was last shown.
+    pub holds_exposed: bool,
     /// The peer's current generation.
     pub peer_current: u64,
     /// The packet asks to skip the first resync (flag 8).
@@ -475,7 +477,9 @@ pub fn receive_uuids(input: &UuidsInput) -> UuidsAction {
     let own = input.own;
     let primary = own.role == Role::Primary;
     let meets_peer = own.conn < Conn::Connected || own.pdsk == Disk::Diskless;
-    if meets_peer && own.disk < Disk::Inconsistent && primary && !same(input.exposed, input.peer_current) {
+    // Where both attach their disks at the same time, this one is going to be the source.
+    let needs_peer = own.disk < Disk::Inconsistent && !(own.disk == Disk::Negotiating && input.holds_exposed);
+    if meets_peer && needs_peer && primary && !same(input.exposed, input.peer_current) {
         return UuidsAction::Refuse;
     }
     let fresh = input.own_current.map(plain) == Some(JUST_CREATED);
@@ -540,8 +544,15 @@ mod tests {
             peer_isp: false,
             user_isp: false,
         };
-        let input =
-            UuidsInput { own, apv: 101, own_current: Some(A), exposed: A, peer_current: B, skip_initial_sync: false };
+        let input = UuidsInput {
+            own,
+            apv: 101,
+            own_current: Some(A),
+            exposed: A,
+            holds_exposed: true,
+            peer_current: B,
+            skip_initial_sync: false,
+        };
         assert_eq!(receive_uuids(&input), UuidsAction::Keep);
         let good = State { pdsk: Disk::UpToDate, ..own };
         assert_eq!(receive_uuids(&UuidsInput { own: good, ..input }), UuidsAction::Expose);
@@ -735,6 +746,7 @@ mod tests {
             apv: 101,
             own_current: None,
             exposed: A,
+            holds_exposed: false,
             peer_current: A | 1,
             skip_initial_sync: false,
         };
@@ -742,6 +754,9 @@ mod tests {
         assert_eq!(receive_uuids(&UuidsInput { peer_current: B, ..input }), UuidsAction::Refuse);
         let reattached = State { conn: Conn::Connected, pdsk: Disk::Diskless, ..alone };
         assert_eq!(receive_uuids(&UuidsInput { own: reattached, peer_current: B, ..input }), UuidsAction::Refuse);
+        let both = UuidsInput { own: State { disk: Disk::Negotiating, ..reattached }, peer_current: B, ..input };
+        assert_eq!(receive_uuids(&both), UuidsAction::Refuse);
+        assert_eq!(receive_uuids(&UuidsInput { holds_exposed: true, ..both }), UuidsAction::Keep);
         let connected = State { pdsk: Disk::UpToDate, ..reattached };
         assert_eq!(receive_uuids(&UuidsInput { own: connected, peer_current: B, ..input }), UuidsAction::Expose);
         let secondary = State { role: Role::Secondary, ..alone };

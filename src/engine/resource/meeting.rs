@@ -144,6 +144,7 @@ impl<S: Storage> Engine<S> {
             apv,
             own_current: volume.disk.as_ref().map(|disk| disk.current()),
             exposed: volume.exposed_uuid,
+            holds_exposed: volume.disk.as_ref().is_some_and(|disk| !volume.has_seen_other_data(disk.current())),
             peer_current,
             skip_initial_sync: packet.flags.contains(UuidFlags::SKIP_INITIAL_SYNC),
         });

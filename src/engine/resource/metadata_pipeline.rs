@@ -177,14 +177,14 @@ pub(super) struct Pipeline {
 
 impl Pipeline {
     /// Nothing to do; the superblock in core is the one on the disk.
-    pub(super) fn new(transaction_number: u32, primary_on_disk: bool) -> Self {
+    pub(super) fn new(transaction_number: u32, version: u32, primary_on_disk: bool) -> Self {
         Pipeline {
             current: Current::Idle,
             in_flight: 0,
             moved_ms: 0,
             failed: false,
-            version: 0,
-            durable: 0,
+            version,
+            durable: version,
             primary_on_disk,
             primary_written: primary_on_disk,
             unflushed: true,

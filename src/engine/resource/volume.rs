@@ -305,6 +305,8 @@ pub(super) struct Volume<S: Storage> {
     pub(super) disk: Option<AttachedDisk<S>>,
     /// Transaction number to go on with at the next attach. spec: metadata 4.1
     pub(super) next_transaction: u32,
+    /// Version of the superblock that the next disk begins with: packets may still wait until that of the last one is durable.
+    pub(super) superblock_version: u32,
     /// Size of the virtual device.
     pub(super) size_sectors: u64,
     /// Generation of the data last exposed to the application.
@@ -393,6 +395,7 @@ impl<S: Storage> Volume<S> {
             conf: DiskConf::default(),
             disk: None,
             next_transaction: 0,
+            superblock_version: 0,
             size_sectors: 0,
             exposed_uuid: 0,
             wrote_elsewhere: false,
