@@ -571,9 +571,14 @@ impl Driver {
                 if suspended { AdminRequest::ResumeIo { volume } } else { AdminRequest::Secondary { volume } };
             self.ask(node, Asked::Other, request);
         }
-        if turn == 500 && matches!(self.world.status(0).state.conn, Conn::VerifyS | Conn::VerifyT) {
-            // At its rate it takes longer than there is time.
-            self.ask(0, Asked::Other, AdminRequest::Disconnect { force: true });
+        if turn >= 500 && matches!(self.world.status(0).state.conn, Conn::VerifyS | Conn::VerifyT) {
+            // At its rate it takes longer than there is time. Two Primaries must not lose sight of each other for that.
+            let both_primary = (0..2).all(|node| self.is_primary(node));
+            match (both_primary, self.asked) {
+                (true, [_, Asked::Nothing]) => self.ask(1, Asked::Other, AdminRequest::Secondary { volume: VOLUME }),
+                (false, [Asked::Nothing, _]) => self.ask(0, Asked::Other, AdminRequest::Disconnect { force: true }),
+                _ => {}
+            }
         }
         for node in 0..2 {
             if self.asked[node] != Asked::Nothing {
