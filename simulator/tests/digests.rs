@@ -1,6 +1,6 @@
 //! Whatever needs a look at the data: online verify, checksum-based resync, thin resync.
 
-use engine::netlink::{NetConf, WireProtocol};
+use engine::netlink::{NetConf, OnIoError, WireProtocol};
 use engine::resource::{AdminRequest, AlgorithmName, Fault, Helper, CHALLENGE_BYTES};
 use engine::state::{Conn, Disk};
 use simulator::inspect::UNKNOWN_ALGORITHM;
@@ -553,6 +553,42 @@ fn data_that_was_damaged_on_its_way_is_never_written() {
             assert!(world.nodes[1].data.get(sector) < 1 << 40, "sector {sector}");
         }
     });
+}
+
+/// Seed 6008482: a disk that is kept though it fails counted as good as long as a verify ran, and reads found what had been there before
+/// the write that failed. The other way round, the peer's writes that were refused waited for it to tell of its disk.
+#[test]
+fn a_disk_that_fails_and_is_kept_ends_a_verify() {
+    for weak in 0..2 {
+        for asked in 0..2 {
+            let change = |config: &mut Config| {
+                config.disk.on_io_error = OnIoError::PassOn;
+                config.disk.resync_rate = 250;
+            };
+            with_config(change, |mut world| {
+                world.config.check_reads = true;
+                synced(&mut world);
+                world.ask(asked, verify(Some(0), None));
+                world.run_until("verify", 10_000, |world| {
+                    (0..2).all(|node| matches!(world.status(node).state.conn, Conn::VerifyS | Conn::VerifyT))
+                });
+                world.nodes[weak].faults.write_percent = 100;
+                assert_eq!(world.io(0, WRITE, 4000, 8), Ok(()));
+                world.nodes[weak].faults.write_percent = 0;
+                assert_eq!(world.io(0, Action::Read, 4000, 8), Ok(()));
+                let ended = |world: &World| {
+                    let [own, other] = [weak, 1 - weak].map(|node| world.status(node).state);
+                    own.conn == Conn::Connected && own.disk == Disk::Inconsistent && other.pdsk == own.disk
+                };
+                world.run_until("the end of the verify", 1_000, ended);
+                nothing_left_over(&mut world);
+                world.reset_connection();
+                world.run_until("loss noticed", 10_000, |world| world.status(0).state.conn < Conn::Connected);
+                up_to_date(&mut world);
+                equal(&mut world);
+            });
+        }
+    }
 }
 
 #[test]

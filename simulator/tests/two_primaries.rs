@@ -185,7 +185,7 @@ fn writes_refused_for_want_of_a_disk_are_not_waited_for_later() {
         }
         assert_eq!(world.admin(without, AdminRequest::Detach { volume: VOLUME, force: true }), 1);
         world.run_until("the writes", 60_000, |world| world.open_operations() == 0);
-        world.run_until("detached", 60_000, |world| world.status(without).state.disk == Disk::Diskless);
+        world.run_until("detached", 60_000, |world| !world.status(without).has_disk);
         refused += u32::from(world.packets.contains("P_NEG_ACK"));
         assert_eq!(world.attach(without), 101, "seed {seed}");
         world.run_until("resync", 300_000, good);

@@ -36,7 +36,9 @@ impl World {
                         if let Fault::SameSide { .. } = fault {
                             self.refusals.push(format!("node {node}: {fault}"));
                         }
-                        self.faults.push((node, fault));
+                        if !(fault == Fault::SizeRefused && self.has_outgrown_its_peer(node)) {
+                            self.faults.push((node, fault));
+                        }
                     }
                     // The other node has lost its power, and now this disk fails: that is two failures.
                     LogLine::DiskError { .. } if !self.is_on(1 - node) => self.only_left(1 - node),
@@ -111,6 +113,17 @@ impl World {
     fn is_mirrored(&self, node: usize) -> bool {
         let state = self.status(node).state;
         state.conn >= Conn::Connected && state.pdsk == Disk::UpToDate
+    }
+
+    /// This Primary has lost its disk, and lost its peer before that could grow with it: what the peer offers is too small for
+    /// what the application has seen (seed 3018024).
+    fn has_outgrown_its_peer(&self, node: usize) -> bool {
+        let other = 1 - node;
+        let [own, peer] = [&self.nodes[node], &self.nodes[other]];
+        let (Some(own), Some(peer)) = (own.running.as_ref(), peer.running.as_ref()) else { return false };
+        let [own, peer] = [own, peer].map(|running| running.engine.volume_status(VOLUME).expect("volume"));
+        let is_larger = peer.state.disk >= Disk::Inconsistent && own.size_sectors > peer.size_sectors;
+        own.state.role == Role::Primary && own.state.disk <= Disk::Failed && is_larger
     }
 
     /// This node's data is about to be overwritten: is what was acknowledged and is only here given up by somebody?

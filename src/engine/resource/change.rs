@@ -336,7 +336,11 @@ impl<S: Storage> Engine<S> {
             }
             Effect::SetConsiderResync => self.with_volume(id, |volume| volume.consider_resync = true),
             Effect::StopReceiver | Effect::RestartReceiver => self.wakes.insert(Wakes::LINK),
-            Effect::ResumeActivityLog => self.with_disk(id, |disk| disk.log_suspended = false),
+            Effect::ResumeActivityLog => self.with_disk(id, |disk| {
+                if core::mem::take(&mut disk.log_suspended) {
+                    disk.pipeline.log_resumed();
+                }
+            }),
             Effect::ClearCrashedPrimary => {
                 self.with_disk(id, |disk| {
                     disk.crashed_primary = false;

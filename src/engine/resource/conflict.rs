@@ -12,7 +12,7 @@ use super::incoming::Fault;
 use super::link::SequenceWait;
 use super::outgoing::{MetaOut, Sending};
 use super::overlaps::Kind;
-use super::peer::ReceivedEpoch;
+use super::received_epoch::ReceivedEpoch;
 use super::slots::{Local, Net, PeerPhase, PeerRequest, Phase, Request};
 use super::{Engine, Sabotage};
 use crate::state::Conn;

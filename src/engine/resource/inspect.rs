@@ -374,7 +374,7 @@ impl<S: Storage> Engine<S> {
 
     /// P_RS_IS_IN_SYNC: the data of the source is what this target has already.
     pub(super) fn resync_in_sync(&mut self, id: VolumeId, sector: u64, size_bytes: u32) {
-        let Some(peer) = self.asked_for(id, sector) else { return };
+        let Some(peer) = self.asked_for(id, sector, size_bytes) else { return };
         if self.peers.get(peer).is_none_or(|slot| slot.size_bytes != size_bytes || slot.kind != PeerKind::Resync) {
             return;
         }

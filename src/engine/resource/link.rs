@@ -14,7 +14,7 @@ use super::fencing::FenceRun;
 use super::incoming::Fault;
 use super::metadata_pipeline::{Job, Then};
 use super::outgoing::{Control, MetaOut, Sending};
-use super::peer::ReceivedEpoch;
+use super::received_epoch::ReceivedEpoch;
 use super::slots::{Net, Phase, Request};
 use super::work::LogLine;
 use super::{Engine, VolumeId};

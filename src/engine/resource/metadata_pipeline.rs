@@ -164,8 +164,10 @@ pub(super) struct Pipeline {
     primary_on_disk: bool,
     primary_written: bool,
     /// The disk's cache may hold data that neither a bit nor the activity log covers: bits were cleared because of it, or it was
-    /// written before the disk was attached, and the log applied since.
+    /// written before the disk was attached, and the log applied since, or while the log was not used.
     unflushed: bool,
+    /// The log has come into use again while a flush was on its way: another one has to follow.
+    resumed: bool,
     /// The bitmap in core is the one on the disk with the changes since, not what there was before it was read.
     loaded: bool,
     transaction_wanted: bool,
@@ -176,7 +178,8 @@ pub(super) struct Pipeline {
 }
 
 impl Pipeline {
-    /// Nothing to do; the superblock in core is the one on the disk.
+    /// Nothing to do; the superblock in core is the one on the disk. What this node wrote before it let the disk go may still be in
+    /// its cache; the log told of it so far, and a new one is begun. (The C module does not care.)
     pub(super) fn new(transaction_number: u32, version: u32, primary_on_disk: bool) -> Self {
         Pipeline {
             current: Current::Idle,
@@ -188,12 +191,20 @@ impl Pipeline {
             primary_on_disk,
             primary_written: primary_on_disk,
             unflushed: true,
+            resumed: false,
             loaded: false,
             transaction_wanted: false,
             transaction_begun: false,
             transaction_number,
             jobs: [None; MAX_JOBS],
         }
+    }
+
+    /// What was written while the activity log was not used may still be in the data disk's cache. The bits that tell of it may be
+    /// cleared from now on.
+    pub(super) fn log_resumed(&mut self) {
+        self.unflushed = true;
+        self.resumed = matches!(self.current, Current::DataFlush { .. });
     }
 
     /// The superblock in core has changed.
@@ -440,7 +451,9 @@ impl<S: Storage> AttachedDisk<S> {
         let pages_first = demotes && self.page_to_write(Pages::Changed).is_some();
         let without_transaction = pages_first || self.pipeline.is_dirty() || !self.pipeline.transaction_wanted;
         let something = pages_first || self.pipeline.is_dirty() || self.pipeline.jobs.iter().any(Option::is_some);
-        let flush = self.pipeline.unflushed || (demotes && external);
+        // Before the bitmap is there nothing is written that says so.
+        let unflushed = self.pipeline.unflushed && self.pipeline.loaded;
+        let flush = unflushed || (demotes && external);
         if !flushed && flush && without_transaction && something {
             self.pipeline.current = Current::DataFlush { transaction: false };
         } else if pages_first {
@@ -572,7 +585,7 @@ impl<S: Storage> AttachedDisk<S> {
     fn data_flushed(&mut self, ok: bool) {
         self.pipeline.in_flight = 0;
         // Not earlier: another flush may fail while this one is on its way, and then this one finds nothing to write.
-        self.pipeline.unflushed = false;
+        self.pipeline.unflushed = core::mem::take(&mut self.pipeline.resumed);
         if !ok {
             self.bitmap.set_all();
         }

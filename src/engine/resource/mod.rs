@@ -103,6 +103,7 @@ mod metadata_pipeline;
 mod outgoing;
 mod overlaps;
 mod peer;
+mod received_epoch;
 mod resize;
 mod ring;
 mod sabotage;

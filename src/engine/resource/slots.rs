@@ -99,7 +99,7 @@ pub(super) struct Request {
     pub(super) postponed: bool,
     /// When that was asked for.
     pub(super) postponed_ms: u64,
-    /// It made this node refuse a write of the peer, first in this epoch ([`super::peer::ReceivedEpoch`]).
+    /// It made this node refuse a write of the peer, first in this epoch ([`super::received_epoch::ReceivedEpoch`]).
     pub(super) contested: Option<u32>,
     /// A read that failed on one path and may try the other.
     pub(super) local_read_failed: bool,

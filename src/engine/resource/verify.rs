@@ -163,7 +163,7 @@ impl<S: Storage> Engine<S> {
         digest: Digest,
     ) -> Result<(), Fault> {
         let unknown = Fault::UnknownReply { sector: reply.sector };
-        let peer = self.asked_for(id, reply.sector).ok_or(unknown)?;
+        let peer = self.asked_for(id, reply.sector, reply.size_bytes).ok_or(unknown)?;
         let asked =
             self.peers.get(peer).filter(|slot| slot.kind == PeerKind::Verify && slot.size_bytes == reply.size_bytes);
         let slot = *asked.ok_or(unknown)?;

@@ -113,11 +113,15 @@ fn forget_the_peer(new: &mut State) {
 }
 
 /// Rule 3: no resync and no verify without two disks.
+///
+/// Nor a verify of a disk that could not do a write and is kept (`on-io-error pass_on`). (The C module goes on, by rule 6 with a
+/// disk that counts as good, and reads from it what was there before that write.)
 fn end_sync_without_disks(new: &mut State) -> Option<Warning> {
-    if new.conn <= Conn::Connected || (new.disk > Disk::Failed && new.pdsk > Disk::Failed) {
+    let verify = matches!(new.conn, Conn::VerifyS | Conn::VerifyT);
+    let worst = if verify { Disk::Inconsistent } else { Disk::Failed };
+    if new.conn <= Conn::Connected || (new.disk > worst && new.pdsk > worst) {
         return None;
     }
-    let verify = matches!(new.conn, Conn::VerifyS | Conn::VerifyT);
     new.conn = Conn::Connected;
     Some(if verify { Warning::VerifyAborted } else { Warning::ResyncAborted })
 }
@@ -267,6 +271,13 @@ mod tests {
             let peer = sanitized(CONNECTED, State { conn: Conn::VerifyT, pdsk: disk, ..CONNECTED });
             assert_eq!((peer.state.conn, peer.warning), (Conn::Connected, Some(Warning::VerifyAborted)));
         }
+        for conn in [Conn::VerifyS, Conn::VerifyT] {
+            let old = State { conn, ..CONNECTED };
+            let own = sanitized(old, State { disk: Disk::Inconsistent, ..old }).state;
+            assert_eq!((own.conn, own.disk), (Conn::Connected, Disk::Inconsistent));
+            let peer = sanitized(old, State { pdsk: Disk::Inconsistent, ..old }).state;
+            assert_eq!((peer.conn, peer.pdsk), (Conn::Connected, Disk::Inconsistent));
+        }
     }
 
     #[test]
@@ -365,10 +376,10 @@ mod tests {
 
     #[test]
     fn rule_6_raising_warns_and_lowering_does_not() {
-        let own = State { conn: Conn::VerifyS, disk: Disk::Inconsistent, ..CONNECTED };
+        let own = State { conn: Conn::StartingSyncS, disk: Disk::Inconsistent, ..CONNECTED };
         let raised = sanitized(CONNECTED, own);
         assert_eq!((raised.state.disk, raised.warning), (Disk::UpToDate, Some(Warning::DiskUpgraded)));
-        let peer = State { conn: Conn::VerifyS, pdsk: Disk::Inconsistent, ..CONNECTED };
+        let peer = State { conn: Conn::StartingSyncT, pdsk: Disk::Inconsistent, ..CONNECTED };
         let raised = sanitized(CONNECTED, peer);
         assert_eq!((raised.state.pdsk, raised.warning), (Disk::UpToDate, Some(Warning::PeerDiskUpgraded)));
         let lowered = sanitized(CONNECTED, State { conn: Conn::SyncTarget, ..CONNECTED });

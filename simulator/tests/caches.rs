@@ -1,0 +1,142 @@
+//! What is in a disk's volatile cache when nobody has it in mind any more, and a power cut follows.
+
+use engine::netlink::{Fencing, OnNoData, WireProtocol};
+use engine::resource::AdminRequest;
+use engine::state::{Conn, Disk, Role};
+use simulator::node::VOLUME;
+use simulator::world::Action;
+use simulator::{Config, World};
+
+const WRITE: Action = Action::Write { fua: false };
+const SEEDS: u64 = 20;
+
+const PRIMARY: AdminRequest<'static> = AdminRequest::Primary { volume: VOLUME, force: false };
+const SECONDARY: AdminRequest<'static> = AdminRequest::Secondary { volume: VOLUME };
+
+fn good(world: &World) -> bool {
+    (0..2).all(|node| {
+        let state = world.status(node).state;
+        (state.conn, state.disk, state.pdsk) == (Conn::Connected, Disk::UpToDate, Disk::UpToDate)
+    })
+}
+
+/// What makes meta data durable does not make data durable.
+fn config(seed: u64) -> Config {
+    Config { internal: false, ..Config::new(seed) }
+}
+
+/// Both nodes UpToDate and connected, node 0 Primary.
+fn synced_with(config: Config) -> World {
+    let mut world = World::new(config);
+    for node in 0..2 {
+        assert_eq!(world.attach(node), 101);
+        assert_eq!(world.connect(node), 1);
+    }
+    world.run_until("connected", 10_000, |world| (0..2).all(|node| world.status(node).state.conn == Conn::Connected));
+    world.run_for_ms(100);
+    assert_eq!(world.admin(0, AdminRequest::NewCurrentUuid { volume: VOLUME, clear_bitmap: true }), 101);
+    world.run_until("skipped sync", 10_000, good);
+    assert_eq!(world.admin(0, PRIMARY), 1);
+    world
+}
+
+#[track_caller]
+fn all_the_same(world: &mut World) {
+    world.run_until("resync", 300_000, good);
+    world.run_for_ms(3_000);
+    let sectors = world.config.sectors;
+    assert_eq!(world.nodes[0].data.first_difference(&world.nodes[1].data, sectors), None, "the halves differ");
+}
+
+fn come_back(world: &mut World, node: usize) {
+    world.boot(node);
+    assert_eq!(world.attach(node), 101);
+    assert_eq!(world.connect(node), 1);
+}
+
+fn alone(world: &mut World, node: usize) {
+    world.run_until("loss noticed", 60_000, |world| world.status(node).state.conn == Conn::WFConnection);
+}
+
+/// Seed 6007394: I/O was frozen while the connection was made anew, and what the peer had acknowledged over the old one was
+/// forgotten with the new one, though it was only in the cache of the peer's disk, or on its way there (protocol B). After a
+/// demotion nobody had it in mind.
+#[test]
+fn what_was_acknowledged_before_a_reconnect_is_durable_after_it() {
+    for seed in 1..=4 * SEEDS {
+        let mut config = config(seed);
+        config.disk.fencing = Fencing::ResourceAndStonith;
+        config.net.wire_protocol = WireProtocol::B;
+        let mut world = synced_with(config);
+        world.helper_exit_code = 1;
+        world.nodes[1].faults.slowness = 50;
+        for block in 0..8 {
+            assert_eq!(world.io(0, WRITE, block * 16, 8), Ok(()));
+        }
+        world.reset_connection();
+        alone(&mut world, 0);
+        world.helper_exit_code = 0;
+        world.run_until("reconnect", 60_000, good);
+        assert_eq!(world.admin(0, SECONDARY), 1);
+        world.run_until("demotion", 1_000, |world| world.status(1).state.peer == Role::Secondary);
+        for node in [1, 0] {
+            world.power_cut(node);
+        }
+        for node in 0..2 {
+            come_back(&mut world, node);
+        }
+        all_the_same(&mut world);
+    }
+}
+
+/// Seeds 6008590, 6015068: a disk was let go and attached again; the activity log that told what might be in its cache was begun
+/// anew. Its node became the source of a resync, after which no bit told of that either, and lost its power.
+#[test]
+fn what_a_disk_had_in_its_cache_when_it_was_let_go_is_flushed_when_it_is_back() {
+    for seed in 1..=SEEDS {
+        let mut config = config(seed);
+        config.resource.on_no_data = OnNoData::SuspendIo;
+        let mut world = synced_with(config);
+        for block in 0..8 {
+            assert_eq!(world.io(0, WRITE, block * 16, 8), Ok(()));
+        }
+        // The peer does not hear of it: then it would have begun a generation that this disk lacks.
+        world.set_direction(0, false);
+        world.ask(0, AdminRequest::Detach { volume: VOLUME, force: true });
+        world.run_until("detached", 1_000, |world| world.status(0).state.disk == Disk::Diskless);
+        world.power_cut(1);
+        alone(&mut world, 0);
+        assert_eq!(world.attach(0), 101);
+        world.set_network(true);
+        come_back(&mut world, 1);
+        all_the_same(&mut world);
+        world.power_cut(0);
+        come_back(&mut world, 0);
+        all_the_same(&mut world);
+        world.check_acknowledged(0).unwrap_or_else(|reason| panic!("seed {seed}: {reason}"));
+    }
+}
+
+/// With every bit set the activity log is not written; a resync clears the bits, and the source loses its power.
+#[test]
+fn what_was_written_without_an_activity_log_is_flushed_before_the_bits_go() {
+    for seed in 1..=SEEDS {
+        let mut world = synced_with(config(seed));
+        assert_eq!(world.admin(0, AdminRequest::Disconnect { force: false }), 101);
+        assert_eq!(world.admin(0, AdminRequest::InvalidateRemote { volume: VOLUME }), 1);
+        world.run_until("all bits", 10_000, |world| world.status(0).log_suspended);
+        for block in 0..8 {
+            assert_eq!(world.io(0, WRITE, block * 16, 8), Ok(()));
+        }
+        for node in 0..2 {
+            if world.status(node).state.conn == Conn::StandAlone {
+                assert_eq!(world.connect(node), 1);
+            }
+        }
+        all_the_same(&mut world);
+        world.power_cut(0);
+        come_back(&mut world, 0);
+        all_the_same(&mut world);
+        world.check_acknowledged(0).unwrap_or_else(|reason| panic!("seed {seed}: {reason}"));
+    }
+}

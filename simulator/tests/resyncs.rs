@@ -1,0 +1,78 @@
+//! Resyncs that are interrupted and begun anew.
+
+use engine::resource::{AdminRequest, Fault};
+use engine::state::{Conn, Disk};
+use simulator::node::VOLUME;
+use simulator::world::Action;
+use simulator::{Config, World};
+
+const WRITE: Action = Action::Write { fua: false };
+const SEEDS: u64 = 20;
+
+fn good(world: &World) -> bool {
+    (0..2).all(|node| {
+        let state = world.status(node).state;
+        (state.conn, state.disk, state.pdsk) == (Conn::Connected, Disk::UpToDate, Disk::UpToDate)
+    })
+}
+
+/// Both nodes UpToDate and connected, node 0 Primary.
+fn synced_with(config: Config) -> World {
+    let mut world = World::new(config);
+    for node in 0..2 {
+        assert_eq!(world.attach(node), 101);
+        assert_eq!(world.connect(node), 1);
+    }
+    world.run_until("connected", 10_000, |world| (0..2).all(|node| world.status(node).state.conn == Conn::Connected));
+    world.run_for_ms(100);
+    assert_eq!(world.admin(0, AdminRequest::NewCurrentUuid { volume: VOLUME, clear_bitmap: true }), 101);
+    world.run_until("skipped sync", 10_000, good);
+    assert_eq!(world.admin(0, AdminRequest::Primary { volume: VOLUME, force: false }), 1);
+    world
+}
+
+#[track_caller]
+fn all_the_same(world: &mut World) {
+    world.run_until("resync", 300_000, good);
+    world.run_for_ms(3_000);
+    let sectors = world.config.sectors;
+    assert_eq!(world.nodes[0].data.first_difference(&world.nodes[1].data, sectors), None, "the halves differ");
+}
+
+/// Seed 6007470: a request of the target waited on the source for a write in its range. The target let its disk go, had it back, and
+/// asked for a part of that range. The answer was taken for one to the first request, and was not long enough.
+#[test]
+fn a_request_of_an_earlier_resync_is_not_mistaken_for_one_of_this() {
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.disk.c_plan_ahead = 0;
+        config.disk.resync_rate = 100_000;
+        let mut world = synced_with(config);
+        world.set_network(false);
+        assert_eq!(world.io(0, WRITE, 2048, 2048), Ok(()));
+        world.nodes[0].faults.hangs = true;
+        let held = world.start(0, WRITE, 3072, 8);
+        assert_eq!(world.admin(0, AdminRequest::SuspendIo { volume: VOLUME }), 1);
+        world.nodes[0].faults.hangs = false;
+        world.set_network(true);
+        let asks = |world: &World| world.status(1).resync_pending > 0;
+        world.run_until("the first request", 60_000, asks);
+        world.run_for_ms(300);
+        assert!(asks(&world), "the write does not keep it");
+        assert_eq!(world.admin(1, AdminRequest::Detach { volume: VOLUME, force: true }), 1);
+        world.run_until("detached", 10_000, |world| !world.status(1).has_disk);
+        // No more than a few blocks at once.
+        world.config.disk.resync_rate = 250;
+        assert_eq!(world.attach(1), 101);
+        world.run_for_ms(1_000);
+        assert_eq!(world.operations[held].result, None);
+        assert_eq!(world.admin(0, AdminRequest::ResumeIo { volume: VOLUME }), 1);
+        all_the_same(&mut world);
+        assert!(
+            !world.faults.iter().any(|(_, fault)| matches!(fault, Fault::UnknownReply { .. })),
+            "{:?}",
+            world.faults
+        );
+        assert_eq!(world.operations[held].result, Some(Ok(())));
+    }
+}
