@@ -656,3 +656,27 @@ fn a_peer_that_comes_back_while_it_attaches_means_a_new_generation() {
     }
     assert!(seen > 0, "never attaching when the nodes met");
 }
+
+/// Seed 135: a node detached its disk, and when the Primary had agreed, that one's disk failed. The news of that overtook the consent,
+/// which comes over the other socket; so both had begun a generation for what the other one was going to lack.
+#[test]
+fn a_disk_that_is_being_detached_begins_no_generation_when_the_other_one_fails() {
+    let mut seen = 0;
+    for seed in 1..=8 * SEEDS {
+        let mut world = synced_with(Config::new(seed));
+        world.ask(1, DETACH);
+        world.run_until("the consent", 10_000, |world| world.status(0).state.pdsk == Disk::Failed);
+        world.ask(0, FORCE_DETACH);
+        world.run_until("the failure", 10_000, |world| world.status(1).state.pdsk <= Disk::Failed);
+        seen += u32::from(world.status(1).state.disk == Disk::UpToDate);
+        world.run_until("both detached", 10_000, |world| (0..2).all(|node| !world.status(node).has_disk));
+        for node in 0..2 {
+            let _code = world.poll_admin(node);
+            assert_eq!(world.attach(node), 101);
+            world.run_until("the disk", 60_000, |world| world.status(node).state.disk == Disk::UpToDate);
+            world.run_for_ms(100);
+        }
+        all_the_same(&mut world);
+    }
+    assert!(seen > 0, "the consent was never overtaken");
+}

@@ -286,6 +286,7 @@ impl<S: Storage> Engine<S> {
         let all = Aggregates::of(self.volumes.iter().flatten().map(|volume| volume.state));
         let volume = self.volume(id);
         let disk = volume.and_then(|volume| volume.disk.as_ref());
+        let follows = new.conn >= Conn::Connected && new.role == Role::Secondary;
         EffectContext {
             other_volume_reporting: self
                 .volumes
@@ -302,7 +303,8 @@ impl<S: Storage> Engine<S> {
             all_volumes_connected: all.all_at_least(Conn::Connected),
             all_disks_up_to_date: all.lowest_disk == Some(Disk::UpToDate),
             data_in_reach: !self.volumes.iter().flatten().any(|volume| volume.state.without_data()),
-            bitmap_uuid_zero: volume.is_some_and(|volume| !volume.records_changes()) && disk.is_some(),
+            bitmap_uuid_zero: disk.is_some()
+                && volume.is_some_and(|volume| !volume.records_changes() && !(follows && volume.is_left_behind())),
             resync_after_negotiation: disk.is_some_and(|disk| disk.resync_after_negotiation),
             ..EffectContext::of(new, self.link.apv)
         }

@@ -513,6 +513,13 @@ impl<S: Storage> Volume<S> {
         self.disk.as_ref().is_some_and(|disk| disk.bitmap_uuid() != 0) && !self.missed_end
     }
 
+    /// The peer has begun a generation because this disk leaves, as it was asked to agree to. What is here is older from then on: if its
+    /// own disk fails now as well, a generation begun here would make it a split brain. (The C module begins one.)
+    pub(super) fn is_left_behind(&self) -> bool {
+        let recorded = self.peer.uuids.and_then(|peer| peer.uuids.get(UI_BITMAP).copied()).unwrap_or(0);
+        recorded != 0 && self.disk.as_ref().is_some_and(|disk| (disk.current() ^ recorded) & !1 == 0)
+    }
+
     /// True while the cache of the disk can be flushed, also when the disk has just failed.
     pub(super) fn can_flush(&self) -> bool {
         self.disk.as_ref().is_some_and(|disk| disk.release == Release::No)
