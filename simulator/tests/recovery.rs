@@ -680,3 +680,28 @@ fn a_disk_that_is_being_detached_begins_no_generation_when_the_other_one_fails()
     }
     assert!(seen > 0, "the consent was never overtaken");
 }
+
+/// Seed 7003439: I/O is frozen until the peer is fenced; the peer comes back before, without a disk. What was frozen was acknowledged
+/// before the generation that the peer's disk lacks had begun.
+#[test]
+fn a_peer_that_comes_back_without_its_disk_means_a_new_generation() {
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.disk.fencing = Fencing::ResourceAndStonith;
+        let mut world = synced_with(config);
+        world.helper_exit_code = 1;
+        world.power_cut(1);
+        alone(&mut world, 0);
+        let write = world.start(0, WRITE, 0, 8);
+        world.run_for_ms(100);
+        assert_eq!(world.operations[write].result, None, "frozen");
+        world.helper_exit_code = 0;
+        world.boot(1);
+        assert_eq!(world.connect(1), 1);
+        world.run_until("the write ends", 60_000, |world| world.operations[write].result == Some(Ok(())));
+        assert_ne!(world.superblock(0).uuids[UI_BITMAP], 0);
+        world.run_for_ms(100);
+        assert_eq!(world.attach(1), 101);
+        all_the_same(&mut world);
+    }
+}

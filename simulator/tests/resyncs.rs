@@ -76,3 +76,28 @@ fn a_request_of_an_earlier_resync_is_not_mistaken_for_one_of_this() {
         assert_eq!(world.operations[held].result, Some(Ok(())));
     }
 }
+
+/// Seed 7002677: a resync between disks that were both good had just begun, and the target let its disk go. A write that was refused for
+/// that was acknowledged before the superblock told of a generation that the other disk lacks.
+#[test]
+fn the_start_of_a_resync_is_durable_before_a_write_of_its_source_alone_ends() {
+    for seed in 1..=4 * SEEDS {
+        let mut world = synced_with(Config::new(seed));
+        world.ask(0, AdminRequest::InvalidateRemote { volume: VOLUME });
+        world.run_until("the source", 60_000, |world| world.status(0).state.conn == Conn::SyncSource);
+        // What is compared here is compared when a write ends.
+        world.ask(1, AdminRequest::Detach { volume: VOLUME, force: true });
+        for block in 0..40 {
+            world.start(0, WRITE, block * 8, 8);
+            world.run_for_us(seed % 8 * 3);
+        }
+        world.run_until("the writes", 60_000, |world| world.open_operations() == 0);
+        world.run_until("detached", 60_000, |world| !world.status(1).has_disk);
+        world.run_for_ms(100);
+        for node in 0..2 {
+            let _code = world.poll_admin(node);
+        }
+        assert_eq!(world.attach(1), 101);
+        all_the_same(&mut world);
+    }
+}

@@ -287,6 +287,7 @@ impl<S: Storage> Engine<S> {
         let volume = self.volume(id);
         let disk = volume.and_then(|volume| volume.disk.as_ref());
         let follows = new.conn >= Conn::Connected && new.role == Role::Secondary;
+        let is_told = |volume: &super::Volume<S>| volume.records_changes() || (follows && volume.is_left_behind());
         EffectContext {
             other_volume_reporting: self
                 .volumes
@@ -303,8 +304,7 @@ impl<S: Storage> Engine<S> {
             all_volumes_connected: all.all_at_least(Conn::Connected),
             all_disks_up_to_date: all.lowest_disk == Some(Disk::UpToDate),
             data_in_reach: !self.volumes.iter().flatten().any(|volume| volume.state.without_data()),
-            bitmap_uuid_zero: disk.is_some()
-                && volume.is_some_and(|volume| !volume.records_changes() && !(follows && volume.is_left_behind())),
+            bitmap_uuid_zero: disk.is_some() && volume.is_some_and(|volume| !is_told(volume)),
             resync_after_negotiation: disk.is_some_and(|disk| disk.resync_after_negotiation),
             ..EffectContext::of(new, self.link.apv)
         }
@@ -480,13 +480,19 @@ impl<S: Storage> Engine<S> {
         if let Some(fixup) = late_fixup {
             self.correct_generations(id, fixup);
         }
-        let Some(disk) = self.volume_mut(id).and_then(|volume| volume.disk.as_mut()) else { return };
-        let uuid = match disk.bitmap_uuid() {
+        let Some(volume) = self.volume_mut(id) else { return };
+        let Some(disk) = volume.disk.as_mut() else { return };
+        let before = disk.bitmap_uuid();
+        let uuid = match before {
             0 | crate::metadata::superblock::UUID_JUST_CREATED => random,
             old => old.wrapping_add(NEW_BITMAP_OFFSET),
         };
         disk.rotate_bitmap_uuid(uuid);
         let version = disk.pipeline.version();
+        if before == 0 {
+            // If the target lets its disk go now, only this tells that it lacks what is written from then on.
+            volume.generation_version = Some(version);
+        }
         self.queue_control(Control::SyncUuid { volume: id, uuid, version });
         self.sync_metadata(id);
     }

@@ -8,6 +8,7 @@
 //! The order keeps these promises:
 //! * the generation of a resync is stored and sent before any state packet,
 //! * sizes, generations, state are sent in this order, and before a bitmap,
+//! * a new data generation begins before frozen I/O ends, which only this node may have,
 //! * the helper for I/O errors runs before the peer is told,
 //! * meta data is written after everything that changes it, and before the disk may be let go.
 
@@ -82,6 +83,8 @@ effect_list! {
     LegacyEvent,
     /// Run the helper pri-on-incon-degr.
     HelperPriOnInconDegr,
+    /// Start a new data generation.
+    NewCurrentUuid,
     /// The peer is back: send everything frozen again, end `Susp::no_data`.
     ThawNoDataResend,
     /// The disk is back: submit everything frozen again, end `Susp::no_data`.
@@ -94,8 +97,6 @@ effect_list! {
     ResetResync,
     /// A new data generation is due when I/O goes on.
     DeferNewCurrentUuid,
-    /// Start a new data generation.
-    NewCurrentUuid,
     /// Write changed bitmap pages.
     WriteBitmap,
     /// Run the helper local-io-error.

@@ -358,7 +358,9 @@ fn the_order_keeps_its_promises() {
     before(E::HelperLocalIoError, E::SendState);
     before(E::ClearCrashedPrimary, E::WriteMetadata);
     before(E::WriteMetadata, E::DropLocalReference);
-    before(E::ThawFencing, E::NewCurrentUuid);
+    before(E::NewCurrentUuid, E::ThawNoDataResend);
+    before(E::NewCurrentUuid, E::ThawNoDataRestartDisk);
+    before(E::NewCurrentUuid, E::ThawFencing);
     let set: EffectSet = [E::SendState, E::SyncUuid, E::LogChange].into_iter().collect();
     assert_eq!(set.iter().collect::<Vec<_>>(), [E::LogChange, E::SyncUuid, E::SendState]);
     assert_eq!(set.immediate().iter().collect::<Vec<_>>(), [E::LogChange]);
