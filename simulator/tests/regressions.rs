@@ -755,3 +755,48 @@ fn generations_of_a_lost_disk_do_not_wait_for_the_next_one() {
         all_the_same(&mut world);
     }
 }
+
+/// Seeds 309 and 1835: a source pulled ahead before its target had begun. The target began all the same, with bits that were only in
+/// its memory: a crash would have forgotten what it was about to copy.
+#[test]
+fn a_target_does_not_begin_once_its_source_is_ahead() {
+    for seed in 1..=4 * SEEDS {
+        let mut config = Config::new(seed);
+        config.net.wire_protocol = WireProtocol::A;
+        config.net.on_congestion = OnCongestion::PullAhead;
+        config.net.cong_fill = 100;
+        let mut world = synced_with(config);
+        world.set_network(false);
+        for block in 0..20 {
+            world.start(0, WRITE, block * 600, 8);
+        }
+        world.run_until("loss noticed", 60_000, |world| world.status(0).state.conn == Conn::WFConnection);
+        world.set_network(true);
+        world.run_until("source", 60_000, |world| world.status(0).state.conn == Conn::SyncSource);
+        for block in 0..40 {
+            world.start(0, WRITE, 50_000 + block * 16, 8);
+        }
+        world.run_until("ahead", 60_000, |world| world.status(0).state.conn == Conn::Ahead);
+        all_the_same(&mut world);
+    }
+}
+
+/// Seed 1816: a write that began before a Primary attached its disk was sent after the bitmaps had been exchanged, and neither of them
+/// had it.
+#[test]
+fn a_write_that_began_without_a_disk_is_in_the_bitmap_of_the_disk_that_is_attached() {
+    for seed in 1..=4 * SEEDS {
+        let mut config = Config::new(seed);
+        config.sent_us_most = 20_000;
+        let mut world = synced_with(config);
+        assert_eq!(world.admin(0, AdminRequest::Detach { volume: VOLUME, force: false }), 1);
+        // Each waits for the one before.
+        for _ in 0..40 {
+            world.start(0, WRITE, 1_000, 8);
+        }
+        let us = seed * 400;
+        world.run_for_us(us);
+        assert_eq!(world.start_attach(0), Ok(()), "seed {seed}");
+        all_the_same(&mut world);
+    }
+}

@@ -211,7 +211,9 @@ impl<S: Storage> Engine<S> {
         }
         // A disk that fails may forget what was in its cache; it is only sure of what it has acknowledged a barrier for.
         let fails = new.conn >= Conn::Connected && old.pdsk >= Disk::Inconsistent && new.pdsk < Disk::Inconsistent;
-        if fails || (old.conn != Conn::WFBitMapS && new.conn == Conn::WFBitMapS) {
+        // A write that began without the own disk is not there either when the bitmaps are exchanged.
+        let exchanges = |state: State| matches!(state.conn, Conn::WFBitMapS | Conn::WFBitMapT);
+        if fails || (!exchanges(old) && exchanges(new)) {
             self.mark_writes_under_way(id);
         }
         if old.conn < Conn::Connected && self.all_connected() {

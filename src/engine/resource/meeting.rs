@@ -9,6 +9,7 @@ use super::api::{Helper, VolumeId};
 use super::change::Kind;
 use super::incoming::Fault;
 use super::inspect::Direction;
+use super::volume::ResyncStart;
 use super::work::LogLine;
 use super::{Engine, Volume};
 use crate::handshake::{
@@ -177,7 +178,15 @@ impl<S: Storage> Engine<S> {
     pub(super) fn receive_state(&mut self, id: VolumeId, word: u32) -> Result<(), Fault> {
         let (received, _) = State::from_word(word).map_err(Fault::State)?;
         self.check_exposed_data(id)?;
-        self.with_volume(id, |volume| volume.peer.negotiates = received.disk == Disk::Negotiating);
+        self.with_volume(id, |volume| {
+            volume.peer.negotiates = received.disk == Disk::Negotiating;
+            if received.conn == Conn::Ahead {
+                // It has pulled ahead before this node has begun, and will tell when it starts anew. Until then what it announces
+                // only reaches the bitmap in core.
+                volume.resync.start = ResyncStart::No;
+                volume.resync.target_prepares = false;
+            }
+        });
         // The own disk may fail during the decision: then it starts over, once.
         for _ in 0..2 {
             if self.attaches_old_data(id, received) {
