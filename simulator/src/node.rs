@@ -1,6 +1,7 @@
 //! One machine: its disks, which outlive a crash, and the engine with what its owner keeps for it, which do not.
 
 use crate::disk::{DataDisk, MetaDisk, Stamp};
+use crate::world::Unflushed;
 use crate::Random;
 use engine::netlink::ResourceOpts;
 use engine::resource::{Engine, LocalIo, MetadataIo, Op, PeerId, RequestId, TableLimits, VolumeId};
@@ -80,6 +81,10 @@ pub struct Running {
     pub backing_open: bool,
     /// Read-only as last ordered.
     pub read_only: bool,
+    /// When the devices were closed last.
+    pub released_us: u64,
+    /// I/O was suspended after the last call of the engine.
+    pub suspended: bool,
     /// Which kinds of events are in the queue already.
     pub scheduled: [bool; 8],
     /// When the connection thread may look for the peer again.
@@ -100,6 +105,8 @@ impl Running {
             parked: VecDeque::new(),
             backing_open: false,
             read_only: true,
+            released_us: 0,
+            suspended: false,
             scheduled: [false; 8],
             establish_from_us: 0,
         }
@@ -122,6 +129,8 @@ pub struct Node {
     pub known_sectors: u64,
     /// The extents in the activity log on the disk, while that is known.
     pub logged: Option<BTreeSet<u32>>,
+    /// What the application or a resync has written and the data disk may still lose.
+    pub unflushed: Vec<Unflushed>,
     /// Faults to come.
     pub faults: DiskFaults,
 }

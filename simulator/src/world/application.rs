@@ -53,6 +53,8 @@ impl World {
         let submit = running.engine.submit(VOLUME, io, now_ms);
         match submit {
             Submit::Accepted(request) => {
+                assert_eq!(running.engine.usage().holds, 0, "node {node}: {operation:?} begins while nothing may");
+                assert!(!running.suspended, "node {node}: {operation:?} begins while I/O is suspended");
                 let place = &mut running.uppers[usize::from(request.index)];
                 assert!(place.is_none(), "a slot was reused while its bio is under way");
                 let data = if op == Op::Write { vec![operation.stamp; operation.count as usize] } else { Vec::new() };
@@ -96,6 +98,8 @@ impl World {
                 |transfer| matches!(transfer.io, LocalIo::Request { request, copy: false, .. } if request == completion.request),
             );
             assert!(!busy, "a bio was ended while the disk has it");
+            let frozen = running.suspended && running.engine.resource_status().susp.any();
+            assert!(!frozen, "node {node}: an operation ends while I/O is suspended: {:?}", completion.request);
             self.finish(upper.operation, completion.result, &upper.data);
         }
     }
@@ -106,6 +110,7 @@ impl World {
         let operation = self.operations[number].clone();
         self.note(|| format!("node {} app #{number} done {result:?}", operation.node));
         if result.is_err() {
+            self.check_error(&operation);
             return;
         }
         self.check_completion(&operation);

@@ -105,6 +105,7 @@ impl World {
         if fails && transfer.op == Op::Flush && backing_open {
             // What was in its cache may be gone, as with its power.
             self.note_lost_cache(node);
+            self.nodes[node].unflushed.clear();
             let mut random = self.random.clone();
             self.nodes[node].data.power_cut(&mut random);
             self.random = random;
@@ -112,6 +113,9 @@ impl World {
             if !self.is_on(1 - node) || self.status(1 - node).state.disk != Disk::UpToDate {
                 self.only_left(node);
             }
+        }
+        if !fails {
+            self.note_unflushed(node, &transfer);
         }
         let machine = &mut self.nodes[node];
         if !fails {
@@ -128,6 +132,8 @@ impl World {
             }
         }
         self.note_done(node, number, transfer.fua, fails);
+        let writes = transfer.op.is_write();
+        let around = if writes { self.marked_around(node, transfer.sector, transfer.count) } else { Vec::new() };
         let result = if fails { Err(IoError::Io) } else { Ok(()) };
         self.note(|| format!("node {node} disk -> {transfer} {}", if fails { "FAILED" } else { "ok" }));
         match transfer.io {
@@ -143,6 +149,9 @@ impl World {
                     upper.filter(|upper| upper.request == request).expect("bio of a local read").data = read;
                 }
                 self.engine(node, |engine, now| engine.request_io_done(request, result, now));
+                if fails && wanted {
+                    self.check_failed(node, &transfer, false);
+                }
             }
             LocalIo::Peer { peer, .. } => {
                 if transfer.op == Op::Read && !fails {
@@ -150,18 +159,23 @@ impl World {
                     running.pages[usize::from(peer.index)] = Some((peer, read));
                 }
                 let marked = if fails { self.marked(node, transfer.sector, transfer.count) } else { Vec::new() };
+                let peers_write = writes && !self.engine_of(node).is_resync(peer);
                 self.engine(node, |engine, now| engine.peer_io_done(peer, result, now));
+                if fails {
+                    self.check_failed(node, &transfer, peers_write);
+                }
                 self.check_still_marked(node, &transfer, &marked);
             }
             LocalIo::Inspect { peer, what } => {
                 let finding = if fails { Finding::Failed } else { inspect::finding(what, &transfer.data) };
                 if self.engine(node, |engine, now| engine.inspected(peer, finding, now)) {
                     let running = self.nodes[node].running.as_mut().expect("on");
-                    running.pages[usize::from(peer.index)] = Some((peer, transfer.data));
+                    running.pages[usize::from(peer.index)] = Some((peer, transfer.data.clone()));
                 }
             }
             LocalIo::Flush { volume } => self.engine(node, |engine, now| engine.flush_done(volume, result, now)),
         }
+        self.check_cleared(node, &around, || transfer.to_string());
     }
 
     // Meta-data disk.
@@ -173,6 +187,10 @@ impl World {
             self.next_transfer += 1;
             let number = self.next_transfer;
             self.note(|| format!("node {node} meta <- {}", trace::meta(&io)));
+            let running = self.nodes[node].running.as_ref().expect("on");
+            let met =
+                running.meta_transfers.values().any(|(other, ..)| io.write && other.write && other.sector == io.sector);
+            assert!(!met, "node {node}: two writes of one block of meta data at sector {} at once", io.sector);
             let mark = self.nodes[node].data.mark();
             self.nodes[node].running.as_mut().expect("on").meta_transfers.insert(number, (io, block, mark));
             let delay = self.disk_delay(node);
@@ -194,11 +212,17 @@ impl World {
         let machine = &mut self.nodes[node];
         if !fails {
             if io.write {
+                let superblock = self.durable_meta(node).1;
+                let machine = &mut self.nodes[node];
                 machine.meta.write(io.sector, &block, io.size_bytes as usize, io.durable);
                 if io.durable && self.config.internal {
                     machine.data.flush_until(mark);
                 }
                 self.check_forgotten(node, io.sector);
+                if is_page {
+                    self.check_page(node, io.sector, &block);
+                }
+                self.check_superblock(node, &superblock);
             } else {
                 *block = machine.meta.read(io.sector);
                 block[io.size_bytes as usize..].fill(0);
@@ -217,6 +241,7 @@ impl World {
         assert!(left.is_none(), "the disk is let go with transfers on it: {left:?}");
         assert!(running.meta_transfers.is_empty(), "the disk is let go with meta-data transfers on it");
         running.backing_open = false;
+        running.released_us = self.now_us;
         if let Some(arrivals) = self.arrivals(node) {
             arrivals.disk_gone();
         }

@@ -222,7 +222,11 @@ impl World {
         let name = packet_name(&head);
         self.packets.insert(name);
         let header_bytes = if head.starts_with(&[0x86, 0x20, 0xec, 0x20]) { 16 } else { 8 };
-        self.check_promise(node, name, head.get(header_bytes..).unwrap_or_default());
+        let body = head.get(header_bytes..).unwrap_or_default();
+        self.check_promise(node, name, body);
+        self.check_told(node, name, body);
+        let payload_bytes = payload.as_ref().map(|stamps| stamps.len() as u32 * 512);
+        self.note_coming(node, name, body, payload_bytes);
         *self.packets_sent.entry(name).or_default() += 1;
         self.note(|| format!("node {node} {} > {name} {}", SOCKETS[socket], trace::packet_range(name, &head, true)));
         let most = if self.random.percent(3) { 5000 } else { 200 };
@@ -410,7 +414,9 @@ impl World {
         if socket == META {
             // Whatever ends with this answer has been answered.
             self.note_answer(node, head.name(), bytes);
+            let marked = self.marked_before_answer(node, head.name(), bytes);
             self.engine(node, |engine, now| engine.meta_packet(head, bytes, now))?;
+            self.check_cleared(node, &marked, || head.name().into());
             self.check_answer(node, head.name(), bytes);
             return Ok(Reading::Header);
         }

@@ -8,6 +8,7 @@ impl World {
         self.note(|| format!("node {node} POWER CUT"));
         let machine = &mut self.nodes[node];
         machine.logged = None;
+        machine.unflushed.clear();
         let mut random = self.random.clone();
         if let Some(running) = machine.running.take() {
             machine.tear(running, self.config.internal, &mut random);

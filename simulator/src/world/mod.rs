@@ -9,6 +9,7 @@
 
 mod admin;
 mod application;
+mod coverage;
 mod disks;
 mod hostile;
 mod link;
@@ -25,7 +26,7 @@ use crate::{Oracle, Random};
 use engine::handshake::SyncDecision;
 use engine::metadata::layout::{Layout, MetaIndex, Striping};
 use engine::metadata::replay::{replay, Replay, MAX_SLOTS};
-use engine::metadata::superblock::{Magic, MetaFlags, Superblock, UI_BITMAP};
+use engine::metadata::superblock::{Magic, MetaFlags, Superblock, UI_BITMAP, UI_CURRENT};
 use engine::metadata::transaction::Transaction;
 use engine::netlink::{DiskConf, NetConf, OnIoError, ResizeParms, ResourceOpts};
 use engine::resource::{
@@ -36,6 +37,7 @@ use engine::resource::{
 use engine::state::{Conn, Disk, Role};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+pub use coverage::Unflushed;
 pub use hostile::Hostile;
 use link::Connection;
 use machine::{boot, layout};
@@ -277,6 +279,7 @@ impl World {
             backing_sectors,
             known_sectors: backing_sectors,
             logged: None,
+            unflushed: Vec::new(),
             faults: DiskFaults::default(),
         };
         let mut world = World {
@@ -506,6 +509,9 @@ impl World {
         let result = f(&mut running.engine, now_ms);
         let wakes = running.engine.take_wakes();
         self.look_after(node, wakes);
+        if let Some(running) = self.nodes[node].running.as_mut() {
+            running.suspended = running.engine.resource_status().susp.any();
+        }
         result
     }
 

@@ -18,7 +18,7 @@
 
 use super::*;
 use engine::metadata::AL_EXTENT_SECTORS;
-use engine::wire::{Barrier, BarrierAck, BlockAck, BlockDesc, Data, Trim, ID_OUT_OF_SYNC, ID_SYNCER};
+use engine::wire::{Barrier, BarrierAck, BlockAck, BlockDesc, Data, DataFlags, Trim, ID_OUT_OF_SYNC, ID_SYNCER};
 
 /// A write that came over the data socket.
 #[derive(Clone, Debug)]
@@ -27,6 +27,7 @@ struct Arrived {
     block_id: u64,
     sector: u64,
     count: u64,
+    flags: DataFlags,
     /// The peer made it while this node was Primary: a conflict may turn it down, or change its turn.
     contested: bool,
     /// The epoch it belongs to, once its barrier has come.
@@ -49,9 +50,10 @@ enum Fate {
     Failed,
 }
 
-/// The writes that one node has received over a connection and not been released from.
+/// The writes that one node has received over a connection and not been released from; and the ranges of those that are
+/// on their way.
 #[derive(Debug, Default)]
-pub(super) struct Arrivals(Vec<Arrived>);
+pub(super) struct Arrivals(Vec<Arrived>, Vec<(u64, u64)>);
 
 impl Arrivals {
     /// The oldest that waits for the disk.
@@ -68,13 +70,44 @@ impl Arrivals {
         epoch
     }
 
+    /// A write of this range is on its way here, or here and not written.
+    pub(super) fn concern(&self, sector: u64, count: u64) -> bool {
+        let written = |write: &&Arrived| matches!(write.fate, Fate::Written { .. });
+        let here = self.0.iter().filter(|write| !written(write));
+        here.map(|write| (write.sector, write.count))
+            .chain(self.1.iter().copied())
+            .any(|(first, sectors)| overlap(sector, count, first, sectors))
+    }
+
     /// The disk is let go: what has not reached it never will.
     pub(super) fn disk_gone(&mut self) {
         self.0.retain(|write| write.fate != Fate::Waits);
     }
 }
 
-fn overlap(first: u64, count: u64, other: u64, other_count: u64) -> bool {
+/// The write that a packet is about, and its length; `payload_bytes`: of its data.
+fn described(name: &str, body: &[u8], payload_bytes: Option<u32>) -> Option<(Data, u32)> {
+    match (name, payload_bytes) {
+        ("P_DATA" | "P_RS_DATA_REPLY", Some(bytes)) => Data::decode(body).map(|data| (data, bytes)).ok(),
+        ("P_TRIM" | "P_ZEROES", _) => Trim::decode(body).map(|trim| (trim.data, trim.size_bytes)).ok(),
+        ("P_RS_DEALLOCATED", _) => {
+            let range = BlockDesc::decode(body).ok()?;
+            let data = Data { sector: range.sector, block_id: ID_SYNCER, seq: 0, flags: Default::default() };
+            Some((data, range.size_bytes))
+        }
+        _ => None,
+    }
+}
+
+/// The range of such a packet, and of one that only announces a write.
+fn range_of(name: &str, body: &[u8], payload_bytes: Option<u32>) -> Option<(u64, u32)> {
+    if name == "P_OUT_OF_SYNC" {
+        return BlockDesc::decode(body).ok().map(|range| (range.sector, range.size_bytes));
+    }
+    described(name, body, payload_bytes).map(|(data, bytes)| (data.sector, bytes))
+}
+
+pub(super) fn overlap(first: u64, count: u64, other: u64, other_count: u64) -> bool {
     first < other + other_count && other < first + count
 }
 
@@ -95,24 +128,37 @@ impl World {
             open.for_each(|write| write.barrier = Some(number));
             return;
         }
-        let described = match (name, payload_bytes) {
-            ("P_DATA" | "P_RS_DATA_REPLY", Some(bytes)) => Data::decode(body).map(|data| (data, bytes)),
-            // Refused at once, as what has a payload is, which then is not wanted.
-            ("P_TRIM" | "P_ZEROES", _) if self.status(node).state.disk < Disk::Inconsistent => return,
-            ("P_TRIM" | "P_ZEROES", _) => Trim::decode(body).map(|trim| (trim.data, trim.size_bytes)),
-            ("P_RS_DEALLOCATED", _) => BlockDesc::decode(body).map(|range| {
-                let data = Data { sector: range.sector, block_id: ID_SYNCER, seq: 0, flags: Default::default() };
-                (data, range.size_bytes)
-            }),
-            _ => return,
-        };
-        let Ok((Data { sector, block_id, .. }, bytes)) = described else { return };
+        self.note_coming_over(node, name, body);
+        // Refused at once, as what has a payload is, which then is not wanted.
+        if matches!(name, "P_TRIM" | "P_ZEROES") && self.status(node).state.disk < Disk::Inconsistent {
+            return;
+        }
+        let Some((Data { sector, block_id, flags, .. }, bytes)) = described(name, body, payload_bytes) else { return };
         let contested = self.status(node).state.role == Role::Primary;
         let resync = name.starts_with("P_RS");
         let count = u64::from(bytes / 512);
         let fate = Fate::Waits;
         let Some(arrivals) = self.arrivals(node).filter(|_| count > 0) else { return };
-        arrivals.0.push(Arrived { resync, block_id, sector, count, contested, barrier: None, fate });
+        arrivals.0.push(Arrived { resync, block_id, sector, count, flags, contested, barrier: None, fate });
+    }
+
+    /// A packet with a write for the other node, or about one, is about to be sent.
+    pub(super) fn note_coming(&mut self, node: usize, name: &str, body: &[u8], payload_bytes: Option<u32>) {
+        let Some((sector, bytes)) = range_of(name, body, payload_bytes) else { return };
+        if let Some(arrivals) = self.arrivals(1 - node) {
+            arrivals.1.push((sector, u64::from(bytes / 512)));
+        }
+    }
+
+    /// It has arrived.
+    fn note_coming_over(&mut self, node: usize, name: &str, body: &[u8]) {
+        // Of data only the start is known here; the oldest with that start is the one.
+        let Some((start, _)) = range_of(name, body, Some(0)) else { return };
+        if let Some(arrivals) = self.arrivals(node) {
+            if let Some(at) = arrivals.1.iter().position(|(sector, _)| *sector == start) {
+                arrivals.1.remove(at);
+            }
+        }
     }
 
     /// A transfer is about to be handed to the data disk.
@@ -210,6 +256,8 @@ impl World {
     }
 
     fn check_ack(&mut self, node: usize, name: &str, ack: &BlockAck) {
+        // From version 100 on each packet says what it is to be answered with.
+        let tells = self.config.offers.is_none();
         let Some(arrivals) = self.arrivals(node) else { return };
         let resync = ack.block_id == ID_SYNCER;
         let count = u64::from(ack.size_bytes / 512);
@@ -235,6 +283,12 @@ impl World {
             return;
         };
         let write = &arrivals.0[at];
+        let wanted = match name {
+            _ if !tells || resync => true,
+            "P_RECV_ACK" => write.flags.contains(DataFlags::SEND_RECEIVE_ACK),
+            _ => !positive || write.flags.contains(DataFlags::SEND_WRITE_ACK),
+        };
+        assert!(wanted, "node {node}: {name} that the packet did not ask for: {write:?}");
         assert!(!positive || done(write), "node {node}: {name} for a write that the disk has not done: {write:?}");
         // Of an epoch it is part until the barrier is acknowledged.
         if matches!(name, "P_SUPERSEDED" | "P_RETRY_WRITE") || (name != "P_RECV_ACK" && (resync || !positive)) {
@@ -294,13 +348,17 @@ impl World {
 
     /// The engine is done with it.
     pub(super) fn check_answer(&mut self, node: usize, name: &str, body: &[u8]) {
-        if let (Ok(result), "P_OV_RESULT", None) = (BlockAck::decode(body), name, self.hostile.as_ref()) {
-            self.check_found(node, &result);
+        let Some(ack) = BlockAck::decode(body).ok().filter(|_| self.hostile.is_none()) else { return };
+        if name == "P_OV_RESULT" {
+            self.check_found(node, &ack);
+        } else if name == "P_NEG_ACK" && ack.block_id != ID_SYNCER {
+            let unmarked = self.unmarked(node, ack.sector, u64::from(ack.size_bytes / 512));
+            assert!(unmarked.is_none(), "node {node}: the peer refused {ack:?}, and sector {unmarked:?} is not marked");
         }
     }
 
     /// A sector of this range whose bit is not set, on a disk that has a bitmap.
-    fn unmarked(&self, node: usize, sector: u64, count: u64) -> Option<u64> {
+    pub(super) fn unmarked(&self, node: usize, sector: u64, count: u64) -> Option<u64> {
         let engine = self.engine_of(node);
         (sector..sector + count).step_by(8).find(|&sector| engine.is_out_of_sync(VOLUME, sector) == Some(false))
     }
@@ -370,7 +428,7 @@ impl World {
     }
 
     /// Does the bitmap on the disk have this bit?
-    fn is_set_on_disk(&self, node: usize, layout: &Layout, bit: u64) -> bool {
+    pub(super) fn is_set_on_disk(&self, node: usize, layout: &Layout, bit: u64) -> bool {
         const BITS_PER_PAGE: u64 = 8 * 4096;
         let page = layout.bitmap_page(bit / BITS_PER_PAGE);
         page.is_some_and(|(sector, _)| {
@@ -380,7 +438,7 @@ impl World {
     }
 
     /// The extents in the activity log on the disk.
-    fn logged(&mut self, node: usize, layout: &Layout) -> &BTreeSet<u32> {
+    pub(super) fn logged(&mut self, node: usize, layout: &Layout) -> &BTreeSet<u32> {
         if self.nodes[node].logged.is_none() {
             self.nodes[node].logged = Some(self.read_log(node, layout));
         }
@@ -420,6 +478,13 @@ impl World {
                 "node {node}: extent {extent} has left the log, and {lost:?} is not marked on the disk"
             );
         }
+        let left: Vec<u32> = before.difference(&after).copied().filter(|_| quiet).collect();
+        self.check_written_here(
+            node,
+            &layout,
+            |sector| left.contains(&((sector / AL_EXTENT_SECTORS) as u32)),
+            "its extent has left the log",
+        );
         self.nodes[node].logged = Some(after);
     }
 
@@ -446,11 +511,35 @@ impl World {
             let unmarked = self.unmarked(operation.node, operation.sector, operation.count);
             assert!(unmarked.is_none(), "{operation:?} is acknowledged, one disk lacks it, and that is not marked");
         }
+        self.check_good_copy(operation, strict);
         if alone {
             self.check_written_alone(operation);
         } else if !operation.on_disk {
             self.check_written_elsewhere(operation);
         }
+    }
+
+    /// There is a good disk that has it; under protocol A or B, where this node's is not, the peer's.
+    fn check_good_copy(&self, operation: &Operation, strict: bool) {
+        let node = operation.node;
+        let state = self.status(node).state;
+        if operation.on_disk && state.disk == Disk::UpToDate {
+            return;
+        }
+        assert!(
+            state.pdsk == Disk::UpToDate,
+            "node {node}: {operation:?} is acknowledged, and neither disk that has it is good; {state}"
+        );
+        let zeroes = matches!(operation.action, Action::Discard | Action::WriteZeroes);
+        let stamp = if zeroes { 0 } else { operation.stamp };
+        let peer = &self.nodes[1 - node].data;
+        let lacks = (operation.sector..operation.sector + operation.count).find(|&sector| peer.get(sector) != stamp);
+        // What is on a disk that fails, or has lost its power, is another matter; nor is the other Primary's write a loss.
+        let there = self.is_on(1 - node) && self.status(1 - node).state.role != Role::Primary;
+        assert!(
+            strict || !there || lacks.is_none() || self.nodes[1 - node].faults.write_percent > 0,
+            "node {node}: {operation:?} is acknowledged, and no disk has sector {lacks:?}; {state}"
+        );
     }
 
     /// The peer has not said that it has it.

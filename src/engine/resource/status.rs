@@ -148,6 +148,8 @@ pub struct RequestView {
     pub on_disk: bool,
     /// When it counts as completed.
     pub protocol: WireProtocol,
+    /// It waits for no other write and no extent of the activity log.
+    pub started: bool,
 }
 
 impl<S: Storage> Engine<S> {
@@ -160,6 +162,7 @@ impl<S: Storage> Engine<S> {
             size_bytes: slot.io.size_bytes,
             protocol: slot.protocol,
             on_disk: slot.local == Local::Pending,
+            started: slot.phase == super::slots::Phase::Active,
         })
     }
 

@@ -1,0 +1,315 @@
+//! What the bitmaps forget, and when: compared at once with what the disks hold.
+//!
+//! A bit that is cleared too early, or for a block too many, does harm only if the connection or the power is lost before
+//! the block is written again. Here it is noticed when it is cleared.
+//!
+//! # Invariants
+//! * A bit is cleared when the block is the same on both disks, but for writes that are under way.
+//! * What a resync wrote, and the disk may still lose, is marked in every page of the bitmap that goes to the disk.
+//! * So is what the application wrote, when nothing else on the disk tells of it any more: when its extent leaves the
+//!   activity log, or the superblock says that this node is not Primary.
+//! * A generation is on the disk before the peer hears of it; so is the start of a resync before its first request.
+//! * A block that could not be read, or not be written for the peer, is marked; so is what the peer could not write.
+//! * No read fails that a good disk in reach can do, and nothing ends or begins while I/O is suspended.
+//! * Who says that it is Secondary has no writes that the peer may still lose.
+//! * A bitmap that is sent marks every write under way, but for what the target of a resync writes itself meanwhile.
+
+use super::promises::overlap;
+use super::*;
+use engine::metadata::superblock::UUID_JUST_CREATED;
+use engine::metadata::AL_EXTENT_SECTORS;
+use engine::state::State;
+use engine::wire::{BlockAck, BlockRequest, StateWord, SyncUuid, Uuids};
+
+const BITS_PER_PAGE: u64 = 8 * 4096;
+
+/// Data that is in the volatile cache of a disk.
+#[derive(Clone, Copy, Debug)]
+pub struct Unflushed {
+    /// A resync wrote it; otherwise the application here did.
+    resync: bool,
+    sector: u64,
+    count: u64,
+    /// Durable when the disk has settled so far.
+    mark: u64,
+}
+
+/// First sectors of the blocks that a range touches, and of two more on either side.
+fn blocks_around(sector: u64, count: u64, sectors: u64) -> impl Iterator<Item = u64> {
+    let first = (sector / 8).saturating_sub(2);
+    let end = (sector + count).div_ceil(8) + 2;
+    (first..end.min(sectors.div_ceil(8))).map(|block| block * 8)
+}
+
+impl World {
+    // Bits that are cleared.
+
+    /// The blocks in and beside this range that a node has marked.
+    pub(super) fn marked_around(&self, node: usize, sector: u64, count: u64) -> Vec<u64> {
+        let engine = self.engine_of(node);
+        let sectors = self.nodes[node].data.sectors();
+        let set = |sector: &u64| engine.is_out_of_sync(VOLUME, *sector) == Some(true);
+        blocks_around(sector, count, sectors).filter(set).collect()
+    }
+
+    /// A packet may clear bits: which ones?
+    pub(super) fn marked_before_answer(&self, node: usize, name: &str, body: &[u8]) -> Vec<u64> {
+        let honest = self.hostile.is_none();
+        match BlockAck::decode(body) {
+            Ok(ack)
+                if honest && matches!(name, "P_WRITE_ACK" | "P_RS_WRITE_ACK" | "P_RS_IS_IN_SYNC" | "P_RECV_ACK") =>
+            {
+                self.marked_around(node, ack.sector, u64::from(ack.size_bytes / 512))
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Those of the blocks that are not marked any more are the same on both disks.
+    pub(super) fn check_cleared(&mut self, node: usize, before: &[u64], what: impl FnOnce() -> String) {
+        if before.is_empty() || self.hostile.is_some() {
+            return;
+        }
+        let ends = self.connection.as_ref().map(|connection| [0, 1].map(|node| connection.ends[node].is_some()));
+        if ends != Some([true; 2]) || self.status(node).state.disk <= Disk::Failed {
+            return;
+        }
+        let engine = self.engine_of(node);
+        let cleared = before.iter().filter(|&&sector| engine.is_out_of_sync(VOLUME, sector) == Some(false));
+        let wrong = cleared.copied().find(|&sector| self.differs_unexplained(node, sector));
+        if let Some(sector) = wrong {
+            let describe = self.describe();
+            panic!("node {node}: {} clears the bit of sector {sector}, where the halves differ; {describe}", what());
+        }
+    }
+
+    /// Is this block not the same on both disks, and is nothing under way there?
+    fn differs_unexplained(&self, node: usize, sector: u64) -> bool {
+        let [zero, one] = [0, 1].map(|node| &self.nodes[node].data);
+        let end = (sector + 8).min(zero.sectors()).min(one.sectors());
+        if (sector..end).all(|sector| zero.get(sector) == one.get(sector)) {
+            return false;
+        }
+        // What a disk has lost that fails, its own node knows.
+        let other = 1 - node;
+        let faults = self.nodes[other].faults;
+        let fails = faults.write_percent > 0 || self.status(other).state.disk < Disk::Inconsistent;
+        if fails && self.engine_of(other).is_out_of_sync(VOLUME, sector) != Some(false) {
+            return false;
+        }
+        !(0..2).any(|node| self.is_being_written(node, sector, end - sector))
+    }
+
+    /// A write of this node's application, or one that is on its way to this node, concerns the range.
+    fn is_being_written(&self, node: usize, sector: u64, count: u64) -> bool {
+        let uppers = self.nodes[node].running.as_ref().into_iter().flat_map(|running| running.uppers.iter().flatten());
+        let open = uppers.map(|upper| &self.operations[upper.operation]);
+        let mut open = open.filter(|operation| operation.stamp != 0);
+        let connection = self.connection.as_ref().and_then(|connection| connection.ends[node].as_ref());
+        open.any(|operation| overlap(sector, count, operation.sector, operation.count))
+            || connection.is_some_and(|end| end.arrivals.concern(sector, count))
+    }
+
+    /// A transfer has failed: is it known where?
+    pub(super) fn check_failed(&self, node: usize, transfer: &Transfer, peers_write: bool) {
+        let own_read = matches!(transfer.io, LocalIo::Request { .. }) && transfer.op == Op::Read;
+        if self.hostile.is_none() && transfer.count > 0 && (own_read || peers_write) {
+            let unmarked = self.unmarked(node, transfer.sector, transfer.count);
+            assert!(unmarked.is_none(), "node {node}: {transfer} failed, and sector {unmarked:?} is not marked");
+        }
+    }
+
+    /// An operation ends with an error. If it is a read: was there no disk that could do it?
+    pub(super) fn check_error(&self, operation: &Operation) {
+        let node = operation.node;
+        let state = self.status(node).state;
+        let sound = |node: usize| {
+            let faults = self.nodes[node].faults;
+            faults.read_percent + faults.write_percent + faults.meta_percent == 0 && !faults.hangs
+        };
+        let peer = state.conn >= Conn::Connected && state.pdsk == Disk::UpToDate && self.is_on(1 - node);
+        let peer = peer && self.status(1 - node).state.disk == Disk::UpToDate && sound(1 - node);
+        // A disk that came back meanwhile is not asked again.
+        let stayed = self.nodes[node].running.as_ref().is_some_and(|running| running.released_us < operation.start_us);
+        let own = state.disk == Disk::UpToDate && sound(node) && stayed;
+        assert!(
+            !(own || peer) || operation.action != Action::Read || self.hostile.is_some(),
+            "node {node}: {operation:?} fails, and a good disk could have done it; {state}"
+        );
+    }
+
+    // What may still be lost.
+
+    /// A write is about to be over, and in the cache.
+    pub(super) fn note_unflushed(&mut self, node: usize, transfer: &Transfer) {
+        let resync = match transfer.io {
+            LocalIo::Request { .. } => false,
+            LocalIo::Peer { peer, .. } if self.engine_of(node).is_resync(peer) => true,
+            _ => return,
+        };
+        if !transfer.op.is_write() || transfer.fua {
+            return;
+        }
+        let machine = &mut self.nodes[node];
+        let settled = machine.data.settled();
+        machine.unflushed.retain(|old| old.mark > settled);
+        let Transfer { sector, count, .. } = *transfer;
+        let mark = machine.data.mark() + count;
+        if !resync {
+            machine.unflushed.push(Unflushed { resync, sector, count, mark });
+            return;
+        }
+        // What a resync wrote that was there before cannot be lost.
+        for block in sector.div_ceil(8)..(sector + count) / 8 {
+            let stamp = |at: u64| transfer.data.get((at - sector) as usize).copied().unwrap_or(0);
+            if (block * 8..block * 8 + 8).any(|at| machine.data.get(at) != stamp(at)) {
+                machine.unflushed.push(Unflushed { resync, sector: block * 8, count: 8, mark });
+            }
+        }
+    }
+
+    fn unflushed(&self, node: usize, resync: bool) -> impl Iterator<Item = Unflushed> + '_ {
+        let machine = &self.nodes[node];
+        let settled = machine.data.settled();
+        machine.unflushed.iter().copied().filter(move |data| data.resync == resync && data.mark > settled)
+    }
+
+    /// A page of the bitmap is on the disk.
+    pub(super) fn check_page(&mut self, node: usize, page_sector: u64, block: &Block) {
+        if self.hostile.is_some() || self.unflushed(node, true).next().is_none() {
+            return;
+        }
+        let (layout, superblock) = self.durable_meta(node);
+        let primary = superblock.flags.contains(MetaFlags::PRIMARY_IND);
+        let logged = if primary { self.logged(node, &layout).clone() } else { BTreeSet::new() };
+        for data in self.unflushed(node, true) {
+            let bit = data.sector / 8;
+            let here = layout.bitmap_page(bit / BITS_PER_PAGE).is_some_and(|(sector, _)| sector == page_sector);
+            let set = block[(bit % BITS_PER_PAGE / 8) as usize] & (1 << (bit % 8)) != 0;
+            // A write of the application has come since, of which the log tells.
+            let told = logged.contains(&((data.sector / AL_EXTENT_SECTORS) as u32));
+            assert!(
+                !here || set || told,
+                "node {node}: the bitmap on the disk says that sector {} is in sync, and that may still be lost",
+                data.sector
+            );
+        }
+    }
+
+    /// The superblock is on the disk; what did it say before?
+    pub(super) fn check_superblock(&self, node: usize, before: &Superblock) {
+        let (layout, now) = self.durable_meta(node);
+        let ends = before.flags.contains(MetaFlags::PRIMARY_IND) && !now.flags.contains(MetaFlags::PRIMARY_IND);
+        // While the log moves the full sync takes its place.
+        let ends = ends && !now.flags.contains(MetaFlags::FULL_SYNC);
+        if ends && self.hostile.is_none() && self.status(node).state.disk > Disk::Failed {
+            self.check_written_here(node, &layout, |_| true, "this node is not Primary");
+        }
+    }
+
+    /// What the application wrote and the disk may lose is marked on the disk, since the log does not tell any more.
+    pub(super) fn check_written_here(&self, node: usize, layout: &Layout, which: impl Fn(u64) -> bool, why: &str) {
+        for data in self.unflushed(node, false) {
+            let sectors = (data.sector..data.sector + data.count).filter(|sector| which(*sector));
+            let lost = sectors.step_by(8).find(|sector| !self.is_set_on_disk(node, layout, sector / 8));
+            assert!(
+                lost.is_none(),
+                "node {node}: {why}, and sector {lost:?} that was written is in the disk's cache and not marked"
+            );
+        }
+    }
+
+    // What is told.
+
+    /// A packet is about to be sent that tells of what has to be on the disk.
+    pub(super) fn check_told(&mut self, node: usize, name: &str, body: &[u8]) {
+        if self.hostile.is_some() || self.status(node).state.disk <= Disk::Failed {
+            return;
+        }
+        match name {
+            "P_UUIDS" => {
+                if let Ok(Uuids { uuids, .. }) = Uuids::decode(body) {
+                    self.check_generation(node, name, uuids[UI_CURRENT]);
+                    self.check_generation(node, name, uuids[UI_BITMAP]);
+                }
+            }
+            "P_SYNC_UUID" => {
+                if let Ok(SyncUuid { uuid }) = SyncUuid::decode(body) {
+                    self.check_generation(node, name, uuid);
+                }
+            }
+            "P_STATE" => {
+                if let Some((state, _)) = StateWord::decode(body).ok().and_then(|word| State::from_word(word.word).ok())
+                {
+                    self.check_role(node, state);
+                }
+            }
+            "P_RS_DATA_REQUEST" | "P_RS_THIN_REQ" | "P_CSUM_RS_REQUEST" => {
+                if let Ok(request) = BlockRequest::decode(body) {
+                    self.check_started(node, &request);
+                }
+            }
+            "P_BITMAP" | "P_COMPRESSED_BITMAP" => self.check_bitmap(node),
+            _ => {}
+        }
+    }
+
+    fn check_generation(&self, node: usize, name: &str, uuid: u64) {
+        let durable = self.durable_meta(node).1.uuids;
+        // It may have become history since.
+        let known = matches!(uuid & !1, 0 | UUID_JUST_CREATED) || durable.iter().any(|known| (known ^ uuid) & !1 == 0);
+        assert!(known, "node {node}: {name} tells of generation {uuid:x}, and the disk has {durable:x?}");
+    }
+
+    /// Who says that it is Secondary would not be taken for a crashed Primary.
+    fn check_role(&self, node: usize, told: State) {
+        let own = self.status(node).state;
+        let was_primary = self.durable_meta(node).1.flags.contains(MetaFlags::PRIMARY_IND);
+        let needs_log = own.peer == Role::Primary
+            || own.disk <= Disk::Negotiating
+            || self.is_suspended(node)
+            || own.conn < Conn::Connected;
+        assert!(
+            told.role != Role::Secondary || own.role == Role::Primary || needs_log || !was_primary,
+            "node {node} tells that it is Secondary, and the disk says Primary; {own}"
+        );
+        let kept = self.engine_of(node).usage().requests;
+        let settled = needs_log || self.config.net.two_primaries || kept == 0;
+        assert!(
+            told.role != Role::Secondary || own.role == Role::Primary || settled,
+            "node {node} tells that it is Secondary, with {kept} writes that the peer may still lose; {own}"
+        );
+    }
+
+    /// The disk says that it is being overwritten, and with what.
+    fn check_started(&self, node: usize, request: &BlockRequest) {
+        let (layout, superblock) = self.durable_meta(node);
+        let consistent = superblock.flags.contains(MetaFlags::CONSISTENT);
+        assert!(!consistent, "node {node} asks for blocks of a resync, and the disk still says that it is good");
+        if self.nodes[node].faults.write_percent > 0 || self.passes_on() {
+            // Blocks that could not be written have been marked since.
+            return;
+        }
+        let bits = request.sector / 8..(request.sector + u64::from(request.size_bytes / 512)).div_ceil(8);
+        let lost = bits.into_iter().find(|&bit| !self.is_set_on_disk(node, &layout, bit));
+        assert!(lost.is_none(), "node {node} asks for {request:?}, and bit {lost:?} is not set on the disk");
+    }
+
+    fn check_bitmap(&self, node: usize) {
+        let engine = self.engine_of(node);
+        let uppers = self.nodes[node].running.as_ref().into_iter().flat_map(|running| running.uppers.iter().flatten());
+        let source = self.status(node).state.conn == Conn::WFBitMapS;
+        let started = |upper: &&Upper| {
+            let view = engine.request(upper.request).filter(|view| view.started);
+            view.is_some_and(|view| source || !(view.on_disk || self.operations[upper.operation].on_disk))
+        };
+        for upper in uppers.filter(started) {
+            let operation = &self.operations[upper.operation];
+            let unmarked = self.unmarked(node, operation.sector, operation.count);
+            assert!(
+                operation.stamp == 0 || unmarked.is_none(),
+                "node {node} sends its bitmap, and a write under way is not marked: {operation:?}"
+            );
+        }
+    }
+}
