@@ -7,13 +7,14 @@
 
 mod epilogue;
 mod special;
+mod trouble;
 
 use crate::disk::Stamp;
 use crate::draw;
 use crate::node::VOLUME;
 use crate::world::{Action, Config, World};
 use crate::Random;
-use engine::metadata::superblock::{UI_BITMAP, UI_CURRENT};
+use engine::metadata::superblock::{MetaFlags, UI_BITMAP, UI_CURRENT};
 use engine::netlink::{DiskConf, Fencing, NetConf, OnCongestion, ResizeParms, WireProtocol};
 use engine::resource::{hmac_of, AdminRequest, Fault, TableLimits};
 use engine::state::{Conn, Disk, Role};
@@ -213,6 +214,7 @@ impl Driver {
             self.verify();
         }
         self.epilogue();
+        self.trouble();
     }
 
     fn set_up(&mut self) {
@@ -699,6 +701,9 @@ impl Driver {
                 "left over on node {node}: {}",
                 world.describe()
             );
+            let status = world.status(node);
+            let pending = [status.upper_pending, status.lower_pending, status.peer_pending, status.unacked];
+            assert_eq!(pending, [0; 4], "counted on node {node} as under way: {}", world.describe());
         }
         if let Some(fault) = world
             .faults
@@ -706,6 +711,15 @@ impl Driver {
             .find(|(_, fault)| !(is_excusable(fault) || (self.grown > 0 && matches!(fault, Fault::Bitmap(_)))))
         {
             panic!("node {} gave up a connection: {}", fault.0, fault.1);
+        }
+        for node in 0..2 {
+            let superblock = world.superblock(node);
+            let size = world.status(node).size_sectors;
+            assert_eq!(superblock.la_size_sectors, size, "the size that node {node} has written down");
+            assert!(
+                !superblock.flags.contains(MetaFlags::FULL_SYNC),
+                "node {node} would copy everything when it boots"
+            );
         }
         let [zero, one] = [0, 1].map(|node| world.status(node).uuids.map(|uuid| uuid & !1));
         assert_eq!(zero[UI_CURRENT], one[UI_CURRENT], "generations differ");

@@ -25,7 +25,7 @@ impl Driver {
         self.verify();
     }
 
-    fn any_primary(&mut self) -> Option<usize> {
+    pub(super) fn any_primary(&mut self) -> Option<usize> {
         let quiet = self.both_good() && self.asked == [Asked::Nothing; 2];
         if !quiet || (0..2).any(|node| self.world.is_suspended(node)) {
             return None;

@@ -86,7 +86,7 @@ impl Driver {
     }
 
     /// Both disks have become larger, and so does the device.
-    fn grow(&mut self, node: usize) {
+    pub(super) fn grow(&mut self, node: usize) {
         let idle = self.both_good() && self.asked == [Asked::Nothing; 2];
         let primary = (0..2).any(|node| self.is_primary(node));
         // If a disk fails meanwhile the connection is given up: two Primaries must not lose each other.
