@@ -3,7 +3,7 @@
 
 use engine::metadata::superblock::MetaFlags;
 use engine::netlink::{AfterSplitBrain, NetConf, ReadBalancing, ResizeParms, WireProtocol};
-use engine::resource::{AdminRequest, Notice};
+use engine::resource::{AdminRequest, IoError, IoFlags, IoRequest, Notice, Op, Submit};
 use engine::state::{Conn, Disk};
 use simulator::node::VOLUME;
 use simulator::world::Action;
@@ -640,4 +640,24 @@ fn a_forced_detach_does_not_wait_for_the_timeout() {
             quiet(&mut world, size);
         },
     );
+}
+
+/// The device has an end.
+#[test]
+fn what_goes_beyond_the_end_is_refused() {
+    let mut world = World::new(Config { sectors: 32_768, ..Config::new(1) });
+    synced(&mut world);
+    let sectors = world.config.sectors;
+    for (action, op) in
+        [(Action::Read, Op::Read), (Action::Write { fua: false }, Op::Write), (Action::Discard, Op::Discard)]
+    {
+        assert_eq!(world.io(0, action, sectors - 8, 8), Ok(()), "{action:?}");
+        for (sector, size_bytes) in
+            [(sectors - 8, 9 * 512), (sectors - 1, 1024), (sectors, 512), (u64::MAX - 4, 8 * 512)]
+        {
+            let io = IoRequest { op, sector, size_bytes, flags: IoFlags::default() };
+            let refused = world.engine(0, |engine, now| engine.submit(VOLUME, io, now));
+            assert_eq!(refused, Submit::Failed(IoError::Io), "{op:?} of {size_bytes} bytes at {sector}");
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use engine::metadata::superblock::{UI_BITMAP, UI_CURRENT, UI_HISTORY_END, UI_HISTORY_START};
 use engine::netlink::{OnIoError, WireProtocol};
-use engine::resource::AdminRequest;
+use engine::resource::{AdminRequest, Fault};
 use engine::state::{Conn, Disk, Role};
 use simulator::node::VOLUME;
 use simulator::world::Action;
@@ -613,5 +613,36 @@ fn a_ping_that_was_just_sent_is_not_overdue() {
         assert!(verdict.is_ok(), "{verdict:?}");
         world.run_until("the new role", 10_000, |world| world.status(1).state.role == Role::Primary);
         assert_eq!(world.status(1).state.conn, Conn::Connected);
+    });
+}
+
+/// Nothing is written; only the pings notice that nobody is there any more.
+#[test]
+fn a_network_that_is_dead_is_noticed_without_io() {
+    with_seeds(|mut world| {
+        synced(&mut world);
+        world.set_network(false);
+        let limit_ms = u64::from(world.config.net.ping_int) * 1000 + u64::from(world.config.net.ping_timeo) * 100;
+        let alone = |world: &World| (0..2).all(|node| world.status(node).state.conn < Conn::Connected);
+        world.run_until("both are alone", 2 * limit_ms, alone);
+        world.set_network(true);
+        up_to_date(&mut world);
+    });
+}
+
+#[test]
+fn settings_that_do_not_fit_are_refused() {
+    with_seeds(|mut world| {
+        for node in 0..2 {
+            assert_eq!(world.attach(node), 101);
+        }
+        assert_eq!(world.connect(0), 1);
+        world.config.net.wire_protocol = WireProtocol::A;
+        assert_eq!(world.connect(1), 1);
+        world.run_for_ms(5_000);
+        for node in 0..2 {
+            assert!(world.status(node).state.conn < Conn::Connected, "{}", world.describe());
+        }
+        assert!(world.faults.iter().any(|(_, fault)| matches!(fault, Fault::Protocol(_))), "{:?}", world.faults);
     });
 }
