@@ -63,6 +63,17 @@ pub struct Transfer {
     pub mark: u64,
 }
 
+/// How far an attach has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attaching {
+    /// There is none.
+    No,
+    /// The engine has it.
+    Begun,
+    /// It begins again when the nodes have met.
+    Waits,
+}
+
 /// What dies with a crash.
 pub struct Running {
     /// The engine.
@@ -79,6 +90,8 @@ pub struct Running {
     pub parked: VecDeque<usize>,
     /// The devices are open.
     pub backing_open: bool,
+    /// The attach under way.
+    pub attaching: Attaching,
     /// Read-only as last ordered.
     pub read_only: bool,
     /// When the devices were closed last.
@@ -104,6 +117,7 @@ impl Running {
             meta_transfers: BTreeMap::new(),
             parked: VecDeque::new(),
             backing_open: false,
+            attaching: Attaching::No,
             read_only: true,
             released_us: 0,
             suspended: false,

@@ -8,6 +8,7 @@ use crate::linux::bdev::{Holder, LowerDevice};
 use crate::linux::bio::{BioSet, Outcome, Owner};
 use crate::linux::clock;
 use crate::linux::mem::{PageChain, PagePool, PAGE_BYTES};
+use crate::linux::storage::KernelStorage;
 use crate::linux::work::Deferred;
 use engine::metadata::layout::{superblock_sector, MetaIndex};
 use engine::netlink::{DiskConf, RetCode};
@@ -82,21 +83,31 @@ impl Opened {
 }
 
 impl Opened {
-    /// Makes the tables that the attach needs, and begins it; its answer comes as that of any request of an
-    /// administrator. The devices must have been given to the volume before. May sleep.
+    /// Makes the tables that the attach needs. May sleep.
     ///
     /// # Errors
-    /// The number for the reply, when it did not begin.
+    /// The number for the reply, -18 if it has to be tried again later.
     #[inline(never)]
-    pub(crate) fn begin(&self, volume: &Arc<Volume>, conf: &DiskConf) -> Result<(), i32> {
+    pub(crate) fn make_tables(&self, volume: &Volume, conf: &DiskConf) -> Result<AttachTables<KernelStorage>, i32> {
         let backing = self.describe().ok_or(RetCode::Nomem.number())?;
-        let resource = &volume.resource;
-        let plan = resource.locked.with(|locked| locked.engine.plan_attach(volume.id, conf, &backing))?;
+        let plan = volume.resource.locked.with(|locked| locked.engine.plan_attach(volume.id, conf, &backing))?;
         if faults::strikes(volume.minor, Fault::BitmapMemory) {
             return Err(RetCode::NomemBitmap.number());
         }
-        let tables = AttachTables::new(plan).map_err(RetCode::number)?;
-        let unused = disk_io::enter(resource, Context::Process, |locked| {
+        AttachTables::new(plan).map_err(RetCode::number)
+    }
+
+    /// Begins the attach; its answer comes as that of any request of an administrator. The devices must have been given to the
+    /// volume before. May sleep.
+    #[inline(never)]
+    pub(crate) fn begin(
+        &self,
+        volume: &Volume,
+        conf: &DiskConf,
+        tables: AttachTables<KernelStorage>,
+    ) -> Result<(), i32> {
+        let backing = self.describe().ok_or(RetCode::Nomem.number())?;
+        let unused = disk_io::enter(&volume.resource, Context::Process, |locked| {
             locked.engine.attach(volume.id, conf, &backing, tables, clock::monotonic_ms())
         });
         drop(unused);

@@ -4,6 +4,7 @@
 //! part of them. `LAB_INSTEAD=both` runs the same scenarios with the C module and drbd-utils on both sides: what fails then is
 //! wrong in the test.
 
+mod attach;
 mod bad_input;
 mod failing_allocations;
 mod failures;

@@ -11,9 +11,12 @@ impl World {
 
     /// The answer to what was asked for, once.
     pub fn poll_admin(&mut self, node: usize) -> Option<i32> {
+        if let Some(code) = self.attach_again(node) {
+            return Some(code);
+        }
         let code = self.engine(node, |engine, _| engine.admin_result())?.code;
         self.note(|| format!("node {node} answer {code}"));
-        Some(code)
+        self.attach_answered(node, code)
     }
 
     /// Asks for something and waits for the answer.
@@ -29,9 +32,8 @@ impl World {
     pub fn admin_answer(&mut self, node: usize) -> i32 {
         let end_us = self.now_us + 120_000 * MS;
         loop {
-            if let Some(result) = self.engine(node, |engine, _| engine.admin_result()) {
-                self.note(|| format!("node {node} admin answer {}", result.code));
-                return result.code;
+            if let Some(code) = self.poll_admin(node) {
+                return code;
             }
             let goes_on = self.now_us <= end_us && self.step();
             assert!(goes_on, "no answer to the administrator; {}", self.describe());

@@ -130,13 +130,44 @@ impl World {
         };
         let conf = self.config.disk;
         self.note(|| format!("node {node} attach"));
-        let plan = self.engine_of(node).plan_attach(VOLUME, &conf, &backing).inspect_err(|code| {
-            self.trace.push_back(format!("node {node} attach refused: {code}"));
-        })?;
+        let plan = match self.engine_of(node).plan_attach(VOLUME, &conf, &backing) {
+            Ok(plan) => plan,
+            Err(IN_TRANSIENT_STATE) => {
+                self.nodes[node].running.as_mut().expect("on").attaching = Attaching::Waits;
+                return Ok(());
+            }
+            Err(code) => {
+                self.trace.push_back(format!("node {node} attach refused: {code}"));
+                return Err(code);
+            }
+        };
         let tables = AttachTables::new(plan).expect("memory");
-        self.nodes[node].running.as_mut().expect("on").backing_open = true;
+        let running = self.nodes[node].running.as_mut().expect("on");
+        running.backing_open = true;
+        running.attaching = Attaching::Begun;
         self.engine(node, |engine, now| engine.attach(VOLUME, &conf, &backing, tables, now));
         Ok(())
+    }
+
+    /// What an answer means for the attach under way; `None`: it has to begin again.
+    pub(super) fn attach_answered(&mut self, node: usize, code: i32) -> Option<i32> {
+        let running = self.nodes[node].running.as_mut().expect("on");
+        let begun = std::mem::replace(&mut running.attaching, Attaching::No) == Attaching::Begun;
+        if begun && code == IN_TRANSIENT_STATE {
+            running.attaching = Attaching::Waits;
+            return None;
+        }
+        Some(code)
+    }
+
+    /// Begins an attach again when the nodes have met and the devices of the last try are closed; an error at once.
+    pub(super) fn attach_again(&mut self, node: usize) -> Option<i32> {
+        let running = self.nodes[node].running.as_mut().expect("on");
+        if running.attaching != Attaching::Waits || running.engine.is_meeting() || self.status(node).has_disk {
+            return None;
+        }
+        self.nodes[node].running.as_mut().expect("on").attaching = Attaching::No;
+        self.start_attach(node).err()
     }
 
     /// The disk has grown since the meta data was written: it is moved to the end. spec: metadata 9.8
@@ -230,6 +261,9 @@ fn layout_with(internal: bool, backing_sectors: u64, striping: Striping) -> Layo
     let meta_sectors = if internal { backing_sectors } else { META_SECTORS };
     Layout::compute(index(internal), backing_sectors, meta_sectors, striping).expect("the meta data fits")
 }
+
+/// The answer to an attach that came while the nodes met: it has to wait.
+const IN_TRANSIENT_STATE: i32 = -18;
 
 /// Limits of the simulated disks.
 const LIMITS: BackingLimits = BackingLimits {

@@ -21,7 +21,7 @@ mod worker;
 use crate::disk::{Block, DataDisk, MetaDisk, Stamp};
 use crate::inspect;
 use crate::network::{Pipe, DATA, META};
-use crate::node::{DiskFaults, HeapEngine, Node, Running, Transfer, Upper, VOLUME};
+use crate::node::{Attaching, DiskFaults, HeapEngine, Node, Running, Transfer, Upper, VOLUME};
 use crate::{Oracle, Random};
 use engine::handshake::SyncDecision;
 use engine::metadata::layout::{Layout, MetaIndex, Striping};

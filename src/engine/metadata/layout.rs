@@ -548,10 +548,17 @@ pub struct AttachSizes {
     pub missing_meta_sectors: u64,
     /// Current size of the virtual device (a diskless Primary has one); 0 = none.
     pub virtual_sectors: u64,
+}
+
+/// What an attach knows about the size of the device, in sectors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AttachedSize {
     /// Result of [`agreed_size`].
     pub agreed_sectors: u64,
     /// Last agreed size, from the meta data.
     pub last_agreed_sectors: u64,
+    /// Configured `size` of the disk section; 0 = none.
+    pub user_sectors: u64,
     /// The CONSISTENT flag of the meta data.
     pub is_consistent: bool,
 }
@@ -580,12 +587,12 @@ impl AttachSizeError {
     }
 }
 
-/// Checks sizes at attach, when the superblock has been found good. `Ok(true)`: the device shrinks because the administrator said so; worth a warning.
+/// Checks sizes at attach, when the superblock has been found good.
 ///
 /// # Errors
 /// [`AttachSizeError`]: the disk must not be attached.
 // spec: metadata 7.3; state-machine 13.1 (5)
-pub fn check_attach_sizes(sizes: &AttachSizes) -> Result<bool, AttachSizeError> {
+pub fn check_attach_sizes(sizes: &AttachSizes) -> Result<(), AttachSizeError> {
     if sizes.user_sectors > sizes.usable_sectors {
         return Err(AttachSizeError::BelowConfigured);
     }
@@ -595,8 +602,17 @@ pub fn check_attach_sizes(sizes: &AttachSizes) -> Result<bool, AttachSizeError> 
     if sizes.usable_sectors < sizes.virtual_sectors {
         return Err(AttachSizeError::BelowVirtualDevice);
     }
-    let shrinks = sizes.is_consistent && sizes.agreed_sectors < sizes.last_agreed_sectors;
-    if shrinks && sizes.agreed_sectors != sizes.user_sectors {
+    Ok(())
+}
+
+/// Whether the device may get that size at attach. `Ok(true)`: it shrinks because the administrator said so; worth a warning.
+///
+/// # Errors
+/// [`AttachSizeError::ImplicitShrink`]: the disk must not be attached.
+// spec: metadata 7.3; state-machine 13.1 (8)
+pub fn check_attach_shrink(size: &AttachedSize) -> Result<bool, AttachSizeError> {
+    let shrinks = size.is_consistent && size.agreed_sectors < size.last_agreed_sectors;
+    if shrinks && size.agreed_sectors != size.user_sectors {
         return Err(AttachSizeError::ImplicitShrink);
     }
     Ok(shrinks)

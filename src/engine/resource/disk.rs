@@ -16,7 +16,8 @@ use super::{DeviceSizes, Engine, Sabotage};
 use crate::activity_log::ActivityLog;
 use crate::bitmap::Bitmap;
 use crate::metadata::layout::{
-    agreed_size, check_attach_sizes, clamp_al_extents, missing_meta_sectors, AttachSizes, Layout, SizeInputs,
+    agreed_size, check_attach_shrink, check_attach_sizes, clamp_al_extents, missing_meta_sectors, AttachSizes,
+    AttachedSize, Layout, SizeInputs,
 };
 use crate::metadata::superblock::{MetaFlags, Superblock};
 use crate::netlink::{DiskConf, Fencing, RetCode, WireProtocol};
@@ -84,12 +85,13 @@ impl<S: Storage> Engine<S> {
     /// What an attach would need; nothing is changed. Make [`AttachTables`] from it without holding the lock.
     ///
     /// # Errors
-    /// The number for the reply.
+    /// The number for the reply. -18: the nodes are meeting, and what is not wrong in any case cannot be told yet.
     pub fn plan_attach(&self, id: VolumeId, conf: &DiskConf, backing: &Backing<'_>) -> Result<AttachPlan, i32> {
         self.examine(id, conf, backing).map(|(plan, _, _)| plan)
     }
 
-    /// Every check of an attach. spec: state-machine 13.1; metadata 2.3, 7.3
+    /// Every check of an attach. What the peer has to do with is looked at when the handshake is over.
+    /// spec: state-machine 13.1; metadata 2.3, 7.3
     fn examine(
         &self,
         id: VolumeId,
@@ -110,37 +112,57 @@ impl<S: Storage> Engine<S> {
         // Where things are is what the superblock says, not what it would say if it were made today.
         let layout = Layout::validate(&superblock, backing.index, backing.backing_sectors, backing.meta_sectors)
             .map_err(|error| error.error_code())?;
-        // The size may grow up to that at any time.
-        if layout.usable_sectors.div_ceil(8) > layout.bitmap_bits() {
-            return Err(RetCode::NomemBitmap.number());
-        }
-        let size = agreed_size(&SizeInputs {
-            own_sectors: layout.usable_sectors,
-            peer_sectors: volume.peer.disk_sectors,
-            last_agreed_sectors: superblock.la_size_sectors,
-            user_sectors: conf.disk_size,
-            assume_peer_has_space: false,
-            is_connected: volume.state.conn >= Conn::Connected,
-        })
-        .size_sectors;
         check_attach_sizes(&AttachSizes {
             usable_sectors: layout.usable_sectors,
             user_sectors: conf.disk_size,
             missing_meta_sectors: missing_meta_sectors(backing.index, backing.meta_sectors),
             virtual_sectors: volume.size_sectors,
-            agreed_sectors: size,
-            last_agreed_sectors: superblock.la_size_sectors,
-            is_consistent: superblock.flags.contains(MetaFlags::CONSISTENT),
         })
         .map_err(|error| error.error_code())?;
+        if self.link.state_sent {
+            return Err(StateError::InTransientState.code());
+        }
+        let plan = self.judge(volume, conf, &superblock, &layout)?;
+        Ok((plan, superblock, layout))
+    }
+
+    /// The checks that depend on the peer, in their order. spec: state-machine 13.1 (7, 8); metadata 7.3
+    fn judge(
+        &self,
+        volume: &super::Volume<S>,
+        conf: &DiskConf,
+        superblock: &Superblock,
+        layout: &Layout,
+    ) -> Result<AttachPlan, i32> {
         let someone_primary = volume.state.role == Role::Primary || volume.state.peer == Role::Primary;
         let current = superblock.uuids.first().copied().unwrap_or(0);
         let other_data = volume.has_seen_other_data(current);
         if volume.state.pdsk != Disk::UpToDate && someone_primary && other_data {
             return Err(RetCode::DataNotCurrent.number());
         }
+        let last_agreed_sectors = superblock.la_size_sectors;
+        let size_sectors = agreed_size(&SizeInputs {
+            own_sectors: layout.usable_sectors,
+            peer_sectors: volume.peer.disk_sectors,
+            last_agreed_sectors,
+            user_sectors: conf.disk_size,
+            assume_peer_has_space: false,
+            is_connected: volume.state.conn >= Conn::Connected,
+        })
+        .size_sectors;
+        check_attach_shrink(&AttachedSize {
+            agreed_sectors: size_sectors,
+            last_agreed_sectors,
+            user_sectors: conf.disk_size,
+            is_consistent: superblock.flags.contains(MetaFlags::CONSISTENT),
+        })
+        .map_err(|error| error.error_code())?;
+        // The size may grow up to that at any time.
+        if layout.usable_sectors.div_ceil(8) > layout.bitmap_bits() {
+            return Err(RetCode::NomemBitmap.number());
+        }
         let extents = clamp_al_extents(conf.al_extents, layout.striping.blocks());
-        Ok((AttachPlan { extents, size_sectors: size }, superblock, layout))
+        Ok(AttachPlan { extents, size_sectors })
     }
 
     fn install(
@@ -208,12 +230,11 @@ impl<S: Storage> Engine<S> {
 
     /// The bitmap is there: the disk gets its state. spec: state-machine 13.1 (12..14), 13.2
     fn finish_attach(&mut self, id: VolumeId) {
-        let keep = self.sabotaged(Sabotage::KeepHold);
-        let Some(volume) = self.volume_mut(id) else { return };
-        volume.holds = if keep { volume.holds } else { volume.holds.saturating_sub(1) };
+        let Some(volume) = self.volume(id) else { return };
         let State { conn, role, pdsk, .. } = volume.state;
         let fencing = policy(volume.conf.fencing);
         let is_old = volume.disk.as_ref().is_some_and(|disk| volume.has_seen_other_data(disk.current()));
+        let other_size = !volume.covers(volume.size_sectors);
         self.with_disk(id, |disk| {
             let Some(from) = disk.grew_from_sectors.take() else { return };
             let bits = disk.bitmap.bits();
@@ -222,6 +243,12 @@ impl<S: Storage> Engine<S> {
             let rewrite = Rewrite { moved: false, full_sync: false, then: Then::Nothing };
             let _fits = disk.pipeline.queue(Job::Rewrite(rewrite));
         });
+        if self.link.state_sent || other_size {
+            // The nodes have begun to meet while the bitmap was loaded, or another size became known: the owner tries again.
+            // (The C module refuses the attach.)
+            self.abort_attach(id, StateError::InTransientState.code());
+            return;
+        }
         if role == Role::Primary && conn < Conn::Connected && is_old {
             // Begun with the peer's good data in reach; now this disk would be the only one, and it is older than what
             // the application has seen.
@@ -249,6 +276,9 @@ impl<S: Storage> Engine<S> {
         if let Err(error) = outcome {
             self.abort_attach(id, error.code());
             return;
+        }
+        if !self.sabotaged(Sabotage::KeepHold) {
+            self.with_volume(id, |volume| volume.holds = volume.holds.saturating_sub(1));
         }
         self.update_meta_flags(id);
         self.record_loss_of_peer(id);
@@ -284,7 +314,9 @@ impl<S: Storage> Engine<S> {
         });
     }
 
+    /// The disk is let go again.
     fn abort_attach(&mut self, id: VolumeId, code: i32) {
+        self.with_volume(id, |volume| volume.holds = volume.holds.saturating_sub(1));
         self.admin_attached(id, code);
         let _outcome = self.change(id, Change::disk(Disk::Failed), Kind::Hard);
         self.check_disk_idle(id);
@@ -334,10 +366,7 @@ impl<S: Storage> Engine<S> {
         match leaving {
             true if self.demand_full_sync(id) => self.queue_job(id, Job::Write(Then::Detached)),
             true => self.let_go(id),
-            false if state.disk == Disk::Attaching => {
-                self.with_volume(id, |volume| volume.holds = volume.holds.saturating_sub(1));
-                self.abort_attach(id, RetCode::IoMdDisk.number());
-            }
+            false if state.disk == Disk::Attaching => self.abort_attach(id, RetCode::IoMdDisk.number()),
             false => {
                 self.admin_job_done(id, false);
                 self.resize_failed(id);

@@ -45,7 +45,7 @@
 //! know_algorithm(&AlgorithmName, digest_bytes) -> bool          // before Connect and NetOptions: what can be computed
 //! wanted_algorithms() -> [AlgorithmName; 3]; algorithms_looked_for(now_ms)   // answers Work::Algorithms
 //! plan_attach(VolumeId, &DiskConf, &Backing) -> Result<AttachPlan, i32>; AttachTables::new(plan)   // the latter without the lock
-//! attach(VolumeId, &DiskConf, &Backing, AttachTables<S>, now_ms)   // a request as well; result -18: plan again
+//! attach(VolumeId, &DiskConf, &Backing, AttachTables<S>, now_ms)   // a request as well; -18, of the plan too: again when not is_meeting()
 //! device_sizes(VolumeId, DeviceSizes)                           // before AdminRequest::Resize and link_up; see wants_device_sizes
 //! resize(VolumeId, Option<BitmapTables<S>>, now_ms) -> Option<BitmapTables<S>>   // answers Work::Resize; drop the old ones unlocked
 //! admin_result() -> Option<AdminResult { code: i32, info: AdminInfo }>  // when Wakes::ADMIN

@@ -353,7 +353,7 @@ impl<S: Storage> Volume<S> {
     }
 
     /// The bitmap is that of a device of this size. It has to be, also while the disk is being negotiated.
-    fn covers(&self, size_sectors: u64) -> bool {
+    pub(super) fn covers(&self, size_sectors: u64) -> bool {
         self.disk.as_ref().is_none_or(|disk| disk.bitmap.capacity_sectors() == size_sectors)
     }
 

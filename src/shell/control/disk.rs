@@ -8,7 +8,7 @@ use crate::shell::disk_io::tell_device_sizes;
 use crate::shell::resource::Resource;
 use crate::shell::volume::Volume;
 use crate::shell::{dependencies, Driver, Minor};
-use engine::netlink::{DetachParms, DiskConf, Nest, ParseMode, ResizeParms, RetCode};
+use engine::netlink::{DetachParms, DiskConf, Nest, ParseMode, ResizeParms, RetCode, StateResult};
 use engine::resource::{AdminInfo, AdminRequest, AdminResult, VolumeId};
 use kernel::prelude::*;
 use kernel::sync::Arc;
@@ -21,38 +21,66 @@ pub(super) fn attach(task: &mut Task<'_>) -> Answer {
     if unless_refused!(task.parse(&mut *conf, ParseMode::Create)).is_none() {
         return Ok(task.refuse(RetCode::MandatoryTag, "required attribute missing").0);
     }
-    let _admin = minor.resource.admin.lock();
-    minor.resource.pin_module()?;
-    let answer = attach_with(task, &minor, &mut conf);
-    minor.resource.unpin_unused_module();
-    answer
+    let after = adjust(&mut conf);
+    let mut result = attach_once(task.driver, &minor, &conf, after)?;
+    for _ in 1..ATTACH_TRIES {
+        if result.code != StateResult::InTransientState.number() {
+            break;
+        }
+        // Without the lock: the handshake may wait for a program that gives commands.
+        let resource = &minor.resource;
+        if resource.changed.wait_until_signal(|| !resource.look(|locked| locked.engine.is_meeting())).is_err() {
+            return Ok(RetCode::Intr.number());
+        }
+        result = attach_once(task.driver, &minor, &conf, after)?;
+    }
+    task.answer(&result)
 }
 
-/// The caller holds `resource.admin`.
+/// Bound: how often an attach is begun. It has to begin anew when the nodes begin to meet, or another size becomes known,
+/// between two of its steps.
+const ATTACH_TRIES: u32 = 16;
+
 #[inline(never)]
-fn attach_with(task: &mut Task<'_>, minor: &Minor, conf: &mut DiskConf) -> Answer {
-    let after = adjust(conf);
-    let Some(volume) = volume_of(&minor.resource, minor.id) else { return Ok(RetCode::MinorInvalid.number()) };
+fn attach_once(driver: &Driver, minor: &Minor, conf: &DiskConf, after: i32) -> Result<AdminResult> {
+    let _admin = minor.resource.admin.lock();
+    minor.resource.pin_module()?;
+    let result = match volume_of(&minor.resource, minor.id) {
+        Some(volume) => try_to_attach(driver, &volume, conf, after),
+        None => AdminResult { code: RetCode::MinorInvalid.number(), info: AdminInfo::None },
+    };
+    minor.resource.unpin_unused_module();
+    Ok(result)
+}
+
+/// The result is -18 if the nodes are just meeting. The caller holds `resource.admin`.
+#[inline(never)]
+fn try_to_attach(driver: &Driver, volume: &Arc<Volume>, conf: &DiskConf, after: i32) -> AdminResult {
+    let refused = |code: i32| AdminResult { code, info: AdminInfo::None };
     if !volume.wait_detached() {
-        return Ok(RetCode::DiskConfigured.number());
+        return refused(RetCode::DiskConfigured.number());
     }
-    let opened = match Opened::open(&volume, conf) {
+    let opened = match Opened::open(volume, conf) {
         Ok(opened) => opened,
-        Err(code) => return Ok(code.number()),
+        Err(code) => return refused(code.number()),
+    };
+    let tables = match opened.make_tables(volume, conf) {
+        Ok(tables) => tables,
+        Err(code) => return refused(code),
     };
     // The engine uses the devices as soon as it was asked.
     volume.set_backing(opened.backing());
-    let begun = in_order(task.driver, minor.number, after, || opened.begin(&volume, conf));
+    let begun = in_order(driver, volume.minor, after, || opened.begin(volume, conf, tables));
     let result = match begun {
-        Ok(()) => wait_for_result(&minor.resource),
-        Err(code) => AdminResult { code, info: AdminInfo::None },
+        Ok(()) => wait_for_result(&volume.resource),
+        Err(code) => refused(code),
     };
     // Before the devices can be closed again.
     drop(opened);
     if !is_success(result.code) {
         volume.attach_failed();
     }
-    task.answer(&result)
+    result
 }
 
 /// Brings numbers into their limits. Returns resync-after as it was given: outside of its limits it is refused.

@@ -289,14 +289,8 @@ fn size_changes() {
 
 #[test]
 fn sizes_at_attach() {
-    let fits = AttachSizes {
-        usable_sectors: 100,
-        agreed_sectors: 100,
-        last_agreed_sectors: 100,
-        is_consistent: true,
-        ..AttachSizes::default()
-    };
-    assert_eq!(check_attach_sizes(&fits), Ok(false));
+    let fits = AttachSizes { usable_sectors: 100, ..AttachSizes::default() };
+    assert_eq!(check_attach_sizes(&fits), Ok(()));
     let configured = AttachSizes { user_sectors: 101, ..fits };
     assert_eq!(check_attach_sizes(&configured), Err(AttachSizeError::BelowConfigured));
     let in_use = AttachSizes { virtual_sectors: 101, ..fits };
@@ -305,10 +299,12 @@ fn sizes_at_attach() {
     let both = AttachSizes { user_sectors: 101, ..little_meta };
     assert_eq!(check_attach_sizes(&both), Err(AttachSizeError::BelowConfigured));
     assert_eq!(check_attach_sizes(&in_use), Err(AttachSizeError::BelowVirtualDevice));
-    let shrunk = AttachSizes { agreed_sectors: 90, ..fits };
-    assert_eq!(check_attach_sizes(&shrunk), Err(AttachSizeError::ImplicitShrink));
-    assert_eq!(check_attach_sizes(&AttachSizes { user_sectors: 90, ..shrunk }), Ok(true));
-    assert_eq!(check_attach_sizes(&AttachSizes { is_consistent: false, ..shrunk }), Ok(false));
+    let same = AttachedSize { agreed_sectors: 100, last_agreed_sectors: 100, user_sectors: 0, is_consistent: true };
+    assert_eq!(check_attach_shrink(&same), Ok(false));
+    let shrunk = AttachedSize { agreed_sectors: 90, ..same };
+    assert_eq!(check_attach_shrink(&shrunk), Err(AttachSizeError::ImplicitShrink));
+    assert_eq!(check_attach_shrink(&AttachedSize { user_sectors: 90, ..shrunk }), Ok(true));
+    assert_eq!(check_attach_shrink(&AttachedSize { is_consistent: false, ..shrunk }), Ok(false));
     assert_eq!(AttachSizeError::BelowConfigured.error_code(), 111);
     assert_eq!(AttachSizeError::MetaDeviceTooSmall.error_code(), 112);
     assert_eq!(AttachSizeError::ImplicitShrink.error_code(), 170);

@@ -15,7 +15,7 @@ use crate::storage::Storage;
 impl<S: Storage> Engine<S> {
     /// The attach has ended, one way or the other.
     pub(in crate::resource) fn admin_attached(&mut self, id: VolumeId, code: i32) {
-        if matches!(self.admin.op, Some(Op::Attach { volume }) if volume == id) {
+        if matches!(self.admin.op, Some(Op::Attach { volume, .. }) if volume == id) {
             self.answer(code);
         }
     }
@@ -119,18 +119,21 @@ impl<S: Storage> Engine<S> {
         self.queue_job(id, Job::SetAll(Then::Admin));
     }
 
-    pub(super) fn pause_sync(&mut self, id: VolumeId) {
-        match self.change(id, Change::user_isp(true), Kind::Soft) {
-            Ok(Outcome::NothingToDo) => self.answer(RetCode::PauseIsSet.number()),
-            _ => self.answer(OK),
-        }
+    pub(super) fn start_pause(&mut self, id: VolumeId, on: bool) {
+        self.admin.op = Some(Op::Pause { volume: id, on });
+        self.begin_ask(Target::Volume(id), Change::user_isp(on));
     }
 
-    pub(super) fn resume_sync(&mut self, id: VolumeId) {
-        let result = self.change(id, Change::user_isp(false), Kind::Soft);
-        let Some(state) = self.volume(id).map(|volume| volume.state) else { return };
+    /// spec: state-machine 17.7
+    pub(super) fn run_pause(&mut self, id: VolumeId, on: bool) {
+        let Some(result) = self.run_ask() else { return };
+        let Some(state) = self.volume(id).map(|volume| volume.state) else {
+            self.answer(RetCode::MinorInvalid.number());
+            return;
+        };
         let paused = matches!(state.conn, Conn::PausedSyncS | Conn::PausedSyncT);
         self.answer(match result {
+            Ok(Outcome::NothingToDo) if on => RetCode::PauseIsSet.number(),
             Ok(Outcome::NothingToDo) if paused && state.aftr_isp => RetCode::PicAfterDep.number(),
             Ok(Outcome::NothingToDo) if paused && state.peer_isp => RetCode::PicPeerDep.number(),
             Ok(Outcome::NothingToDo) => RetCode::PauseIsClear.number(),

@@ -263,6 +263,11 @@ enum Op {
     Change {
         success: Option<i32>,
     },
+    /// The resync is paused by the administrator (`on`), or not any more.
+    Pause {
+        volume: VolumeId,
+        on: bool,
+    },
     /// A job on the bitmap.
     Job {
         volume: VolumeId,
@@ -308,8 +313,10 @@ impl<S: Storage> Engine<S> {
     }
 
     /// Attaches a disk, with tables made from [`Engine::plan_attach`]. Its answer comes as of any other request;
-    /// -18 means that the plan is out of date. Tables that it does not take come back, to be dropped when the lock is
-    /// not held.
+    /// -18, which the plan may come to as well, means that the nodes are meeting, or have begun to while the bitmap was loaded, or
+    /// that the plan is out of date: to be done again from the start when [`Engine::is_meeting`] says no. Nothing is to be held
+    /// until then that a program needs which the handshake waits for. Tables that it does not take come back, to be dropped when
+    /// the lock is not held.
     pub fn attach(
         &mut self,
         volume: VolumeId,
@@ -330,6 +337,11 @@ impl<S: Storage> Engine<S> {
             Err(code) => self.answer(code),
         }
         tables
+    }
+
+    /// The nodes are meeting: what each says of its disks must stay true until both have come to a decision.
+    pub fn is_meeting(&self) -> bool {
+        self.link.state_sent
     }
 
     /// The answer to the last request, once.
@@ -363,8 +375,8 @@ impl<S: Storage> Engine<S> {
                 self.plan_verify(volume, start_sector, stop_sector);
                 self.ask(Target::Volume(volume), Change::conn(Conn::VerifyS), None);
             }
-            R::PauseSync { volume } => self.pause_sync(volume),
-            R::ResumeSync { volume } => self.resume_sync(volume),
+            R::PauseSync { volume } => self.start_pause(volume, true),
+            R::ResumeSync { volume } => self.start_pause(volume, false),
             R::SuspendIo { .. } => {
                 let before = self.susp;
                 self.thaw(Susp { user: true, ..before });
@@ -416,6 +428,7 @@ impl<S: Storage> Engine<S> {
                     self.answer(code);
                 }
             }
+            Some(Op::Pause { volume, on }) => self.run_pause(volume, on),
             Some(Op::Detach { volume, asked, result }) => self.run_detach(volume, asked, result),
             Some(Op::Disconnect { stage }) => self.run_disconnect(stage),
             Some(Op::Role(change)) => self.run_role(change),

@@ -1,0 +1,175 @@
+//! A disk is attached while the nodes meet: it waits for the end of the handshake, as in the C module.
+
+use engine::resource::AdminRequest;
+use engine::state::{Conn, Disk};
+use simulator::node::{Attaching, VOLUME};
+use simulator::world::Action;
+use simulator::{Config, World};
+
+const WRITE: Action = Action::Write { fua: false };
+const PRIMARY: AdminRequest<'static> = AdminRequest::Primary { volume: VOLUME, force: false };
+const DETACH: AdminRequest<'static> = AdminRequest::Detach { volume: VOLUME, force: false };
+const DISCONNECT: AdminRequest<'static> = AdminRequest::Disconnect { force: false };
+const SEEDS: u64 = 150;
+
+fn good(world: &World) -> bool {
+    (0..2).all(|node| {
+        let state = world.status(node).state;
+        (state.conn, state.disk, state.pdsk) == (Conn::Connected, Disk::UpToDate, Disk::UpToDate)
+    })
+}
+
+/// Both disks UpToDate, node 0 Primary, with a write on both.
+fn synced(seed: u64) -> World {
+    let mut world = World::new(Config::new(seed));
+    for node in 0..2 {
+        assert_eq!(world.attach(node), 101);
+        assert_eq!(world.connect(node), 1);
+    }
+    world.run_until("connected", 10_000, |world| (0..2).all(|node| world.status(node).state.conn == Conn::Connected));
+    world.run_for_ms(100);
+    assert_eq!(world.admin(0, AdminRequest::NewCurrentUuid { volume: VOLUME, clear_bitmap: true }), 101);
+    world.run_until("skipped sync", 10_000, good);
+    assert_eq!(world.admin(0, PRIMARY), 1);
+    assert_eq!(world.io(0, WRITE, 0, 8), Ok(()));
+    world
+}
+
+/// The same without connection, and with a write that node 1 lacks; these nodes have no disk.
+fn parted(seed: u64, without_disk: &[usize]) -> World {
+    let mut world = synced(seed);
+    assert_eq!(world.admin(1, DISCONNECT), 101);
+    assert_eq!(world.admin(0, DISCONNECT), 101);
+    assert_eq!(world.io(0, WRITE, 64, 8), Ok(()));
+    for &node in without_disk {
+        if node == 0 {
+            assert_eq!(world.admin(0, AdminRequest::Secondary { volume: VOLUME }), 1);
+        }
+        assert_eq!(world.admin(node, DETACH), 1);
+        world.run_until("detached", 10_000, |world| !world.status(node).has_disk);
+    }
+    world
+}
+
+#[track_caller]
+fn all_the_same(world: &mut World, seed: u64) {
+    world.run_until("resync", 300_000, good);
+    world.run_for_ms(3_000);
+    let sizes = [0, 1].map(|node| world.status(node).size_sectors);
+    assert_eq!(sizes[0], sizes[1], "seed {seed}: the sizes differ");
+    let difference = world.nodes[0].data.first_difference(&world.nodes[1].data, sizes[0]);
+    assert_eq!(difference, None, "seed {seed}: the halves differ");
+    assert_eq!(world.faults, [], "seed {seed}");
+}
+
+fn attaching(world: &World, node: usize) -> Attaching {
+    world.nodes[node].running.as_ref().expect("on").attaching
+}
+
+#[test]
+fn an_attach_in_the_middle_of_a_handshake_waits_for_its_end() {
+    let mut waited = 0;
+    for seed in 1..=SEEDS {
+        let mut world = parted(seed, &[1]);
+        assert_eq!(world.connect(0), 1);
+        assert_eq!(world.connect(1), 1);
+        world.run_for_us(seed * 20);
+        assert_eq!(world.start_attach(1), Ok(()));
+        waited += u64::from(attaching(&world, 1) == Attaching::Waits);
+        assert_eq!(world.admin_answer(1), 101, "seed {seed}");
+        all_the_same(&mut world, seed);
+    }
+    assert!(waited > 5, "only {waited} came while the nodes met");
+}
+
+#[test]
+fn both_nodes_attach_while_they_meet() {
+    for seed in 1..=SEEDS {
+        let mut world = parted(seed, &[0, 1]);
+        assert_eq!(world.connect(0), 1);
+        assert_eq!(world.connect(1), 1);
+        world.run_for_us(seed * 20);
+        for node in [0, 1] {
+            assert_eq!(world.start_attach(node), Ok(()));
+        }
+        for node in [0, 1] {
+            assert_eq!(world.admin_answer(node), 101, "seed {seed}");
+        }
+        all_the_same(&mut world, seed);
+    }
+}
+
+/// The nodes begin to meet while the bitmap is being loaded.
+#[test]
+fn a_handshake_in_the_middle_of_an_attach_is_waited_for() {
+    let mut waited = 0;
+    for seed in 1..=SEEDS {
+        let mut world = parted(seed, &[1]);
+        assert_eq!(world.connect(0), 1);
+        assert_eq!(world.connect(1), 1);
+        world.run_for_us(seed * 10);
+        assert_eq!(world.start_attach(1), Ok(()));
+        let begun = attaching(&world, 1) == Attaching::Begun;
+        world.run_until("the handshake", 60_000, |world| world.status(1).state.conn >= Conn::WFReportParams);
+        waited += u64::from(begun && world.status(1).state.disk == Disk::Attaching);
+        assert_eq!(world.admin_answer(1), 101, "seed {seed}");
+        all_the_same(&mut world, seed);
+    }
+    assert!(waited > 5, "only {waited} were overtaken by a handshake");
+}
+
+/// What the peer says of the size of its disk becomes known in the middle of the attach.
+#[test]
+fn an_attach_that_hears_of_another_size_costs_no_connection() {
+    for seed in 1..=SEEDS {
+        let mut world = synced(seed);
+        assert_eq!(world.admin(1, DETACH), 1);
+        world.run_until("detached", 10_000, |world| !world.status(1).has_disk);
+        for node in 0..2 {
+            world.grow_disk(node, 10_008, 1 << (50 + node));
+        }
+        world.start_resize(0, &Default::default());
+        world.run_for_us(seed * 10);
+        assert_eq!(world.start_attach(1), Ok(()));
+        assert_eq!(world.admin_answer(0), 101, "seed {seed}");
+        assert_eq!(world.admin_answer(1), 101, "seed {seed}");
+        all_the_same(&mut world, seed);
+    }
+}
+
+/// The peer says nothing any more: when the connection is given up the disk is attached.
+#[test]
+fn a_lost_connection_ends_the_wait() {
+    for seed in 1..=20 {
+        let mut world = parted(seed, &[1]);
+        assert_eq!(world.connect(0), 1);
+        assert_eq!(world.connect(1), 1);
+        world.run_until("the handshake", 60_000, |world| world.status(1).state.conn == Conn::WFReportParams);
+        world.set_direction(0, false);
+        assert_eq!(world.start_attach(1), Ok(()));
+        assert_eq!(attaching(&world, 1), Attaching::Waits, "seed {seed}");
+        assert_eq!(world.admin_answer(1), 101, "seed {seed}");
+        assert_eq!(world.status(1).state.disk, Disk::UpToDate, "seed {seed}");
+        world.set_direction(0, true);
+        world.run_until("the next connection", 300_000, good);
+        world.faults.clear();
+        all_the_same(&mut world, seed);
+    }
+}
+
+/// It was answered with success and did nothing.
+#[test]
+fn a_resync_is_paused_while_the_nodes_meet() {
+    for seed in 1..=20 {
+        let mut world = parted(seed, &[]);
+        assert_eq!(world.connect(0), 1);
+        assert_eq!(world.connect(1), 1);
+        world.run_until("the handshake", 60_000, |world| world.status(1).state.conn == Conn::WFReportParams);
+        assert_eq!(world.admin(1, AdminRequest::PauseSync { volume: VOLUME }), 101);
+        assert!(world.status(1).state.user_isp, "seed {seed}");
+        assert_eq!(world.admin(1, AdminRequest::PauseSync { volume: VOLUME }), 134);
+        assert_eq!(world.admin(1, AdminRequest::ResumeSync { volume: VOLUME }), 101);
+        assert_eq!(world.admin(1, AdminRequest::ResumeSync { volume: VOLUME }), 135);
+        all_the_same(&mut world, seed);
+    }
+}

@@ -1,0 +1,80 @@
+//! A disk is attached while the nodes meet: the command waits for the end of the handshake and attaches then.
+
+use anyhow::ensure;
+use lab::Machine;
+use machine_tests::config::Config;
+use machine_tests::guest::Workload;
+use machine_tests::pair::{Pair, Pairing, SOON};
+use machine_tests::Result;
+use std::time::Duration;
+
+/// Sectors that are written.
+const SECTORS: u64 = 8 << 11;
+/// Rounds on a slow link, and on a fast one.
+const ROUNDS: [u32; 2] = [6, 50];
+/// The same where time is short.
+const SHORT_ROUNDS: [u32; 2] = [2, 4];
+/// Makes the link so slow that a handshake takes about as long as a command.
+const SLOW: Duration = Duration::from_millis(300);
+/// Returns in the middle of the handshake, or shortly after it: how long it takes is for the slower node to say.
+const MEET: &str =
+    "drbdadm connect r0 && for i in $(seq 500); do grep -qE 'cs:(WFReportP|Conn)' /proc/drbd && break; sleep 0.01; done";
+
+#[test]
+fn ours_with_ours() -> Result<()> {
+    attach_while_meeting(Pairing::OURS)
+}
+
+#[test]
+fn ours_primary_c_secondary() -> Result<()> {
+    attach_while_meeting(Pairing::OURS_PRIMARY)
+}
+
+#[test]
+fn c_primary_ours_secondary() -> Result<()> {
+    attach_while_meeting(Pairing::C_PRIMARY)
+}
+
+fn attach_while_meeting(pairing: Pairing) -> Result<()> {
+    let [slow, fast] = if std::env::var_os("LAB_SHORT").is_some() { SHORT_ROUNDS } else { ROUNDS };
+    let pair = Pair::mirrored(pairing, &Config::default())?;
+    pair.cluster().wire().delay(SLOW);
+    for round in 0..slow {
+        let machine = &pair.machines()[round as usize % 2];
+        let other = &pair.machines()[(round as usize + 1) % 2];
+        one_without_disk(&pair, machine, other, u64::from(round))?;
+    }
+    // The other commands of this time.
+    let machine = pair.second();
+    machine.run_ok("drbdadm disconnect r0")?;
+    let paused = machine.run_ok(&format!("{MEET}; drbdadm pause-sync r0; grep cs: /proc/drbd"))?;
+    ensure!(paused.contains(" r--u"), "not paused: {paused}");
+    machine.run_ok("drbdadm resume-sync r0")?;
+    pair.cluster().wire().restore();
+    pair.wait_in_sync(SOON)?;
+
+    pair.one_by_one("drbdadm secondary r0")?;
+    // Both at once, at any moment of the handshake.
+    for round in 0..fast {
+        pair.one_by_one("drbdadm disconnect r0")?;
+        pair.both("drbdadm detach r0")?;
+        let pause = round % 10 * 3;
+        pair.both(&format!("drbdadm connect r0 && sleep 0.0{pause:02} && drbdadm attach r0"))?;
+        pair.wait_in_sync(SOON)?;
+    }
+    pair.compare_disks()?;
+    pair.one_by_one("drbdadm down r0")?;
+    pair.finish()
+}
+
+/// `machine` meets the other one, which has been writing meanwhile, and gets its disk before that is over.
+fn one_without_disk(pair: &Pair, machine: &Machine, other: &Machine, round: u64) -> Result<()> {
+    machine.run_ok("drbdadm secondary r0 && drbdadm disconnect r0 && drbdadm detach r0")?;
+    other.run_ok("drbdadm primary r0")?;
+    let workload = Workload { sectors: SECTORS, count: Some(20), first: round * 1000 + 1, ..Workload::default() };
+    let acks = workload.run(other, SOON)?;
+    machine.run_ok(&format!("{MEET}; drbdadm attach r0"))?;
+    pair.wait_in_sync(SOON)?;
+    acks.check(&pair.scan(other, SECTORS)?)?;
+    pair.compare_disks()
+}
