@@ -2,7 +2,7 @@
 //! spec: wire-protocol 3.7
 
 use engine::netlink::WireProtocol;
-use engine::resource::{AdminRequest, Fault};
+use engine::resource::{AdminRequest, Fault, IoError};
 use engine::state::{Conn, Disk};
 use simulator::node::VOLUME;
 use simulator::world::Action;
@@ -18,7 +18,7 @@ fn primary(force: bool) -> AdminRequest<'static> {
 }
 
 /// Runs a scenario with every version, each with a seed of its own.
-fn with_versions(change: impl Fn(&mut Config), scenario: impl Fn(World, u32)) {
+fn with_versions(change: impl Fn(&mut Config), mut scenario: impl FnMut(World, u32)) {
     for version in VERSIONS.iter().copied() {
         println!("version {version}");
         let mut config = Config::new(u64::from(version));
@@ -231,4 +231,73 @@ fn largest_requests_by_version() {
         synced(&mut world);
         assert_eq!(world.status(0).max_bio_bytes, most_bytes, "version {version}");
     }
+}
+
+/// Node 0 has been alone for a while; `start` begins something with every step of the handshake.
+fn meets_again(world: &mut World, start: impl Fn(&mut World)) {
+    synced(world);
+    world.set_network(false);
+    writes(world, 20);
+    world.run_until("loss noticed", 60_000, |world| {
+        (0..2).all(|node| world.status(node).state.conn == Conn::WFConnection)
+    });
+    writes(world, 20);
+    world.faults.clear();
+    world.set_network(true);
+    world.run_until("the handshake", 60_000, |world| world.status(0).state.conn == Conn::WFReportParams);
+    while !matches!(world.status(0).state.conn, Conn::SyncSource | Conn::Connected) {
+        start(world);
+        world.run_for_us(30);
+    }
+}
+
+/// A write whose extent of the activity log was not yet on the disk when the bitmap was sent was announced to a peer that does not
+/// know that packet.
+#[test]
+fn an_old_peer_is_told_of_writes_by_the_bitmap_alone() {
+    let mut seen = 0;
+    with_versions(
+        |config| config.sent_us_most = 2_000,
+        |mut world, version| {
+            meets_again(&mut world, |world| {
+                let extents = world.config.sectors >> 13;
+                let sector = (world.random.below(extents) << 13) + world.random.below(1000) * 8;
+                world.start(0, WRITE, sector, 8);
+            });
+            let told = world.packets.contains("P_OUT_OF_SYNC");
+            assert!(version >= 96 || !told, "version {version} does not know P_OUT_OF_SYNC");
+            seen += u32::from(told);
+            up_to_date(&mut world);
+            quiet(&mut world);
+        },
+    );
+    assert!(seen > 0, "no write came while bitmaps were exchanged");
+}
+
+/// Discards and zeroes that had been accepted when the peer was not known yet cost the connection.
+#[test]
+fn discards_that_the_peer_does_not_understand_are_refused() {
+    let mut refused = 0;
+    with_versions(
+        |_| {},
+        |mut world, _| {
+            meets_again(&mut world, |world| {
+                let extents = world.config.sectors >> 13;
+                let sector = (world.random.below(extents) << 13) + world.random.below(1000) * 8;
+                let action = world.random.pick(&[Action::Discard, Action::WriteZeroes]);
+                world.start(0, action, sector, 8);
+            });
+            up_to_date(&mut world);
+            world.run_for_ms(3_000);
+            assert_eq!(world.faults, []);
+            let is_refused =
+                |operation: &simulator::world::Operation| operation.result == Some(Err(IoError::NotSupported));
+            refused += world.operations.iter().filter(|operation| is_refused(operation)).count();
+            assert!(world.operations.iter().all(|operation| operation.result == Some(Ok(())) || is_refused(operation)));
+            let sectors = world.config.sectors;
+            assert_eq!(world.nodes[0].data.first_difference(&world.nodes[1].data, sectors), None, "the halves differ");
+            assert_eq!([0, 1].map(|node| world.status(node).bits_out_of_sync), [0; 2]);
+        },
+    );
+    assert!(refused > 0, "none was accepted before the peer was known");
 }

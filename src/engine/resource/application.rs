@@ -17,6 +17,9 @@ use crate::state::{io_may_start, replicates, sends_out_of_sync, Conn, Disk, Role
 use crate::storage::Storage;
 
 /// Where a read goes. spec: state-machine 18.5
+/// First version that knows P_OUT_OF_SYNC. spec: wire-protocol 3.7
+pub(super) const NOTICE_PROTOCOL: u32 = 96;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ReadPath {
     Local,
@@ -299,11 +302,20 @@ impl<S: Storage> Engine<S> {
         let Some(volume) = self.volume(id) else { return };
         let state = volume.state;
         let replicate = replicates(state);
+        if replicate && !self.peer_takes(&slot.io) {
+            // Offered before it was known who the peer is. Nothing is done on either node. (The C module sends what it cannot
+            // understand, and the connection breaks.)
+            self.complete(index, Err(IoError::NotSupported));
+            self.release_request(index);
+            return;
+        }
         // Neither side has good data: writing only locally would make a third version.
         let local = state.disk >= Disk::Inconsistent && (state.disk == Disk::UpToDate || state.pdsk == Disk::UpToDate);
         let announces = !replicate && sends_out_of_sync(state);
         let silent = self.sabotaged(Sabotage::AnnounceWithoutMark);
         let marks = announces && !silent && self.mark_out_of_sync(id, slot.io.sector, slot.io.size_bytes);
+        // Before that the peer does not understand it; what waits is in the bitmap that it gets, see `mark_writes_under_way`.
+        let announces = announces && self.link.apv >= NOTICE_PROTOCOL;
         // While Ahead it is told even if nothing changes here: an earlier write of the same blocks may be on its way, and the peer
         // clears their bits when that is done. (The C module keeps quiet then, and the two differ in the end.)
         let notice = announces && (marks || state.conn == Conn::Ahead);
@@ -549,7 +561,9 @@ impl<S: Storage> Engine<S> {
         let Some(slot) = self.requests.at_mut(index) else { return };
         slot.phase = Phase::Completed;
         let slot = *slot;
-        self.record(index);
+        if result != Err(IoError::NotSupported) {
+            self.record(index);
+        }
         if slot.io.op.is_write() && result.is_ok() && slot.local != Local::Ok {
             self.with_volume(slot.volume, |volume| volume.wrote_elsewhere = true);
         }
@@ -753,7 +767,7 @@ impl<S: Storage> Engine<S> {
         self.kept_writes_over();
     }
 
-    fn fail_network_part(&mut self, index: u16) {
+    pub(super) fn fail_network_part(&mut self, index: u16) {
         let Some(slot) = self.requests.at_mut(index) else { return };
         let id = slot.volume;
         let pending = matches!(slot.net, Net::Queued | Net::Waiting) && !slot.notice_only;

@@ -503,9 +503,13 @@ impl<S: Storage> Engine<S> {
     /// for mirrored ones as well: one that the peer refused is only settled by the acknowledgement of its barrier.
     fn mark_writes_under_way(&mut self, id: VolumeId) {
         use super::slots::Phase;
+        let is_silent = self.link.apv < super::application::NOTICE_PROTOCOL;
         for index in 0..self.requests.capacity() as u16 {
             let Some(slot) = self.requests.at(index) else { continue };
-            let under_way = matches!(slot.phase, Phase::Active | Phase::Completed) && slot.io.op.is_write();
+            // What still waits for its turn cannot be announced to an old peer.
+            let waits = matches!(slot.phase, Phase::Overlap | Phase::ActivityLog) && is_silent;
+            let started = matches!(slot.phase, Phase::Active | Phase::Completed);
+            let under_way = (started || waits) && slot.io.op.is_write();
             if under_way && slot.volume == id {
                 let (sector, size) = (slot.io.sector, slot.io.size_bytes);
                 self.mark_out_of_sync(id, sector, size);

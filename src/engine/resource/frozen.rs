@@ -86,6 +86,11 @@ impl<S: Storage> Engine<S> {
             slot.postponed = false;
             slot.contested = None;
         }
+        if !self.peer_takes(&slot.io) {
+            // It is another peer than before.
+            self.fail_network_part(index);
+            return;
+        }
         if matches!(slot.net, Net::Queued | Net::Waiting) {
             self.with_volume(slot.volume, |volume| volume.peer_pending = volume.peer_pending.saturating_sub(1));
         }

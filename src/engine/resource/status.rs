@@ -233,6 +233,17 @@ impl<S: Storage> Engine<S> {
         }
     }
 
+    /// The connected peer understands the request if it is a discard or zeroes.
+    pub(super) fn peer_takes(&self, io: &super::IoRequest) -> bool {
+        match io.op {
+            super::Op::Discard => io.size_bytes <= self.max_discard_bytes(),
+            super::Op::WriteZeroes { .. } => {
+                io.size_bytes <= self.max_discard_bytes() && self.link.net.integrity_alg.is_empty()
+            }
+            _ => true,
+        }
+    }
+
     /// The C module expects a digest with a packet of zeroes, which has none. spec: wire-protocol 13 (H1)
     fn max_write_zeroes_bytes(&self) -> u32 {
         let understood = self.link.features & FEATURE_WZEROES != 0 && self.max_discard_bytes() > 0;
