@@ -512,7 +512,9 @@ impl<S: Storage> Engine<S> {
     pub fn meta_header(&mut self, bytes: &[u8], now_ms: u64) -> Result<PacketHead, Fault> {
         self.now_ms = now_ms;
         self.header(bytes, Socket::Meta).map_err(|fault| {
-            let unknown = matches!(fault, Fault::UnknownCommand { .. } | Fault::WrongSocket { .. });
+            // Nor is there a place for packets of the handshake. spec: wire-protocol 11.1
+            let unknown =
+                matches!(fault, Fault::UnknownCommand { .. } | Fault::WrongSocket { .. } | Fault::NotNow { .. });
             self.fail(fault, if unknown { Conn::Disconnecting } else { Conn::NetworkFailure })
         })
     }

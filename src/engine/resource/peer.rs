@@ -49,7 +49,9 @@ impl<S: Storage> Engine<S> {
                 volume: id,
                 sector: write.data.sector,
                 block_id: write.data.block_id,
-                size_bytes: write.payload_bytes,
+                // Of a discard as well: a writer that has forgotten the request (protocols A and B) marks what this says. (The C
+                // module says 0 then.)
+                size_bytes: write.size_bytes,
             });
             return Ok(match write.payload_bytes {
                 0 => Next::Packet,

@@ -1,0 +1,67 @@
+//! What single packets are answered with, where two engines would never send them to each other.
+
+use engine::resource::{AdminRequest, Fault, Next, PACKET_BUFFER_BYTES};
+use engine::state::Conn;
+use engine::wire::{header_size, BlockAck, Command, Data, DataFlags, Header, Trim};
+use simulator::node::{HeapEngine, VOLUME};
+use simulator::{Config, World};
+
+const APV: u32 = 101;
+
+fn connected() -> World {
+    let mut world = World::new(Config::new(1));
+    for node in 0..2 {
+        assert_eq!(world.attach(node), 101);
+        assert_eq!(world.connect(node), 1);
+    }
+    world.run_until("connected", 10_000, |world| (0..2).all(|node| world.status(node).state.conn == Conn::Connected));
+    world.run_for_ms(100);
+    world
+}
+
+fn header(command: Command, length: usize) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    Header { command: command as u16, volume: 0, length: length as u32 }.encode(APV, &mut bytes).expect("fits");
+    bytes
+}
+
+/// Takes the next packet that is to be sent over the meta socket.
+fn answer(engine: &mut HeapEngine, now_ms: u64) -> (Command, BlockAck) {
+    let mut buffer = [0; PACKET_BUFFER_BYTES];
+    let sent = engine.next_meta(&mut buffer, now_ms).expect("an answer");
+    engine.meta_sent(true, now_ms);
+    let (head, body) = buffer[..sent.head_bytes].split_at(header_size(APV));
+    let number = Header::decode(APV, head).expect("a header").command;
+    (Command::from_u16(number).expect("a command"), BlockAck::decode(body).expect("an acknowledgement"))
+}
+
+/// The writer may have forgotten the request, and marks what the refusal says.
+#[test]
+fn a_discard_that_meets_no_disk_is_refused_with_its_size() {
+    let mut world = connected();
+    assert_eq!(world.admin(1, AdminRequest::Detach { volume: VOLUME, force: false }), 1);
+    world.run_for_ms(1_000);
+    let data = Data { sector: 64, block_id: 77, seq: 1, flags: DataFlags(0).with(DataFlags::DISCARD) };
+    let trim = Trim { data, size_bytes: 1 << 20 };
+    let mut body = [0; 28];
+    assert_eq!(trim.encode(&mut body).ok(), Some(28));
+    let (command, ack) = world.engine(1, |engine, now_ms| {
+        let head = engine.data_header(&header(Command::Trim, body.len()), now_ms).expect("a header");
+        assert_eq!(engine.data_packet(&head, &body, now_ms), Ok(Next::Packet));
+        answer(engine, now_ms)
+    });
+    assert_eq!(command, Command::NegAck);
+    assert_eq!((ack.sector, ack.block_id, ack.size_bytes), (64, 77, 1 << 20));
+}
+
+/// There is no place for a packet of the handshake on the meta socket: as for an unknown one nothing is tried again.
+#[test]
+fn a_packet_of_the_handshake_on_the_meta_socket_ends_it_all() {
+    for command in [Command::InitialMeta, Command::InitialData, Command::AuthChallenge, Command::Data] {
+        let mut world = connected();
+        let outcome = world.engine(1, |engine, now_ms| engine.meta_header(&header(command, 0), now_ms).map(|_| ()));
+        assert!(matches!(outcome, Err(Fault::NotNow { .. } | Fault::WrongSocket { .. })), "{command:?}: {outcome:?}");
+        let status = |world: &World| world.engine_of(1).connection_status().state;
+        world.run_until("StandAlone", 10_000, |world| status(world) == Conn::StandAlone);
+    }
+}
