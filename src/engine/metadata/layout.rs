@@ -454,10 +454,6 @@ pub struct AgreedSize {
     pub size_sectors: u64,
     /// Warn: the peer was assumed to have the space.
     pub peer_assumed: bool,
-    /// Log an error: neither side has a disk.
-    pub both_diskless: bool,
-    /// Log an error: the configured size is larger than possible and was ignored.
-    pub user_size_too_big: bool,
 }
 
 /// Decides on the size of the replicated device. spec: metadata 7.1
@@ -476,14 +472,9 @@ pub fn agreed_size(inputs: &SizeInputs) -> AgreedSize {
     } else {
         own
     };
-    let user_size_too_big = inputs.user_sectors > possible;
-    let use_user_size = inputs.user_sectors != 0 && !user_size_too_big;
-    AgreedSize {
-        size_sectors: if use_user_size { inputs.user_sectors } else { possible },
-        peer_assumed,
-        both_diskless: possible == 0,
-        user_size_too_big,
-    }
+    // Larger than possible: ignored, which is worth an error in the log.
+    let use_user_size = inputs.user_sectors != 0 && inputs.user_sectors <= possible;
+    AgreedSize { size_sectors: if use_user_size { inputs.user_sectors } else { possible }, peer_assumed }
 }
 
 /// How the agreed size changed. The numbers are those of the reference.

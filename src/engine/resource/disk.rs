@@ -11,7 +11,7 @@ use super::api::VolumeId;
 use super::change::{policy, Kind};
 use super::metadata_pipeline::{Job, Pipeline, Rewrite, Then};
 use super::volume::{AttachedDisk, Counters, DiskError, Release};
-use super::work::Work;
+use super::work::{LogLine, Work};
 use super::{DeviceSizes, Engine, Sabotage};
 use crate::activity_log::ActivityLog;
 use crate::bitmap::Bitmap;
@@ -222,8 +222,14 @@ impl<S: Storage> Engine<S> {
         if grew_from.is_some() {
             disk.assign_flag(MetaFlags::FULL_SYNC, true);
         }
+        let from_sectors = disk.superblock.la_size_sectors;
+        let shrinks = flags.contains(MetaFlags::CONSISTENT) && size_sectors < from_sectors;
         volume.disk = Some(disk);
         volume.adapt_discard_granularity();
+        self.log_ignored_size(id, conf.disk_size, size_sectors);
+        if shrinks {
+            self.log(LogLine::Shrinks { volume: id, from_sectors, sectors: size_sectors });
+        }
         self.set_size(id, size_sectors);
         self.queue_job(id, if full { Job::SetAll(Then::Attached) } else { Job::Load });
     }

@@ -114,6 +114,9 @@ impl<S: Storage> Engine<S> {
                 return Err(Fault::SizeRefused);
             }
         };
+        if input.own.disk >= Disk::Inconsistent {
+            self.log_ignored_size(id, user_sectors, size);
+        }
         let moves = self.volume(id).is_some_and(|volume| volume.must_move(layout) || !volume.covers(size));
         match layout.filter(|_| input.own.disk >= Disk::Negotiating && (moves || size != input.own_current)) {
             Some(layout) if layout.holds(size) => {
@@ -131,6 +134,13 @@ impl<S: Storage> Engine<S> {
         self.work(Work::Limits { volume: id });
         self.sync_metadata(id);
         Ok(())
+    }
+
+    /// A configured size that is too large is not used; the administrator is told why.
+    pub(super) fn log_ignored_size(&mut self, id: VolumeId, wanted_sectors: u64, sectors: u64) {
+        if wanted_sectors > sectors {
+            self.log(LogLine::SizeIgnored { volume: id, wanted_sectors, sectors });
+        }
     }
 
     /// The pipeline comes to rest, the owner makes the tables; a receiver waits until all is done.
@@ -275,15 +285,20 @@ impl<S: Storage> Engine<S> {
         let striping = volume.new_striping(parms);
         let layout = volume.layout_now(striping).ok_or(RetCode::MdLayoutNoFit)?;
         let (state, before, user_sectors) = (volume.state, volume.size_sectors, parms.resize_size);
-        let size = agreed_size(&SizeInputs {
+        let agreed = agreed_size(&SizeInputs {
             own_sectors: layout.usable_sectors,
             peer_sectors: volume.peer.disk_sectors,
             last_agreed_sectors: before,
             user_sectors,
             assume_peer_has_space: parms.resize_force,
             is_connected: state.conn >= Conn::Connected,
-        })
-        .size_sectors;
+        });
+        let size = agreed.size_sectors;
+        self.log_ignored_size(id, user_sectors, size);
+        if agreed.peer_assumed {
+            self.log(LogLine::PeerAssumed { volume: id, sectors: size });
+        }
+        let volume = self.volume_mut(id).ok_or(RetCode::MinorInvalid)?;
         size_change(before, size, user_sectors, striping.is_some()).map_err(|error| match error {
             SizeChangeError::ImplicitShrink => RetCode::ImplicitShrink,
             SizeChangeError::NoSpaceForMetaData => RetCode::MdLayoutNoFit,

@@ -126,31 +126,132 @@ pub enum Notice {
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)] // The sentences below say what each is.
 pub enum LogLine {
-    InternalError { what: &'static str },
-    Refused { volume: VolumeId, from: State, to: State, refusal: Refusal },
-    Warning { volume: VolumeId, warning: Warning },
-    DiskError { volume: VolumeId, what: &'static str },
-    DiskTimeout { volume: VolumeId, limit_ms: u64 },
-    NewGeneration { volume: VolumeId, uuids: [u64; 4] },
-    LinkFailed { failure: LinkFailure },
-    Fault { fault: Fault },
-    RequestTimeout { limit_ms: u64 },
-    Handshake { apv: u32, features: u32 },
-    Uuids { volume: VolumeId, own: [u64; 4], own_bits: u64, peer: [u64; 4], peer_bits: u64 },
-    Decision { volume: VolumeId, comparison: Comparison, decision: SyncDecision, by: DecidedBy },
-    ResyncStarted { volume: VolumeId, source: bool, bits: u64 },
-    ResyncDone { volume: VolumeId, source: bool, bits: u64, equal_bits: u64, failed_bits: u64, pace: Pace },
-    HelperRefused { volume: VolumeId, helper: Helper, exit_code: i32 },
-    FencingFailed { exit_code: i32 },
+    InternalError {
+        what: &'static str,
+    },
+    Refused {
+        volume: VolumeId,
+        from: State,
+        to: State,
+        refusal: Refusal,
+    },
+    Warning {
+        volume: VolumeId,
+        warning: Warning,
+    },
+    DiskError {
+        volume: VolumeId,
+        what: &'static str,
+    },
+    DiskTimeout {
+        volume: VolumeId,
+        limit_ms: u64,
+    },
+    NewGeneration {
+        volume: VolumeId,
+        uuids: [u64; 4],
+    },
+    LinkFailed {
+        failure: LinkFailure,
+    },
+    Fault {
+        fault: Fault,
+    },
+    RequestTimeout {
+        limit_ms: u64,
+    },
+    Handshake {
+        apv: u32,
+        features: u32,
+    },
+    Uuids {
+        volume: VolumeId,
+        own: [u64; 4],
+        own_bits: u64,
+        peer: [u64; 4],
+        peer_bits: u64,
+    },
+    Decision {
+        volume: VolumeId,
+        comparison: Comparison,
+        decision: SyncDecision,
+        by: DecidedBy,
+    },
+    ResyncStarted {
+        volume: VolumeId,
+        source: bool,
+        bits: u64,
+    },
+    ResyncDone {
+        volume: VolumeId,
+        source: bool,
+        bits: u64,
+        equal_bits: u64,
+        failed_bits: u64,
+        pace: Pace,
+    },
+    HelperRefused {
+        volume: VolumeId,
+        helper: Helper,
+        exit_code: i32,
+    },
+    FencingFailed {
+        exit_code: i32,
+    },
     NotFencing,
-    VerifyStarted { volume: VolumeId, sector: u64 },
-    VerifyFound { volume: VolumeId, sector: u64, sectors: u64 },
-    VerifyDone { volume: VolumeId, bits: u64, differing_bits: u64, pace: Pace },
-    UnknownVolume { number: u16 },
-    MissingVolume { volume: VolumeId },
-    SizesDiffer { volume: VolumeId, own_sectors: u64, peer_sectors: u64 },
-    SizeRefused { volume: VolumeId, own_sectors: u64, offered_sectors: u64 },
-    PeerExposedDataDiffers { volume: VolumeId, peer: u64, exposed: u64 },
+    VerifyStarted {
+        volume: VolumeId,
+        sector: u64,
+    },
+    VerifyFound {
+        volume: VolumeId,
+        sector: u64,
+        sectors: u64,
+    },
+    VerifyDone {
+        volume: VolumeId,
+        bits: u64,
+        differing_bits: u64,
+        pace: Pace,
+    },
+    UnknownVolume {
+        number: u16,
+    },
+    MissingVolume {
+        volume: VolumeId,
+    },
+    SizesDiffer {
+        volume: VolumeId,
+        own_sectors: u64,
+        peer_sectors: u64,
+    },
+    SizeRefused {
+        volume: VolumeId,
+        own_sectors: u64,
+        offered_sectors: u64,
+    },
+    /// The configured size is larger than possible.
+    SizeIgnored {
+        volume: VolumeId,
+        wanted_sectors: u64,
+        sectors: u64,
+    },
+    /// The disk is attached with a smaller size than before, because that is configured.
+    Shrinks {
+        volume: VolumeId,
+        from_sectors: u64,
+        sectors: u64,
+    },
+    /// Nobody has looked whether the peer's disk is large enough.
+    PeerAssumed {
+        volume: VolumeId,
+        sectors: u64,
+    },
+    PeerExposedDataDiffers {
+        volume: VolumeId,
+        peer: u64,
+        exposed: u64,
+    },
 }
 
 impl LogLine {
@@ -173,6 +274,9 @@ impl LogLine {
             | LogLine::MissingVolume { volume }
             | LogLine::SizesDiffer { volume, .. }
             | LogLine::SizeRefused { volume, .. }
+            | LogLine::SizeIgnored { volume, .. }
+            | LogLine::Shrinks { volume, .. }
+            | LogLine::PeerAssumed { volume, .. }
             | LogLine::PeerExposedDataDiffers { volume, .. } => Some(volume),
             _ => None,
         }
@@ -191,6 +295,7 @@ impl LogLine {
                 | LogLine::FencingFailed { .. }
                 | LogLine::VerifyFound { .. }
                 | LogLine::SizeRefused { .. }
+                | LogLine::SizeIgnored { .. }
                 | LogLine::PeerExposedDataDiffers { .. }
         )
     }
@@ -280,6 +385,16 @@ impl fmt::Display for LogLine {
                 f,
                 "the peer's disk is too small: the device has {own_sectors} sectors, the peer offers {offered_sectors}; disconnecting"
             ),
+            LogLine::SizeIgnored { wanted_sectors, sectors, .. } => write!(
+                f,
+                "the configured size of {wanted_sectors} sectors is more than the disks can hold: ignored, the device has {sectors}"
+            ),
+            LogLine::Shrinks { from_sectors, sectors, .. } => {
+                write!(f, "the device becomes smaller, as configured: {sectors} sectors instead of {from_sectors}")
+            }
+            LogLine::PeerAssumed { sectors, .. } => {
+                write!(f, "assuming that the peer has room for {sectors} sectors, as told")
+            }
             LogLine::PeerExposedDataDiffers { peer, exposed, .. } => write!(
                 f,
                 "the peer's data {peer:016X} is not what the application has seen ({exposed:016X}): disconnecting"

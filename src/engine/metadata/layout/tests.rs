@@ -266,12 +266,11 @@ fn size_decision_says_what_to_log() {
     let inputs = SizeInputs { own_sectors: 100, last_agreed_sectors: 60, ..SizeInputs::default() };
     assert_eq!(agreed_size(&inputs).size_sectors, 60);
     let forced = SizeInputs { assume_peer_has_space: true, ..inputs };
-    assert_eq!(agreed_size(&forced), AgreedSize { size_sectors: 100, peer_assumed: true, ..AgreedSize::default() });
+    assert_eq!(agreed_size(&forced), AgreedSize { size_sectors: 100, peer_assumed: true });
     let connected = SizeInputs { is_connected: true, peer_sectors: 70, ..forced };
-    assert_eq!(agreed_size(&connected), AgreedSize { size_sectors: 70, ..AgreedSize::default() });
-    assert!(agreed_size(&SizeInputs::default()).both_diskless);
+    assert_eq!(agreed_size(&connected), AgreedSize { size_sectors: 70, peer_assumed: false });
     let too_big = agreed_size(&SizeInputs { user_sectors: 101, ..inputs });
-    assert_eq!(too_big, AgreedSize { size_sectors: 60, user_size_too_big: true, ..AgreedSize::default() });
+    assert_eq!(too_big, AgreedSize { size_sectors: 60, peer_assumed: false });
 }
 
 #[test]
