@@ -3,7 +3,7 @@
 
 use super::volume::Volume;
 use crate::linux::disk::DiskLimits;
-use engine::resource::VolumeStatus;
+use engine::state::Conn;
 
 /// Largest request at all, in bytes. spec: proc-and-sysfs 3
 const MAX_REQUEST_BYTES: u32 = 1 << 20;
@@ -26,32 +26,37 @@ pub(crate) fn compute(volume: &Volume) -> DiskLimits {
     let status = volume.resource.locked.with(|locked| locked.engine.volume_status(volume.id));
     let most = status.as_ref().map_or(0, |status| status.max_bio_bytes).clamp(4096, MAX_REQUEST_BYTES);
     let (peer_block, opens) = status.as_ref().map_or((0, 0), |status| (status.peer_block_bytes, status.opens));
+    let zeroes = status.as_ref().map_or((0, 0), |status| (status.max_discard_bytes, status.max_write_zeroes_bytes));
     let Some(backing) = volume.backing() else {
         let block = volume.block_bytes(UNATTACHED.logical_block_bytes, peer_block, opens);
+        // What the peer makes of them is its affair.
+        let met = status.as_ref().is_some_and(|status| status.state.conn >= Conn::WFReportParams);
+        let (max_discard_bytes, max_write_zeroes_bytes) = if met { zeroes } else { (0, 0) };
         return DiskLimits {
             max_request_bytes: most,
             logical_block_bytes: block,
             physical_block_bytes: block,
             io_min_bytes: block,
+            max_discard_bytes,
+            discard_granularity_bytes: block,
+            max_write_zeroes_bytes,
             ..UNATTACHED
         };
     };
     let lower = backing.data().limits();
     let block = volume.block_bytes(lower.logical_block_bytes, peer_block, opens);
     // spec: state-machine 21.1
-    let limit = |of: fn(&VolumeStatus) -> u32| match &status {
-        Some(status) if lower.max_discard_bytes > 0 => of(status),
-        _ => 0,
-    };
+    let (max_discard_bytes, max_write_zeroes_bytes) = zeroes;
     DiskLimits {
         max_request_bytes: most,
         logical_block_bytes: block,
         physical_block_bytes: lower.physical_block_bytes.max(block),
         io_min_bytes: lower.io_min_bytes.max(block),
         io_opt_bytes: lower.io_opt_bytes,
-        max_discard_bytes: limit(|status| status.max_discard_bytes),
+        max_discard_bytes: if lower.max_discard_bytes > 0 { max_discard_bytes } else { 0 },
         discard_granularity_bytes: lower.discard_granularity_bytes.max(block),
-        max_write_zeroes_bytes: limit(|status| status.max_write_zeroes_bytes),
+        // Few bytes on the wire, whatever the lower disk makes of it: it can write them at least.
+        max_write_zeroes_bytes,
         rotational: lower.rotational,
     }
 }
