@@ -274,7 +274,8 @@ impl World {
             "node {node} tells that it is Secondary, and the disk says Primary; {own}"
         );
         let kept = self.engine_of(node).usage().requests;
-        let settled = needs_log || self.config.net.two_primaries || kept == 0;
+        // What was frozen may be sent again when the nodes have just met.
+        let settled = needs_log || own.conn != Conn::Connected || self.config.net.two_primaries || kept == 0;
         assert!(
             told.role != Role::Secondary || own.role == Role::Primary || settled,
             "node {node} tells that it is Secondary, with {kept} writes that the peer may still lose; {own}"
