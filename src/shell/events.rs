@@ -253,15 +253,22 @@ pub(crate) fn volumes(resource: &Resource) -> KVec<KBox<VolumeSnapshot>> {
 pub(crate) fn tell(resource: &Resource, notice: &Notice) {
     let about = |continues| Notification::new(resource, NotificationType::Change, continues);
     match notice {
-        Notice::State { volume, bits_out_of_sync, .. } => {
+        Notice::State { volume, bits_out_of_sync, size_sectors, .. } => {
             if let Some(mut volume) = take(resource, *volume) {
                 volume.status.bits_out_of_sync = *bits_out_of_sync;
+                volume.status.size_sectors = *size_sectors;
                 tell_state(resource, &volume, notice);
             }
         }
-        Notice::Connection { to, peer, .. } => {
+        Notice::Connection { to, peer, volumes_part, .. } => {
+            // Each volume has told of itself before; now all of them are told about together.
+            let volumes = if *volumes_part { volumes(resource) } else { KVec::new() };
             let mut counters = resource.shared.events.counters.lock();
-            counters.notification(|| about(false).connection_as(*to, *peer));
+            counters.notification(|| about(!volumes.is_empty()).connection_as(*to, *peer));
+            for (index, volume) in volumes.iter().enumerate() {
+                let continues = index + 1 < volumes.len();
+                counters.notification(|| about(continues).peer_device(&volume.status, &volume.status.state));
+            }
         }
         Notice::Suspended { to, role, .. } => {
             let mut counters = resource.shared.events.counters.lock();

@@ -114,12 +114,13 @@ pub enum RefuseReason {
 impl fmt::Display for RefuseReason {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unrelated => out.write_str("the disks never held the same data"),
+            // The first words are those that are looked for in logs.
+            Self::Unrelated => out.write_str("Unrelated data: the disks never held the same data"),
             Self::NeedsProtocol(version) => write!(out, "both nodes need protocol {version} or newer"),
             Self::NeedsFeature { protocol, feature } => {
                 write!(out, "both nodes need protocol {protocol} and feature {feature:#x}")
             }
-            Self::SplitBrain => out.write_str("split brain, nothing decides whose changes to discard"),
+            Self::SplitBrain => out.write_str("nothing decides whose changes to discard"),
             Self::SourceWithoutData => out.write_str("this node would be resync source without good data"),
             Self::TargetWhilePrimary => out.write_str("this node is Primary and would be resync target"),
             Self::DryRun(result) => write!(out, "dry run, it would be: {result}"),

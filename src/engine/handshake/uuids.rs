@@ -246,7 +246,8 @@ impl fmt::Display for SyncResult {
             Self::Source { full: true } => out.write_str("source of a full resync"),
             Self::Target { full: false } => out.write_str("resync target by bitmap"),
             Self::Target { full: true } => out.write_str("target of a full resync"),
-            Self::SplitBrain { .. } => out.write_str("split brain"),
+            // The words that are looked for in logs.
+            Self::SplitBrain { .. } => out.write_str("Split-Brain detected"),
             Self::Unrelated => out.write_str("unrelated data"),
             Self::NeedsProtocol(version) => write!(out, "needs protocol {version}"),
             Self::NeedsFeature { protocol, feature } => {

@@ -131,6 +131,8 @@ impl<S: Storage> Engine<S> {
         if let Some(conn) = wanted {
             self.link.conn = conn;
         }
+        let volumes_part = self.volumes.iter().flatten().any(|volume| volume.state.conn >= Conn::Connected)
+            && wanted.is_some_and(|conn| conn < Conn::WFReportParams);
         for id in self.volume_ids() {
             if let Some(old) = self.volume(id).map(|volume| volume.state) {
                 // Checked above; a volume cannot refuse any more.
@@ -138,7 +140,7 @@ impl<S: Storage> Engine<S> {
             }
         }
         if before != self.link.conn {
-            self.connection_changed(before);
+            self.connection_changed(before, volumes_part);
         }
         self.thaw_if_fenced();
         Ok(Outcome::Success)
@@ -164,9 +166,9 @@ impl<S: Storage> Engine<S> {
     }
 
     /// spec: state-machine 10
-    fn connection_changed(&mut self, before: Conn) {
+    fn connection_changed(&mut self, before: Conn, volumes_part: bool) {
         let now = self.link.conn;
-        self.notify(Notice::Connection { from: before, to: now, peer: self.overall().peer });
+        self.notify(Notice::Connection { from: before, to: now, peer: self.overall().peer, volumes_part });
         self.wakes.insert(Wakes::LINK);
         if now == Conn::StandAlone {
             let Link { epoch, connects, fence, .. } = self.link;
@@ -326,6 +328,7 @@ impl<S: Storage> Engine<S> {
                         overall_before: self.overall_with(id, old),
                         overall: self.overall_with(id, new),
                         bits_out_of_sync: self.volume(id).map_or(0, |volume| volume.weight()),
+                        size_sectors: self.volume(id).map_or(0, |volume| volume.size_sectors),
                     });
                 }
             }

@@ -426,17 +426,19 @@ impl<S: Storage> Engine<S> {
         volume.resync.total_bits = 0;
         volume.resync.failed_bits = 0;
         volume.resync.controller = None;
-        if !verify {
+        // Programs run before listeners are told: whoever waits for the end may rely on what they have done.
+        if verify {
+            self.verify_finished(id, checked_bits, pace);
+        } else {
             self.log(LogLine::ResyncDone { volume: id, source, bits, equal_bits, failed_bits: failed, pace });
+            if target {
+                self.call_helper(Helper::AfterResyncTarget, Some(id));
+            }
         }
         let _outcome = self.change(id, change, Kind::Soft);
         self.queue_job(id, Job::Write(Then::Nothing));
         self.sync_metadata(id);
-        if verify {
-            self.verify_finished(id, checked_bits, pace);
-        } else if target {
-            self.call_helper(Helper::AfterResyncTarget, Some(id));
-        } else if source {
+        if source {
             self.unfence_if_done();
         }
     }

@@ -312,8 +312,9 @@ impl<S: Storage> Engine<S> {
             volume.verify.start_sector = 0;
         }
         let differing_bits = volume.weight();
-        self.log(LogLine::VerifyDone { volume: id, bits: checked_bits, differing_bits, pace });
+        self.log(LogLine::VerifyDone { volume: id, bits: checked_bits, pace });
         if differing_bits > 0 {
+            self.log(LogLine::VerifyFoundInAll { volume: id, bits: differing_bits });
             self.call_helper(Helper::OutOfSync, Some(id));
         }
     }

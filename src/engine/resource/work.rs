@@ -101,6 +101,8 @@ pub enum Notice {
         overall: Overall,
         /// Bits that are set in the bitmap: a short resync may be over when listeners are told that it began.
         bits_out_of_sync: u64,
+        /// The size of the device: before the first attach has ended it has none.
+        size_sectors: u64,
     },
     /// The state of the connection changed (0..=9).
     Connection {
@@ -110,6 +112,8 @@ pub enum Notice {
         to: Conn,
         /// The peer's role after.
         peer: Role,
+        /// Volumes were connected to the peer's, and are not any more.
+        volumes_part: bool,
     },
     /// Application I/O was suspended or goes on.
     Suspended {
@@ -211,8 +215,11 @@ pub enum LogLine {
     VerifyDone {
         volume: VolumeId,
         bits: u64,
-        differing_bits: u64,
         pace: Pace,
+    },
+    VerifyFoundInAll {
+        volume: VolumeId,
+        bits: u64,
     },
     UnknownVolume {
         number: u16,
@@ -271,6 +278,7 @@ impl LogLine {
             | LogLine::VerifyStarted { volume, .. }
             | LogLine::VerifyFound { volume, .. }
             | LogLine::VerifyDone { volume, .. }
+            | LogLine::VerifyFoundInAll { volume, .. }
             | LogLine::MissingVolume { volume }
             | LogLine::SizesDiffer { volume, .. }
             | LogLine::SizeRefused { volume, .. }
@@ -366,11 +374,11 @@ impl fmt::Display for LogLine {
             LogLine::VerifyFound { sector, sectors, .. } => {
                 write!(f, "Out of sync: start={sector}, size={sectors} (sectors)")
             }
-            LogLine::VerifyDone { bits, differing_bits, pace, .. } => write!(
-                f,
-                "Online verify done {pace}: {} KiB, {differing_bits} blocks of 4 KiB are out of sync",
-                bits.saturating_mul(4)
-            ),
+            LogLine::VerifyDone { bits, pace, .. } => {
+                write!(f, "Online verify done {pace}: {} KiB", bits.saturating_mul(4))
+            }
+            // The words that are looked for in logs.
+            LogLine::VerifyFoundInAll { bits, .. } => write!(f, "Online verify found {bits} 4k block out of sync!"),
             LogLine::UnknownVolume { number } => {
                 write!(f, "the peer has a volume {number} that is not configured here: ignored")
             }
