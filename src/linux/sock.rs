@@ -253,6 +253,12 @@ impl Stream {
         self.0.shutdown();
     }
 
+    /// Tells the peer that nothing more comes. It may still send.
+    pub(crate) fn end_sending(&self) {
+        // SAFETY: by the type's invariant. The result only says that the socket was not connected.
+        unsafe { raw::kernel_sock_shutdown(self.0.raw(), raw::sock_shutdown_cmd_SHUT_WR) };
+    }
+
     /// Limits the time of one send and one receive call in milliseconds; 0: no limit.
     pub(crate) fn set_timeouts(&self, send_ms: u32, receive_ms: u32) {
         self.set_send_timeout(send_ms);

@@ -61,7 +61,7 @@ pub(crate) fn start_receiver(resource: &Arc<Resource>, sockets: &Arc<Sockets>) -
                 processors.follow(&receiver.resource);
             }
         }
-        receiver.sockets.shutdown();
+        receiver.sockets.give_up(&receiver.resource);
         receiver.resource.wake_link();
     })
 }
@@ -75,7 +75,7 @@ pub(crate) fn start_sender(resource: &Arc<Resource>, sockets: &Arc<Sockets>) -> 
     Thread::spawn(fmt!("drbd_k_{}", resource.name.as_str()), move || {
         let _no_io = NoIoScope::enter();
         send_until_closed(&own, &sockets);
-        sockets.shutdown();
+        sockets.give_up(&own);
         own.wake_link();
     })
 }

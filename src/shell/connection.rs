@@ -27,6 +27,8 @@ use kernel::sync::Arc;
 
 /// How long a wait in the connection's thread lasts at most before its condition is looked at again.
 const LOOK_AGAIN_MS: u32 = 1000;
+/// How long a wait for the peer to close the connection lasts at most before its condition is looked at again.
+const PARTING_SLICE_MS: u32 = 50;
 /// Pause after a connection that failed before it was of use.
 const RETRY_MS: u32 = 1000;
 
@@ -83,8 +85,32 @@ impl Sockets {
         )
     }
 
-    /// Gives both sockets up.
-    pub(crate) fn shutdown(&self) {
+    /// A thread does not need them any more: ends them, unless the peer is to find out why.
+    pub(crate) fn give_up(&self, resource: &Arc<Resource>) {
+        if !peer_may_judge(resource) {
+            self.shutdown();
+        }
+    }
+
+    /// Leaves the peer time to read what it was told, and waits for it to close the connection.
+    // spec: wire-protocol 11.1
+    fn part(&self, resource: &Arc<Resource>) {
+        if peer_may_judge(resource) {
+            self.data.end_sending();
+        }
+        self.data.set_receive_timeout(PARTING_SLICE_MS);
+        while peer_may_judge(resource) {
+            // What it still sends is of no interest.
+            match self.data.receive(&mut [0; 64], false) {
+                Ok(0) => break,
+                Err(error) if error != EAGAIN => break,
+                Ok(_) | Err(_) => {}
+            }
+        }
+        self.shutdown();
+    }
+
+    fn shutdown(&self) {
         self.data.shutdown();
         self.meta.shutdown();
     }
@@ -94,6 +120,10 @@ impl Sockets {
 pub(crate) fn failed(resource: &Arc<Resource>, failure: LinkFailure) -> Closing {
     resource.engine(|locked| locked.engine.link_failed(failure, clock::monotonic_ms()));
     Closing
+}
+
+fn peer_may_judge(resource: &Arc<Resource>) -> bool {
+    resource.look(|locked| locked.engine.peer_may_judge(clock::monotonic_ms()))
 }
 
 fn link_task(resource: &Arc<Resource>) -> LinkTask {
@@ -124,7 +154,11 @@ pub(crate) fn supervise(resource: &Arc<Resource>) {
     match (task, link.thread.is_some()) {
         (LinkTask::Stop, false) | (LinkTask::Establish | LinkTask::Run, true) => {}
         (LinkTask::Stop | LinkTask::Close, true) => {
-            link.shutdown();
+            if peer_may_judge(resource) {
+                link.end_sending();
+            } else {
+                link.shutdown();
+            }
             // Again until the thread has noticed.
             resource.link_changed.store(true, Relaxed);
         }
@@ -220,7 +254,7 @@ fn serve(resource: &Arc<Resource>, sockets: &Arc<Sockets>, resolve_conflicts: bo
         log_error!("{}: cannot start the threads of the connection", resource.name.as_str());
         failed(resource, LinkFailure::DataReceive);
     }
-    sockets.shutdown();
+    sockets.part(resource);
     resource.wake_link();
     // Each of them sees that the link is not running, or its socket fails.
     drop(threads);
@@ -299,6 +333,13 @@ impl Link {
         }
         for stream in self.streams.iter().flatten() {
             stream.shutdown();
+        }
+    }
+
+    /// Nothing more comes on the data socket.
+    fn end_sending(&self) {
+        if let [Some(data), ..] = &self.streams {
+            data.end_sending();
         }
     }
 

@@ -67,7 +67,7 @@ pub(crate) fn start(resource: &Arc<Resource>, sockets: &Arc<Sockets>) -> Result<
     Thread::spawn(fmt!("drbd_s_{}", resource.name.as_str()), move || {
         let _no_io = NoIoScope::enter();
         run(&own, &sockets);
-        sockets.shutdown();
+        sockets.give_up(&own);
         own.wake_link();
     })
 }

@@ -23,6 +23,8 @@ pub(super) struct End {
     pub(super) sending: [bool; 2],
     pub(super) blocked_since_us: [Option<u64>; 2],
     pub(super) closing: bool,
+    /// By socket: the peer gets to know that nothing more comes.
+    pub(super) closed: [bool; 2],
     pub(super) data_arrived: bool,
     pub(super) meta_since_us: u64,
     pub(super) meta_timeout_ms: u32,
@@ -92,6 +94,7 @@ impl World {
             sending: [false; 2],
             blocked_since_us: [None; 2],
             closing: false,
+            closed: [false; 2],
             data_arrived: false,
             meta_since_us: now_us,
             meta_timeout_ms: 0,
@@ -120,15 +123,25 @@ impl World {
         };
         let now_us = self.now_us;
         let delay = self.random.between(50, 2000);
+        let judges = self.engine(node, |engine, now| engine.peer_may_judge(now));
         let Some(connection) = self.connection.as_mut() else { return };
+        let parting = judges && connection.ends[1 - node].as_ref().is_some_and(|end| !end.closing);
         let Some(end) = connection.ends[node].as_mut() else { return };
         if !end.closing {
             end.closing = true;
             end.reading = [Reading::Stopped, Reading::Stopped];
-            let ends = [DATA, META].map(|socket| connection.pipes[node][socket].close(now_us + delay));
-            for socket in [DATA, META] {
-                self.schedule_at(ends[socket], Event::Receive { node: 1 - node, link, socket });
-            }
+        }
+        let closed = end.closed;
+        end.closed = [true, !parting];
+        let now_closed = [DATA, META].into_iter().filter(|&socket| end.closed[socket] && !closed[socket]);
+        let ends: Vec<_> =
+            now_closed.map(|socket| (socket, connection.pipes[node][socket].close(now_us + delay))).collect();
+        for (socket, at_us) in ends {
+            self.schedule_at(at_us, Event::Receive { node: 1 - node, link, socket });
+        }
+        if parting {
+            self.schedule_own(node, MS, Own::Link);
+            return;
         }
         let busy = self.end(node, link).is_some_and(|end| end.sending != [false; 2]);
         // The senders see the end of their sockets, then report.

@@ -97,6 +97,21 @@ pub enum Fault {
     Closing,
 }
 
+impl Fault {
+    /// What both nodes have told each other during the handshake rules each other out, so that the peer comes to this too.
+    fn is_verdict(self) -> bool {
+        matches!(
+            self,
+            Fault::HandshakeRefused
+                | Fault::SameSide { .. }
+                | Fault::SizeRefused
+                | Fault::DataRefused
+                | Fault::StateRefused(_)
+                | Fault::Protocol(_)
+        )
+    }
+}
+
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
@@ -168,6 +183,10 @@ impl<S: Storage> Engine<S> {
         if !self.link.is_closing() {
             self.log(LogLine::Fault { fault });
             self.link.fault = Some(fault);
+            if fault.is_verdict() {
+                let patience_ms = u64::from(self.link.net.ping_timeo).saturating_mul(100);
+                self.link.verdict_until_ms = Some(self.now_ms.saturating_add(patience_ms));
+            }
         }
         self.link_fault(conn);
         fault

@@ -116,6 +116,8 @@ pub(super) struct Link {
     pub(super) refusal: Option<u32>,
     /// The peer closed the meta connection during the handshake, at this time.
     pub(super) meta_lost_ms: Option<u64>,
+    /// This node parts with the peer because of what both know; until then the peer may find it out too.
+    pub(super) verdict_until_ms: Option<u64>,
     /// Own parameters are on their way. Until they are sent nothing is read: the peer has to learn them even if what it
     /// says itself ends the connection.
     pub(super) introducing: bool,
@@ -189,6 +191,7 @@ impl Link {
             told: None,
             refusal: None,
             meta_lost_ms: None,
+            verdict_until_ms: None,
             introducing: false,
             state_sent: false,
             protocol_checked: false,
@@ -271,6 +274,7 @@ impl<S: Storage> Engine<S> {
         link.resolve_conflicts = resolve_conflicts;
         link.introducing = false;
         link.meta_lost_ms = None;
+        link.verdict_until_ms = None;
         link.protocol_checked = false;
         link.was_up = false;
         link.peer_dry_run = false;
@@ -398,6 +402,13 @@ impl<S: Storage> Engine<S> {
         let _outcome = self.change_connection(Change::conn(conn), Kind::Hard, false);
         self.wakes.insert(Wakes::LINK);
         self.wakes.insert(Wakes::RECEIVER);
+    }
+
+    /// The nodes do not come together, and the peer has not ended the connection yet. It has been told all that it needs for the
+    /// same verdict, and reads that if the end of the connection does not overtake it: the owner says on the data socket that
+    /// nothing more comes, and leaves both sockets open until the peer closes them, but no longer than this is true.
+    pub fn peer_may_judge(&self, now_ms: u64) -> bool {
+        self.link.conn == Conn::Disconnecting && self.link.verdict_until_ms.is_some_and(|until_ms| now_ms < until_ms)
     }
 
     /// True when nothing of the old connection is under way: not on a disk, not in a sender.
