@@ -6,6 +6,7 @@
 
 mod attach;
 mod bad_input;
+mod events;
 mod failing_allocations;
 mod failures;
 mod features;
