@@ -1,5 +1,6 @@
 //! Resyncs that are interrupted and begun anew.
 
+use engine::netlink::{OnCongestion, WireProtocol};
 use engine::resource::{AdminRequest, Fault};
 use engine::state::{Conn, Disk};
 use simulator::node::VOLUME;
@@ -100,4 +101,37 @@ fn the_start_of_a_resync_is_durable_before_a_write_of_its_source_alone_ends() {
         assert_eq!(world.attach(1), 101);
         all_the_same(&mut world);
     }
+}
+
+/// Seed 5001330: the target of a resync was done, told so and pulled ahead at once. The source waited for the answer to a ping before it
+/// closed its generations, which then never happened.
+#[test]
+fn the_end_of_a_resync_is_not_forgotten_when_its_target_pulls_ahead() {
+    let mut seen = 0;
+    for seed in 1..=4 * SEEDS {
+        let mut config = Config::new(seed);
+        config.net.wire_protocol = WireProtocol::A;
+        config.net.on_congestion = OnCongestion::PullAhead;
+        config.net.cong_fill = 100;
+        let mut world = synced_with(config);
+        // The Primary is the target.
+        world.set_network(false);
+        world.run_until("loss noticed", 60_000, |world| world.status(1).state.conn == Conn::WFConnection);
+        world.set_network(true);
+        world.run_until("reconnect", 60_000, good);
+        world.run_for_ms(1_000);
+        world.ask(0, AdminRequest::Invalidate { volume: VOLUME });
+        world.run_until("the end", 300_000, |world| {
+            world.status(1).state.conn == Conn::SyncSource && world.status(0).state.conn == Conn::Connected
+        });
+        for block in 0..20 {
+            world.start(0, WRITE, block * 16, 16);
+        }
+        world.run_until("one or the other", 60_000, |world| world.status(1).state.conn != Conn::SyncSource);
+        seen += u32::from(world.status(1).state.conn == Conn::Behind);
+        let _code = world.poll_admin(0);
+        all_the_same(&mut world);
+        assert_eq!(world.superblock(0).uuids.map(|uuid| uuid & !1), world.superblock(1).uuids.map(|uuid| uuid & !1));
+    }
+    assert!(seen > 0, "the end was never overtaken");
 }

@@ -204,6 +204,7 @@ impl<S: Storage> Engine<S> {
             });
         }
         self.note_missed_end(id, old, new);
+        self.note_overtaken_end(id, old, new);
         if new.conn >= Conn::Connected && new.disk == Disk::UpToDate {
             self.with_volume(id, |volume| volume.wrote_elsewhere = false);
         }
@@ -266,6 +267,20 @@ impl<S: Storage> Engine<S> {
                 volume.missed_end = volume.weight() == 0;
             } else if old.conn < Conn::Connected && new.conn >= Conn::Connected {
                 volume.missed_end = false;
+            }
+        });
+    }
+
+    /// The target of a resync was done, as it has told, and is Ahead by now, before the answer to the ping that the end waits for here: the
+    /// resync has ended all the same. (The C module forgets it, and the generations differ from then on.)
+    fn note_overtaken_end(&mut self, id: VolumeId, old: State, new: State) {
+        let was_source = matches!(old.conn, Conn::SyncSource | Conn::PausedSyncS);
+        self.with_volume(id, |volume| {
+            let resync = &mut volume.resync;
+            let over = resync.end == ResyncEnd::Ping || resync.peer_done;
+            if was_source && new.conn == Conn::Behind && over && resync.failed_bits == 0 && !resync.peer_failed {
+                resync.end = ResyncEnd::No;
+                volume.close_generations(false);
             }
         });
     }

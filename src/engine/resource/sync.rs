@@ -587,7 +587,7 @@ impl<S: Storage> super::Volume<S> {
     }
 
     /// The resync is complete: both nodes end with the same UUIDs. spec: metadata 6.2 (14, 15)
-    fn close_generations(&mut self, target: bool) {
+    pub(super) fn close_generations(&mut self, target: bool) {
         let primary = self.state.role == Role::Primary;
         let Some(disk) = self.disk.as_mut() else { return };
         if target {
