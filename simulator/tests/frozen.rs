@@ -411,3 +411,29 @@ fn the_first_write_of_a_primary_that_connects_without_a_disk_begins_a_generation
         quiet(&mut world);
     }
 }
+
+/// A write that began while the Primary had no disk was sent again when both the disk and the peer were back, and not written here.
+/// Seed 689.
+#[test]
+fn a_write_that_began_without_a_disk_is_on_it_when_both_are_back() {
+    with_fencing(Fencing::ResourceOnly, |mut world| {
+        synced(&mut world);
+        world.helper_exit_code = 1;
+        suspend_without_data(&mut world);
+        world.set_direction(0, false);
+        world.ask(0, AdminRequest::Detach { volume: VOLUME, force: true });
+        world.run_until("detached", 1_000, |world| world.status(0).state.disk == Disk::Diskless);
+        let write = world.start(0, WRITE, 0, 8);
+        world.run_for_ms(10);
+        world.set_network(false);
+        world.run_until("loss noticed", 60_000, |world| world.status(0).state.conn == Conn::WFConnection);
+        assert_eq!(world.operations[write].result, None, "frozen");
+        assert_eq!(world.attach(0), 101);
+        assert_eq!(world.status(0).state.disk, Disk::Consistent);
+        world.helper_exit_code = 0;
+        world.set_network(true);
+        ends(&mut world, write);
+        up_to_date(&mut world);
+        quiet(&mut world);
+    });
+}

@@ -94,7 +94,13 @@ impl<S: Storage> Engine<S> {
         if matches!(slot.net, Net::Queued | Net::Waiting) {
             self.with_volume(slot.volume, |volume| volume.peer_pending = volume.peer_pending.saturating_sub(1));
         }
-        self.mirror(index);
+        let has_disk = self.volume(slot.volume).is_some_and(|volume| volume.state.disk >= Disk::Inconsistent);
+        if has_disk && matches!(slot.local, Local::None | Local::Failed) {
+            // It began while there was no disk here, or failed on it.
+            self.do_anew(index);
+        } else {
+            self.mirror(index);
+        }
     }
 
     /// A write that began while there was no connection, because its extents of the activity log took so long, and is not
@@ -122,23 +128,28 @@ impl<S: Storage> Engine<S> {
             if slot.phase != Phase::Active || under_way || done {
                 continue;
             }
-            if let Some(slot) = self.requests.at_mut(index) {
-                slot.forget_local();
-                slot.net = Net::None;
-                slot.local_read_failed = false;
-                slot.remote_read_failed = false;
-            }
-            let request = self.requests.id(index);
-            match slot.io.op {
-                Op::Read => self.start_read(request),
-                Op::Flush => self.start_flush(request),
-                Op::Write | Op::Discard | Op::WriteZeroes { .. } if slot.in_overlaps => self.log_activity(index),
-                Op::Write | Op::Discard | Op::WriteZeroes { .. } => {
-                    if let Some(slot) = self.requests.at_mut(index) {
-                        slot.phase = Phase::Overlap;
-                    }
-                    self.start_write(request);
+            self.do_anew(index);
+        }
+    }
+
+    /// A request whose parts, here and at the peer, do not count any more: as if it had just come.
+    fn do_anew(&mut self, index: u16) {
+        let Some(slot) = self.requests.at_mut(index) else { return };
+        slot.forget_local();
+        slot.net = Net::None;
+        slot.local_read_failed = false;
+        slot.remote_read_failed = false;
+        let (op, in_overlaps) = (slot.io.op, slot.in_overlaps);
+        let request = self.requests.id(index);
+        match op {
+            Op::Read => self.start_read(request),
+            Op::Flush => self.start_flush(request),
+            Op::Write | Op::Discard | Op::WriteZeroes { .. } if in_overlaps => self.log_activity(index),
+            Op::Write | Op::Discard | Op::WriteZeroes { .. } => {
+                if let Some(slot) = self.requests.at_mut(index) {
+                    slot.phase = Phase::Overlap;
                 }
+                self.start_write(request);
             }
         }
     }
