@@ -233,16 +233,16 @@ fn configuration(resource: &Resource) -> Option<(ConnectionConfig, KBox<NetConf>
 #[inline(never)]
 fn serve(resource: &Arc<Resource>, sockets: &Arc<Sockets>, resolve_conflicts: bool) {
     prepare(sockets);
-    // From now on everybody may send.
-    let before = resource.locked.with(|locked| locked.sockets.replace(sockets.clone()));
-    drop(before);
-    resource.engine(|locked| {
+    let before = resource.engine(|locked| {
         // The peer is told how large the disks are now.
         for id in (0..locked.volumes.len()).filter_map(|index| u8::try_from(index).ok()) {
             tell_device_sizes(locked, VolumeId(id));
         }
         locked.engine.link_up(resolve_conflicts, clock::monotonic_ms());
+        // From now on everybody may send, and not before: what is still due for the last connection must not come first.
+        locked.sockets.replace(sockets.clone())
     });
+    drop(before);
     let threads = (
         sender::start(resource, sockets),
         acks::start_receiver(resource, sockets),

@@ -744,6 +744,9 @@ impl<S: Storage> Engine<S> {
     pub(super) fn forget_packets(&mut self) {
         self.data_out.clear();
         self.link.queued_writes = 0;
+        // Nor is a barrier due for writes that went out on the old connection.
+        self.link.sent_writes = 0;
+        self.link.barrier_due = false;
         self.control.clear();
         self.meta_out.clear();
         self.link.sending = Sending::Nothing;
