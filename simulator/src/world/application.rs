@@ -101,7 +101,11 @@ impl World {
             let frozen = running.suspended && running.engine.resource_status().susp.any();
             // Nothing was done for what the peer does not understand.
             let refused = completion.result == Err(IoError::NotSupported);
-            assert!(!frozen || refused, "node {node}: an operation ends while I/O is suspended: {:?}", completion.request);
+            assert!(
+                !frozen || refused,
+                "node {node}: an operation ends while I/O is suspended: {:?}",
+                completion.request
+            );
             self.finish(upper.operation, completion.result, &upper.data);
         }
     }
