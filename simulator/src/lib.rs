@@ -15,6 +15,7 @@ pub mod node;
 pub mod oracle;
 pub mod random;
 pub mod run;
+pub mod scenario;
 pub mod world;
 
 pub use disk::Stamp;

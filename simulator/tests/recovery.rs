@@ -7,53 +7,17 @@ use engine::netlink::{
 use engine::resource::{AdminRequest, Fault, Op};
 use engine::state::{Conn, Disk, Role};
 use simulator::node::VOLUME;
+use simulator::scenario::{all_the_same, come_back, synced_with};
 use simulator::world::Action;
 use simulator::{draw, Config, World};
 
 const WRITE: Action = Action::Write { fua: false };
 const SEEDS: u64 = 20;
 
-fn good(world: &World) -> bool {
-    (0..2).all(|node| {
-        let state = world.status(node).state;
-        (state.conn, state.disk, state.pdsk) == (Conn::Connected, Disk::UpToDate, Disk::UpToDate)
-    })
-}
-
-/// Both nodes UpToDate and connected, node 0 Primary.
-fn synced_with(config: Config) -> World {
-    let mut world = World::new(config);
-    for node in 0..2 {
-        assert_eq!(world.attach(node), 101);
-        assert_eq!(world.connect(node), 1);
-    }
-    world.run_until("connected", 10_000, |world| (0..2).all(|node| world.status(node).state.conn == Conn::Connected));
-    world.run_for_ms(100);
-    assert_eq!(world.admin(0, AdminRequest::NewCurrentUuid { volume: VOLUME, clear_bitmap: true }), 101);
-    world.run_until("skipped sync", 10_000, good);
-    assert_eq!(world.admin(0, PRIMARY), 1);
-    world
-}
-
 const PRIMARY: AdminRequest<'static> = AdminRequest::Primary { volume: VOLUME, force: false };
 const SECONDARY: AdminRequest<'static> = AdminRequest::Secondary { volume: VOLUME };
 const DETACH: AdminRequest<'static> = AdminRequest::Detach { volume: VOLUME, force: false };
 const FORCE_DETACH: AdminRequest<'static> = AdminRequest::Detach { volume: VOLUME, force: true };
-
-#[track_caller]
-fn all_the_same(world: &mut World) {
-    world.run_until("resync", 300_000, good);
-    world.run_for_ms(3_000);
-    let sizes = [0, 1].map(|node| world.status(node).size_sectors);
-    assert_eq!(sizes[0], sizes[1], "the sizes differ");
-    assert_eq!(world.nodes[0].data.first_difference(&world.nodes[1].data, sizes[0]), None, "the halves differ");
-}
-
-fn come_back(world: &mut World, node: usize) {
-    world.boot(node);
-    assert_eq!(world.attach(node), 101);
-    assert_eq!(world.connect(node), 1);
-}
 
 fn alone(world: &mut World, node: usize) {
     world.run_until("loss noticed", 60_000, |world| world.status(node).state.conn == Conn::WFConnection);

@@ -4,41 +4,12 @@ use engine::netlink::{OnCongestion, WireProtocol};
 use engine::resource::{AdminRequest, Fault};
 use engine::state::{Conn, Disk};
 use simulator::node::VOLUME;
+use simulator::scenario::{all_the_same, good, synced_with};
 use simulator::world::Action;
 use simulator::{Config, World};
 
 const WRITE: Action = Action::Write { fua: false };
 const SEEDS: u64 = 20;
-
-fn good(world: &World) -> bool {
-    (0..2).all(|node| {
-        let state = world.status(node).state;
-        (state.conn, state.disk, state.pdsk) == (Conn::Connected, Disk::UpToDate, Disk::UpToDate)
-    })
-}
-
-/// Both nodes UpToDate and connected, node 0 Primary.
-fn synced_with(config: Config) -> World {
-    let mut world = World::new(config);
-    for node in 0..2 {
-        assert_eq!(world.attach(node), 101);
-        assert_eq!(world.connect(node), 1);
-    }
-    world.run_until("connected", 10_000, |world| (0..2).all(|node| world.status(node).state.conn == Conn::Connected));
-    world.run_for_ms(100);
-    assert_eq!(world.admin(0, AdminRequest::NewCurrentUuid { volume: VOLUME, clear_bitmap: true }), 101);
-    world.run_until("skipped sync", 10_000, good);
-    assert_eq!(world.admin(0, AdminRequest::Primary { volume: VOLUME, force: false }), 1);
-    world
-}
-
-#[track_caller]
-fn all_the_same(world: &mut World) {
-    world.run_until("resync", 300_000, good);
-    world.run_for_ms(3_000);
-    let sectors = world.config.sectors;
-    assert_eq!(world.nodes[0].data.first_difference(&world.nodes[1].data, sectors), None, "the halves differ");
-}
 
 /// Seed 6007470: a request of the target waited on the source for a write in its range. The target let its disk go, had it back, and
 /// asked for a part of that range. The answer was taken for one to the first request, and was not long enough.
