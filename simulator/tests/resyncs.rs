@@ -2,7 +2,7 @@
 
 use engine::netlink::{OnCongestion, WireProtocol};
 use engine::resource::{AdminRequest, Fault};
-use engine::state::{Conn, Disk};
+use engine::state::Conn;
 use simulator::node::VOLUME;
 use simulator::scenario::{all_the_same, good, synced_with};
 use simulator::world::Action;
