@@ -23,6 +23,7 @@ use crate::linux::clock;
 use crate::linux::hash::Hash;
 use crate::linux::mem::PageChain;
 use crate::linux::work::{self, DeferredArc};
+use core::num::NonZeroU64;
 use engine::resource::{
     Finding, Inspect, IoError, IoFlags, IoResult, LocalIo, Op, PeerId, RequestId, VolumeId, Wakes,
     MAX_VOLUMES_PER_RESOURCE,
@@ -511,10 +512,11 @@ fn clear(device: &LowerDevice, range: Range, op: Op) -> IoResult {
         return zero(range.sector, sectors, unmap);
     }
     let limits = device.limits();
-    let granularity = u64::from(limits.discard_granularity_bytes / 512).max(1);
-    let most = u64::from(limits.max_discard_bytes / 512).min(MAX_DISCARD_SECTORS);
-    let most = most - most % granularity;
+    let granularity = NonZeroU64::new(u64::from(limits.discard_granularity_bytes / 512)).unwrap_or(NonZeroU64::MIN);
+    let aligned = |sectors: u64| sectors - sectors % granularity;
+    let most = aligned(u64::from(limits.max_discard_bytes / 512).min(MAX_DISCARD_SECTORS));
     // From the first aligned sector on; an unaligned head is only worth it when an aligned piece follows.
+    let granularity = granularity.get();
     let head = range.sector.next_multiple_of(granularity) - range.sector;
     if most == 0 || sectors < granularity || (head > 0 && sectors < 2 * granularity) {
         return zero(range.sector, sectors, true);
@@ -522,8 +524,7 @@ fn clear(device: &LowerDevice, range: Range, op: Op) -> IoResult {
     let (mut sector, mut left) = (range.sector + head, sectors - head);
     zero(range.sector, head, true)?;
     while left >= granularity {
-        let piece = left.min(most);
-        let piece = piece - piece % granularity;
+        let piece = aligned(left.min(most));
         device.discard(sector, piece).map_err(error_of)?;
         sector += piece;
         left -= piece;

@@ -7,6 +7,7 @@
 // spec: metadata 2.3, 3, 7
 
 use core::fmt;
+use core::num::NonZeroU64;
 
 use super::superblock::Superblock;
 use super::{BLOCK_SECTORS, SECTORS_PER_BITMAP_SECTOR};
@@ -101,11 +102,11 @@ impl Striping {
 
     /// The block of the area, counted from its start, that holds transaction `tr_number`. spec: metadata 4.2
     pub fn ring_block(self, tr_number: u32) -> u64 {
-        let logical = match self.blocks() {
-            0 => return 0,
-            blocks => u64::from(tr_number) % blocks,
+        let (Some(blocks), Some(stripes)) = (NonZeroU64::new(self.blocks()), NonZeroU64::new(u64::from(self.stripes)))
+        else {
+            return 0;
         };
-        let stripes = u64::from(self.stripes);
+        let logical = u64::from(tr_number) % blocks;
         (logical % stripes) * u64::from(self.stripe_size_4k) + logical / stripes
     }
 }

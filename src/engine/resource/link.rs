@@ -64,7 +64,7 @@ impl<S: Storage> Departed<S> {
     }
 
     fn place(&self, epoch: u32) -> usize {
-        epoch as usize % self.epochs.len()
+        (epoch as usize).checked_rem(self.epochs.len()).unwrap_or(0)
     }
 
     /// One more of this epoch.

@@ -6,6 +6,7 @@
 // spec: proc-and-sysfs 1.3; wire-protocol 8.9
 
 use core::fmt;
+use core::num::NonZeroU64;
 
 /// Number of samples.
 const MARKS: usize = 8;
@@ -117,15 +118,14 @@ impl Progress {
             (total_bits, if total_bits == 0 { 1000 } else { 0 })
         };
         let (done_bits, age_s) = self.since(2, left_bits, now_ms);
-        let recent_s = age_s.max(1);
         let (short_bits, short_s) = self.since(7, left_bits, now_ms);
         Figures {
             total_bits,
             left_bits,
             permille,
-            finish_s: recent_s.saturating_mul(left_bits / (done_bits / 100 + 1)) / 100,
-            speed_kib: kib(done_bits / recent_s),
-            short_speed_kib: kib(short_bits / short_s.max(1)),
+            finish_s: age_s.max(1).saturating_mul(left_bits / (done_bits / 100 + 1)) / 100,
+            speed_kib: kib(per_second(done_bits, age_s)),
+            short_speed_kib: kib(per_second(short_bits, short_s)),
             average_speed_kib: self.average_speed_kib(left_bits, now_ms),
             is_stalled: age_s > STALLED_S,
         }
@@ -146,13 +146,13 @@ impl Progress {
     }
 
     fn average_speed_kib(&self, left_bits: u64, now_ms: u64) -> u64 {
-        kib(self.total_bits.saturating_sub(left_bits) / (self.running_ms(now_ms) / 1000).max(1))
+        kib(per_second(self.total_bits.saturating_sub(left_bits), self.running_ms(now_ms) / 1000))
     }
 
     /// The speed that is compared with `c-min-rate`, in KiB/s. spec: wire-protocol 8.9
     pub fn throttle_rate_kib(&self, left_bits: u64, now_ms: u64) -> u64 {
         let (done_bits, age_s) = self.since(MARKS - 1, left_bits, now_ms);
-        kib(done_bits / age_s.max(1))
+        kib(per_second(done_bits, age_s))
     }
 
     /// Bits done, and seconds gone, since the sample `steps` after the last one in the ring.
@@ -164,6 +164,11 @@ impl Progress {
     fn mark(&self, index: usize) -> Mark {
         self.marks.get(index).copied().unwrap_or(Mark { left_bits: 0, time_ms: 0 })
     }
+}
+
+/// What began less than a second ago counts as a second old.
+fn per_second(amount: u64, seconds: u64) -> u64 {
+    amount / NonZeroU64::new(seconds).unwrap_or(NonZeroU64::MIN)
 }
 
 /// `left` is at most `total`.
