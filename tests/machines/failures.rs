@@ -480,6 +480,7 @@ impl Run<'_> {
             // With this policy, writes go on.
             self.write()?;
             self.wait_disks(first, disks)?;
+            first.run_ok(&format!("dmesg | grep -q 'fence-peer.*returned {code}'"))?;
             second.run_ok("drbdadm connect r0")?;
             self.pair.wait_in_sync(RESYNC)?;
             called(self.pair, first, "before-resync-source", 1)?;

@@ -11,6 +11,9 @@ use crate::netlink::Fencing;
 use crate::state::{Aggregates, Change, Conn, Disk, Role, Susp};
 use crate::storage::Storage;
 
+/// The exit code of a program that has shot the peer.
+const SHOT: i32 = 7;
+
 /// The program that runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FenceRun {
@@ -46,7 +49,7 @@ impl Answer {
     fn of(exit_code: i32, own_up_to_date: bool) -> Self {
         match exit_code {
             3 => Answer::Peer(Disk::Inconsistent),
-            4 | 7 => Answer::Peer(Disk::Outdated),
+            4 | SHOT => Answer::Peer(Disk::Outdated),
             5 if own_up_to_date => Answer::Peer(Disk::Outdated),
             5 => Answer::Nothing,
             6 => Answer::OwnOutdated,
@@ -116,6 +119,10 @@ impl<S: Storage> Engine<S> {
         if answer == Answer::Broken {
             self.log(LogLine::FencingFailed { exit_code });
             return false;
+        }
+        self.log(LogLine::Fenced { exit_code });
+        if exit_code == SHOT && self.fencing_policy() != Some(Fencing::ResourceAndStonith) {
+            self.log(LogLine::ShotWithoutStonith);
         }
         let is_alone = self.link.conn < Conn::WFReportParams && !self.link.state_sent;
         if is_alone && run.connects == self.link.connects {

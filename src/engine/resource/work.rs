@@ -199,6 +199,12 @@ pub enum LogLine {
         helper: Helper,
         exit_code: i32,
     },
+    /// What fence-peer found out or did.
+    Fenced {
+        exit_code: i32,
+    },
+    /// It shot the peer, under a policy that does not ask for that.
+    ShotWithoutStonith,
     FencingFailed {
         exit_code: i32,
     },
@@ -301,6 +307,7 @@ impl LogLine {
                 | LogLine::RequestTimeout { .. }
                 | LogLine::HelperRefused { .. }
                 | LogLine::FencingFailed { .. }
+                | LogLine::ShotWithoutStonith
                 | LogLine::VerifyFound { .. }
                 | LogLine::SizeRefused { .. }
                 | LogLine::SizeIgnored { .. }
@@ -366,6 +373,20 @@ impl fmt::Display for LogLine {
             LogLine::HelperRefused { helper, exit_code, .. } => {
                 write!(f, "helper {helper} returned {exit_code}: disconnecting")
             }
+            LogLine::Fenced { exit_code } => {
+                let meaning = match exit_code {
+                    3 => "the peer's disk is Inconsistent or worse",
+                    4 => "the peer's disk is Outdated",
+                    5 => "the peer cannot be reached; its disk counts as Outdated if the own one is UpToDate",
+                    6 => "the peer is Primary: the own disk gets Outdated",
+                    _ => "the peer was shot",
+                };
+                write!(f, "helper fence-peer returned {exit_code}: {meaning}")
+            }
+            LogLine::ShotWithoutStonith => f.write_str(
+                "fence-peer shot the peer though the policy is not resource-and-stonith, so that writes went on meanwhile: \
+                 set `fencing resource-and-stonith`",
+            ),
             LogLine::FencingFailed { exit_code } => {
                 write!(f, "helper fence-peer returned {exit_code}, which means nothing: the peer counts as not fenced")
             }
