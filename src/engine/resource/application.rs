@@ -493,9 +493,9 @@ impl<S: Storage> Engine<S> {
     }
 
     /// The same for the peer's part: its disk may have been invalidated meanwhile.
-    fn peers_copy_counts(&self, slot: &super::slots::Request) -> bool {
+    pub(super) fn peers_copy_counts(&self, slot: &super::slots::Request) -> bool {
         let still_good = || self.volume(slot.volume).is_some_and(|volume| volume.state.pdsk == Disk::UpToDate);
-        slot.net == Net::Ok && slot.net_counts && (!slot.io.op.is_write() || still_good())
+        slot.net == Net::Ok && slot.net_counts && (slot.io.op == Op::Read || still_good())
     }
 
     /// The write went to a disk that was good and is not any more; the peer has it.
@@ -527,9 +527,16 @@ impl<S: Storage> Engine<S> {
         if self.susp.any() {
             return true;
         }
-        let Some(volume) = self.volume(slot.volume).filter(|_| slot.io.op.is_write()) else { return false };
+        let Some(volume) = self.volume(slot.volume) else { return false };
+        let unseen = volume.failure_unseen_until_ms.is_some();
+        if slot.io.op == Op::Flush {
+            return unseen && !self.local_copy_counts(slot) && self.peers_copy_counts(slot);
+        }
+        if !slot.io.op.is_write() {
+            return false;
+        }
         if slot.net == Net::Ok {
-            volume.loss_version.is_some() && self.only_peer_has(slot)
+            (unseen || volume.loss_version.is_some()) && self.only_peer_has(slot)
         } else {
             // The peer's disk has failed, as its state packet is about to tell: a new generation is due. Not where the copy here is
             // worth nothing: then nothing is acknowledged anyway, and the peer, being the source of a resync, tells nothing when it
@@ -689,6 +696,7 @@ impl<S: Storage> Engine<S> {
         }
         slot.refused |= result == Net::Failed && is_good;
         let contested = slot.contested.take().is_some();
+        let began_without_disk = slot.local == Local::None;
         self.overlaps.answered(u32::from(request.index));
         let slot = self.requests.get_mut(request)?;
         if slot.phase == Phase::Completed || result == Net::Failed {
@@ -702,6 +710,10 @@ impl<S: Storage> Engine<S> {
         }
         if contested {
             self.release_held_acks();
+        }
+        if began_without_disk && result == Net::Ok && state.disk <= Disk::Failed {
+            // It was sent after the state packet that tells of that.
+            self.peers_knowledge_shown(id);
         }
         self.settle(request.index);
         Some(())

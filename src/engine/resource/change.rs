@@ -210,7 +210,13 @@ impl<S: Storage> Engine<S> {
         }
         if old.conn >= Conn::Connected && new.conn < Conn::Connected {
             // What has no answer by now has failed.
-            self.with_volume(id, |volume| volume.loss_version = None);
+            self.with_volume(id, |volume| {
+                volume.loss_version = None;
+                volume.failure_unseen_until_ms = None;
+            });
+        }
+        if old.disk == Disk::UpToDate && relies_on_peer(new) && new.role == Role::Primary {
+            self.await_peers_knowledge(id);
         }
         // A disk that fails may forget what was in its cache; it is only sure of what it has acknowledged a barrier for.
         let fails = new.conn >= Conn::Connected && old.pdsk >= Disk::Inconsistent && new.pdsk < Disk::Inconsistent;
@@ -619,6 +625,34 @@ impl<S: Storage> Engine<S> {
             if disk.pipeline.is_dirty() {
                 volume.loss_version = Some(disk.pipeline.version());
                 self.sync_metadata(id);
+            }
+        }
+    }
+
+    /// The disk of this Primary is lost, or being let go: what only the peer has is acknowledged when that one has shown that it
+    /// knows. If this node lost its power before, the disk would come back as that of a crashed Primary, and its data
+    /// would win. (The C module does not wait.)
+    fn await_peers_knowledge(&mut self, id: VolumeId) {
+        let until_ms = self.now_ms.saturating_add(u64::from(self.link.net.timeout) * 100);
+        self.with_volume(id, |volume| {
+            volume.failure_unseen_until_ms = Some(until_ms).filter(|_| !volume.failure_seen);
+        });
+    }
+
+    /// The peer knows, or will never tell.
+    pub(super) fn peers_knowledge_shown(&mut self, id: VolumeId) {
+        let awaited = self.volume_mut(id).and_then(|volume| volume.failure_unseen_until_ms.take());
+        if awaited.is_some() {
+            self.settle_all();
+        }
+    }
+
+    /// The clock: a peer that tells of no new generation has one already that this disk does not have.
+    pub(super) fn check_peers_knowledge(&mut self) {
+        let now_ms = self.now_ms;
+        for id in self.volume_ids() {
+            if self.volume(id).and_then(|volume| volume.failure_unseen_until_ms).is_some_and(|until| now_ms > until) {
+                self.peers_knowledge_shown(id);
             }
         }
     }

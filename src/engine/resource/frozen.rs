@@ -124,7 +124,7 @@ impl<S: Storage> Engine<S> {
             let Some(slot) = self.requests.at(index).copied() else { continue };
             let under_way =
                 slot.local == Local::Pending || matches!(slot.net, Net::Queued | Net::Waiting) || slot.in_log;
-            let done = self.local_copy_counts(&slot) || (slot.net == Net::Ok && slot.net_counts);
+            let done = self.local_copy_counts(&slot) || self.peers_copy_counts(&slot);
             if slot.phase != Phase::Active || under_way || done {
                 continue;
             }

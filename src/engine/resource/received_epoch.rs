@@ -179,6 +179,7 @@ impl<S: Storage> Engine<S> {
             self.link.failures_unseen &= !(1 << id.0);
             self.release_held_acks();
         }
+        self.peers_knowledge_shown(id);
     }
 
     /// The clock: the peer has not shown that it knows of a failure here.

@@ -514,6 +514,7 @@ impl<S: Storage> Engine<S> {
         self.check_request_timeouts();
         self.check_sequence_timeout();
         self.check_failures_unseen();
+        self.check_peers_knowledge();
         self.check_disk_timeouts();
         self.congestion_ended();
         self.check_meta_lost();

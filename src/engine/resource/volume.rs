@@ -336,6 +336,9 @@ pub(super) struct Volume<S: Storage> {
     /// The peer knows that this disk has failed, or was detached: writes of its that are here, perhaps only in the disk's
     /// cache, are on its own list of what has to be resynced.
     pub(super) failure_seen: bool,
+    /// The disk of this Primary has failed, or is being detached, and the peer has not shown that it knows: until then, but not
+    /// longer than this, nothing is acknowledged because the peer has it.
+    pub(super) failure_unseen_until_ms: Option<u64>,
     pub(super) degraded_wait: bool,
     pub(super) force_detach: bool,
     /// When the disk was attached.
@@ -410,6 +413,7 @@ impl<S: Storage> Volume<S> {
             loss_version: None,
             loss_known: false,
             failure_seen: false,
+            failure_unseen_until_ms: None,
             degraded_wait: false,
             force_detach: false,
             attached_ms: 0,

@@ -1,0 +1,56 @@
+//! A Primary whose disk fails, or is detached, and that loses its power before the peer has heard of it: what has been acknowledged since
+//! is on the peer's disk alone, and the one that was let go must not come back as the good one.
+
+use engine::netlink::WireProtocol;
+use engine::resource::AdminRequest;
+use engine::state::Disk;
+use simulator::node::VOLUME;
+use simulator::scenario::{all_the_same, come_back, synced_with};
+use simulator::world::Action;
+use simulator::{Config, World};
+
+const SEEDS: u64 = 40;
+
+/// A sender that is slow to go on: what is queued behind a write is sent when that has long been acknowledged.
+fn config(seed: u64) -> Config {
+    Config { internal: false, sent_us_most: 20_000, ..Config::new(seed) }
+}
+
+#[track_caller]
+fn lose_power_and_come_back(world: &mut World, seed: u64) {
+    world.power_cut(0);
+    world.nodes[0].faults = Default::default();
+    world.run_for_ms(20);
+    come_back(world, 0);
+    all_the_same(world);
+    world.check_acknowledged(0).unwrap_or_else(|reason| panic!("seed {seed}: {reason}"));
+}
+
+/// Seeds 9000632, 9002738: the disk was gone when the acknowledgement came, and nothing on it told that it lacked the write.
+#[test]
+fn a_write_that_failed_here_is_acknowledged_when_that_is_known() {
+    for protocol in [WireProtocol::A, WireProtocol::B, WireProtocol::C] {
+        for seed in 1..=SEEDS {
+            let mut config = config(seed);
+            config.net.wire_protocol = protocol;
+            let mut world = synced_with(config);
+            world.nodes[0].faults.write_percent = 100;
+            assert_eq!(world.io(0, Action::Write { fua: true }, 0, 8), Ok(()));
+            lose_power_and_come_back(&mut world, seed);
+        }
+    }
+}
+
+/// Seed 9004661: what was written before was in the cache of the disk that was let go, and a flush after that was acknowledged.
+#[test]
+fn what_a_disk_has_in_its_cache_when_it_is_let_go_is_on_it_before_a_flush_ends() {
+    for seed in 1..=SEEDS {
+        let mut world = synced_with(config(seed));
+        assert_eq!(world.io(0, Action::Write { fua: false }, 0, 8), Ok(()));
+        world.ask(0, AdminRequest::Detach { volume: VOLUME, force: true });
+        world.run_for_us(seed * 20);
+        assert!(world.status(0).state.disk <= Disk::Failed);
+        assert_eq!(world.io(0, Action::Flush, 0, 0), Ok(()));
+        lose_power_and_come_back(&mut world, seed);
+    }
+}
