@@ -16,10 +16,10 @@ use crate::netlink::{ReadBalancing, WireProtocol};
 use crate::state::{io_may_start, replicates, sends_out_of_sync, Conn, Disk, Role};
 use crate::storage::Storage;
 
-/// Where a read goes. spec: state-machine 18.5
 /// First version that knows P_OUT_OF_SYNC. spec: wire-protocol 3.7
 pub(super) const NOTICE_PROTOCOL: u32 = 96;
 
+/// Where a read goes. spec: state-machine 18.5
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ReadPath {
     Local,
