@@ -21,6 +21,8 @@ pub struct DiskFaults {
     pub read_percent: u64,
     /// Percentage of writes that fail.
     pub write_percent: u64,
+    /// It cannot discard, though it says that it can.
+    pub no_discards: bool,
     /// Percentage of meta-data transfers that fail.
     pub meta_percent: u64,
     /// Pages of the bitmap cannot be written; the rest of the meta data can.

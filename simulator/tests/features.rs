@@ -418,6 +418,51 @@ fn a_discard_of_the_peer_where_discards_do_not_zero() {
     }
 }
 
+/// A discard that fails on the disk of the Primary and succeeds at the peer was acknowledged, and what had been there before was read
+/// from that disk. Zeroes are written instead, as far as the disk takes writes at all.
+#[test]
+fn a_discard_that_fails_here_reads_as_zeroes_all_the_same() {
+    for (action, percent) in [(Action::Discard, 0), (Action::Discard, 100), (Action::WriteZeroes, 100)] {
+        with_config(
+            |_| {},
+            |mut world| {
+                synced(&mut world);
+                assert_eq!(world.io(0, WRITE, 2048, 64), Ok(()));
+                world.run_for_ms(1);
+                world.nodes[0].faults.no_discards = true;
+                world.nodes[0].faults.write_percent = percent;
+                assert_eq!(world.io(0, action, 2048, 64), Ok(()));
+                let disk = if percent == 0 { Disk::UpToDate } else { Disk::Diskless };
+                world.run_for_ms(1);
+                assert_eq!(world.status(0).state.disk, disk, "the policy");
+                assert_eq!(world.io(0, Action::Read, 2048, 64), Ok(()));
+                world.nodes[0].faults = Default::default();
+                if disk == Disk::Diskless {
+                    assert_eq!(world.attach(0), 101);
+                }
+                up_to_date(&mut world);
+                assert_eq!(world.status(0).bits_out_of_sync, 0);
+                assert_eq!(world.nodes[0].data.first_difference(&world.nodes[1].data, world.config.sectors), None);
+            },
+        );
+    }
+}
+
+/// One that no other disk does fails, and the disk stays: nobody believes that it has been done.
+#[test]
+fn a_discard_of_a_node_alone_fails() {
+    with_config(
+        |_| {},
+        |mut world| {
+            synced(&mut world);
+            assert_eq!(world.admin(0, AdminRequest::Disconnect { force: false }), 101);
+            world.nodes[0].faults.no_discards = true;
+            assert_eq!(world.io(0, Action::Discard, 2048, 64), Err(IoError::Io));
+            assert_eq!(world.status(0).state.disk, Disk::UpToDate);
+        },
+    );
+}
+
 /// A new policy reaches the peer while connected: at the next handshake both have to have the same.
 #[test]
 fn policies_that_change_online_are_told_to_the_peer() {

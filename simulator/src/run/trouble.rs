@@ -35,8 +35,7 @@ impl Driver {
             let (sector, count) = (random.below(ROOM), random.pick(&[1, 8, 8, 8, 40, 256]));
             let action = match random.below(12) {
                 0..=3 => Action::Read,
-                // One that fails on this disk and not on the peer's leaves what was there, and the disk stays: the C module does so as well.
-                4 if self.world.nodes.iter().all(|node| node.faults.write_percent == 0) => Action::Discard,
+                4 => Action::Discard,
                 5 => Action::Flush,
                 6 => Action::Write { fua: true },
                 _ => Action::Write { fua: false },

@@ -100,7 +100,8 @@ impl World {
         let faults = machine.faults;
         let percent = if transfer.op == Op::Read { faults.read_percent } else { faults.write_percent };
         let backing_open = running.backing_open;
-        let fails = !backing_open || self.random.percent(percent);
+        let no_discard = faults.no_discards && transfer.op == Op::Discard;
+        let fails = !backing_open || self.random.percent(percent) || no_discard;
         let mut read = Vec::new();
         if fails && transfer.op == Op::Flush && backing_open {
             // What was in its cache may be gone, as with its power.

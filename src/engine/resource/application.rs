@@ -12,7 +12,7 @@ use super::overlaps::Kind;
 use super::slots::{List, Local, Net, Phase};
 use super::volume::{Begin, Volume};
 use super::{DataOut, Engine, Sabotage};
-use crate::netlink::{ReadBalancing, WireProtocol};
+use crate::netlink::WireProtocol;
 use crate::state::{io_may_start, replicates, sends_out_of_sync, Conn, Disk, Role};
 use crate::storage::Storage;
 
@@ -419,6 +419,9 @@ impl<S: Storage> Engine<S> {
                 *counter = counter.wrapping_add(sectors);
             }
         }
+        if result.is_err() && self.zero_instead(request) {
+            return;
+        }
         if result.is_err() {
             self.local_request_failed(request.index);
         }
@@ -428,6 +431,23 @@ impl<S: Storage> Engine<S> {
         self.local_part_over(request.index);
         self.settle(request.index);
         self.check_disk_idle(slot.volume);
+    }
+
+    /// A discard failed on the own disk, and the peer does it: the range has to read the same here, so zeroes are written. (The C
+    /// module keeps what was there, and reads it.)
+    fn zero_instead(&mut self, request: RequestId) -> bool {
+        let Some(slot) = self.requests.get_mut(request) else { return false };
+        let again = slot.io.op == Op::Discard && slot.is_mirrored() && !slot.zeroed_here && !slot.postponed;
+        let id = slot.volume;
+        if !again || self.volume(id).is_none_or(|volume| volume.state.disk < Disk::Inconsistent) {
+            return false;
+        }
+        if let Some(slot) = self.requests.get_mut(request) {
+            slot.zeroed_here = true;
+            slot.local = Local::Pending;
+        }
+        self.submit_request(id, request, Op::WriteZeroes { unmap: false });
+        true
     }
 
     /// spec: state-machine 13.4, 18.6
@@ -450,7 +470,12 @@ impl<S: Storage> Engine<S> {
                     self.cache_lost(id);
                 }
             }
-            // A failed discard is not a failed disk.
+            // The peer has the zeroes that this disk could not write. (The C module lets the disk be.)
+            Op::Discard | Op::WriteZeroes { .. } if slot.is_mirrored() => {
+                let id = slot.volume;
+                self.disk_failed(id, super::volume::DiskError::Write);
+            }
+            // What nobody has done fails, and a failed discard is not a failed disk.
             Op::Discard | Op::WriteZeroes { .. } => {}
         }
     }
@@ -859,28 +884,5 @@ impl<S: Storage> Engine<S> {
     /// True when this node may write.
     pub(super) fn is_primary(&self, id: VolumeId) -> bool {
         self.volume(id).is_some_and(|volume| volume.state.role == Role::Primary)
-    }
-}
-
-impl<S: Storage> Volume<S> {
-    /// Read balancing between two good copies. spec: state-machine 18.5
-    fn prefers_peer(&mut self, sector: u64) -> bool {
-        let striped = |shift: u32| (sector >> (shift - 9)) & 1 == 1;
-        match self.conf.read_balancing {
-            ReadBalancing::PreferLocal | ReadBalancing::WhenCongestedRemote => false,
-            ReadBalancing::PreferRemote => true,
-            ReadBalancing::RoundRobin => {
-                self.next_read_remote = !self.next_read_remote;
-                !self.next_read_remote
-            }
-            // The C module counts the read itself among the local ones.
-            ReadBalancing::LeastPending => self.lower_pending >= self.peer_pending + self.resync.requests_in_flight,
-            ReadBalancing::Striping32K => striped(15),
-            ReadBalancing::Striping64K => striped(16),
-            ReadBalancing::Striping128K => striped(17),
-            ReadBalancing::Striping256K => striped(18),
-            ReadBalancing::Striping512K => striped(19),
-            ReadBalancing::Striping1M => striped(20),
-        }
     }
 }

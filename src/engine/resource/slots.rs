@@ -87,6 +87,8 @@ pub(super) struct Request {
     pub(super) in_overlaps: bool,
     /// Its local part has pages of its own.
     pub(super) copied: bool,
+    /// A discard that failed on the own disk, where zeroes are written instead.
+    pub(super) zeroed_here: bool,
     /// Epoch in which it was given to the data socket's queue.
     pub(super) epoch: u32,
     /// Protocol in force when it was created.
@@ -132,6 +134,7 @@ impl Request {
         in_activity_log: false,
         in_overlaps: false,
         copied: false,
+        zeroed_here: false,
         epoch: 0,
         protocol: WireProtocol::C,
         start_ms: 0,
@@ -151,6 +154,11 @@ impl Request {
         if self.local != Local::Aborted {
             self.local = Local::None;
         }
+    }
+
+    /// The peer has this write, or is about to get it.
+    pub(super) fn is_mirrored(&self) -> bool {
+        matches!(self.net, Net::Queued | Net::Waiting | Net::Ok) && !self.notice_only
     }
 
     /// A read whose answer the peer owes.

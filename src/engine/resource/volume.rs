@@ -11,7 +11,7 @@ use crate::bitmap::Bitmap;
 use crate::handshake::Fixup;
 use crate::metadata::layout::Layout;
 use crate::metadata::superblock::{MetaFlags, Superblock, UI_BITMAP, UI_CURRENT, UI_HISTORY_END, UI_HISTORY_START};
-use crate::netlink::DiskConf;
+use crate::netlink::{DiskConf, ReadBalancing};
 use crate::resync::rate::{ActivityMeter, Controller};
 use crate::resync::Progress;
 use crate::state::{Conn, Disk, Role, State};
@@ -469,6 +469,27 @@ impl<S: Storage> Volume<S> {
             resize: None,
             resize_pending: false,
             devices: super::DeviceSizes::default(),
+        }
+    }
+
+    /// Read balancing between two good copies. spec: state-machine 18.5
+    pub(super) fn prefers_peer(&mut self, sector: u64) -> bool {
+        let striped = |shift: u32| (sector >> (shift - 9)) & 1 == 1;
+        match self.conf.read_balancing {
+            ReadBalancing::PreferLocal | ReadBalancing::WhenCongestedRemote => false,
+            ReadBalancing::PreferRemote => true,
+            ReadBalancing::RoundRobin => {
+                self.next_read_remote = !self.next_read_remote;
+                !self.next_read_remote
+            }
+            // The C module counts the read itself among the local ones.
+            ReadBalancing::LeastPending => self.lower_pending >= self.peer_pending + self.resync.requests_in_flight,
+            ReadBalancing::Striping32K => striped(15),
+            ReadBalancing::Striping64K => striped(16),
+            ReadBalancing::Striping128K => striped(17),
+            ReadBalancing::Striping256K => striped(18),
+            ReadBalancing::Striping512K => striped(19),
+            ReadBalancing::Striping1M => striped(20),
         }
     }
 
