@@ -195,3 +195,21 @@ fn writes_refused_for_want_of_a_disk_are_not_waited_for_later() {
     }
     assert!(refused > SEEDS as u32 / 4, "only {refused} of {SEEDS} runs refused a write");
 }
+
+/// Seed 10003601: the peer's data is given up, and it is Primary as well. What was written from then on was not mirrored, and the peer, whose
+/// bits were not all set yet, read what it had itself.
+#[test]
+fn who_is_about_to_get_everything_anew_reads_from_the_peer() {
+    let mut early = 0;
+    for seed in 1..=SEEDS {
+        let mut world = two_primaries(seed);
+        warm_up(&mut world);
+        world.ask(0, AdminRequest::InvalidateRemote { volume: VOLUME });
+        world.run_until("it begins", 1_000, |world| world.status(0).state.pdsk == Disk::Inconsistent);
+        assert_eq!(world.io(0, Action::Write { fua: false }, 0, 8), Ok(()));
+        world.run_for_us(1);
+        early += usize::from(world.status(1).bits_out_of_sync == 0);
+        assert_eq!(world.io(1, Action::Read, 0, 8), Ok(()));
+    }
+    assert!(early > 5, "only {early} read before the bits were set");
+}

@@ -147,9 +147,9 @@ impl<S: Storage> Engine<S> {
         let readable = match volume.state.disk {
             Disk::UpToDate => true,
             Disk::Inconsistent if stale => true,
-            Disk::Inconsistent => {
-                volume.disk.as_ref().is_some_and(|disk| !disk.bitmap.any_set(slot.io.sector, slot.io.size_bytes))
-            }
+            Disk::Inconsistent => volume.disk.as_ref().is_some_and(|disk| {
+                !disk.pipeline.is_about_to_set_all() && !disk.bitmap.any_set(slot.io.sector, slot.io.size_bytes)
+            }),
             _ => false,
         };
         let local = readable && !slot.local_read_failed;

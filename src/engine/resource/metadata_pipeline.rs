@@ -277,6 +277,12 @@ impl Pipeline {
             }
     }
 
+    /// Every block counts as out of sync, though the bits do not say so yet.
+    pub(super) fn is_about_to_set_all(&self) -> bool {
+        self.jobs.iter().flatten().any(|job| matches!(job, Job::SetAll(_)))
+            || matches!(self.current, Current::FullSync { set: true, .. })
+    }
+
     /// What is on its way are pages of the bitmap.
     fn writes_pages(&self) -> bool {
         matches!(self.current, Current::Pages(_) | Current::EvictedPages | Current::Rewrite(Stage::Pages, _))
