@@ -68,6 +68,41 @@ fn a_crash_after_the_meta_data_has_moved_leaves_a_log_that_can_be_read() {
     }
 }
 
+/// Seed 9002901: the superblock could not be written at the new end of the disk, and the disk was given up. What it had to say was
+/// written there after all: that this node is Primary, with an activity log that had not been written there.
+#[test]
+fn a_superblock_that_is_written_after_the_move_has_failed_asks_for_no_log() {
+    for seed in 1..=2 * SEEDS {
+        let mut config = Config::new(seed);
+        config.internal = true;
+        let mut world = synced_with(config);
+        for node in 0..2 {
+            world.grow_disk(node, 10_008, 1 << (50 + node));
+        }
+        world.start_resize(0, &ResizeParms::default());
+        world.run_for_us(seed * 100);
+        world.nodes[0].faults.meta_percent = 100;
+        let kept = |world: &World| world.status(0).state.disk == Disk::UpToDate;
+        for _ in 0..10_000 {
+            if !kept(&world) {
+                break;
+            }
+            world.step();
+        }
+        // Its other writes reach it.
+        world.nodes[0].faults.meta_percent = 0;
+        world.run_for_ms(1_000);
+        let _code = world.poll_admin(0);
+        if kept(&world) {
+            // The move was over before.
+            continue;
+        }
+        assert_eq!(world.io(0, WRITE, 0, 8), Ok(()), "seed {seed}");
+        assert_eq!(world.attach(0), 101, "seed {seed}");
+        all_the_same(&mut world);
+    }
+}
+
 /// Seeds 2001470, 2003919: the disk failed while its node followed the peer to a larger size, and that ended the connection, on
 /// which a Primary without a disk depends.
 #[test]

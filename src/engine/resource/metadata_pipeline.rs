@@ -170,6 +170,8 @@ pub(super) struct Pipeline {
     resumed: bool,
     /// The bitmap in core is the one on the disk with the changes since, not what there was before it was read.
     loaded: bool,
+    /// The activity log has not been written to its place yet.
+    log_absent: bool,
     transaction_wanted: bool,
     /// One has begun since the owner asked last: without a log on the disk it may be over by now as well.
     transaction_begun: bool,
@@ -193,6 +195,7 @@ impl Pipeline {
             unflushed: true,
             resumed: false,
             loaded: false,
+            log_absent: false,
             transaction_wanted: false,
             transaction_begun: false,
             transaction_number,
@@ -329,6 +332,7 @@ impl<S: Storage> AttachedDisk<S> {
                 }
             }
             Current::Rewrite(Stage::Log { left: 0 }, rewrite) => {
+                self.pipeline.log_absent = false;
                 self.pipeline.current = Current::Rewrite(Stage::Pages, rewrite);
                 self.step(size_sectors, conf, buffer)
             }
@@ -395,13 +399,12 @@ impl<S: Storage> AttachedDisk<S> {
         Step::Io(self.block_io(sector, durable_writes))
     }
 
-    /// While there is no log where it will be, the superblock must not ask the tools to replay it after a crash: they would
-    /// find none and give up. That a Primary crashed is told by the other flag; the full sync takes the place of the log.
+    /// While there is no log where it will be, also where the disk has failed before it was there, the superblock must not ask
+    /// the tools to replay it after a crash: they would find none and give up. That a Primary crashed is told by the other flag;
+    /// the full sync takes the place of the log.
     fn superblock_to_write(&self) -> Superblock {
         let mut superblock = self.superblock;
-        let no_log =
-            matches!(self.pipeline.current, Current::Rewrite(Stage::Announce { .. }, Rewrite { moved: true, .. }));
-        if no_log && superblock.flags.contains(MetaFlags::PRIMARY_IND) {
+        if self.pipeline.log_absent && superblock.flags.contains(MetaFlags::PRIMARY_IND) {
             superblock.flags.assign(MetaFlags::PRIMARY_IND, false);
             superblock.flags.assign(MetaFlags::CRASHED_PRIMARY, true);
         }
@@ -414,6 +417,7 @@ impl<S: Storage> AttachedDisk<S> {
         self.assign_flag(MetaFlags::AL_DISABLED, true);
         if rewrite.moved {
             self.bitmap.mark_all_pages();
+            self.pipeline.log_absent = true;
         }
         let version = self.pipeline.version;
         self.pipeline.current = Current::Rewrite(Stage::Announce { version }, rewrite);
