@@ -51,6 +51,28 @@ fn suspend_without_data(world: &mut World) {
     }
 }
 
+/// Seed 9003727, where the disk was back when its refusal came: a read that the peer could not do failed though the next path was the
+/// peer again. So did one whose refusal overtook the state that tells of the failed disk.
+#[test]
+fn a_read_that_the_peer_cannot_do_waits_for_data_with_the_others() {
+    for seed in 1..=20 * SEEDS {
+        let mut world = World::new(Config::new(seed));
+        synced(&mut world);
+        suspend_without_data(&mut world);
+        assert_eq!(world.admin(0, AdminRequest::Detach { volume: VOLUME, force: false }), 1);
+        world.run_until("detached", 10_000, |world| !world.status(0).has_disk);
+        world.nodes[1].faults.read_percent = 100;
+        let reads = [0, 64, 128, 192].map(|sector| world.start(0, Action::Read, sector, 8));
+        world.run_until("no data", 10_000, |world| world.is_suspended(0));
+        world.run_for_ms(1_000);
+        assert_eq!(reads.map(|read| world.operations[read].result), [None; 4], "seed {seed}");
+        world.nodes[1].faults.read_percent = 0;
+        assert_eq!(world.attach(1), 101, "seed {seed}");
+        let done = |world: &World| reads.iter().all(|&read| world.operations[read].result == Some(Ok(())));
+        world.run_until("the reads", 10_000, done);
+    }
+}
+
 /// How often node 0 had its peer fenced.
 fn fenced(world: &World) -> usize {
     world.helpers.iter().filter(|&&call| call == (0, Helper::FencePeer)).count()

@@ -153,7 +153,7 @@ impl<S: Storage> Engine<S> {
             _ => false,
         };
         let local = readable && !slot.local_read_failed;
-        let peer = volume.state.pdsk == Disk::UpToDate && !slot.remote_read_failed;
+        let peer = volume.state.pdsk == Disk::UpToDate;
         match (local, peer) {
             (false, false) => ReadPath::Nowhere,
             (true, false) => ReadPath::Local,
@@ -571,14 +571,15 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// A read that failed on one path takes the other. False: there is none.
+    /// A read that failed takes whatever path there is now, or none (false). Where the peer could not do it that is often the same
+    /// one: its refusal comes over the other socket than its state, which tells why, or its disk may be back by now.
+    // spec: wire-protocol 7
     fn retry_read(&mut self, index: u16) -> bool {
         let request = self.requests.id(index);
         let Some(slot) = self.requests.at_mut(index) else { return false };
         if slot.io.flags.readahead {
             return false;
         }
-        slot.remote_read_failed |= slot.net == Net::Failed;
         slot.forget_local();
         slot.net = Net::None;
         if self.read_path(request) == ReadPath::Nowhere {

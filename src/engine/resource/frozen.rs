@@ -138,7 +138,6 @@ impl<S: Storage> Engine<S> {
         slot.forget_local();
         slot.net = Net::None;
         slot.local_read_failed = false;
-        slot.remote_read_failed = false;
         let (op, in_overlaps) = (slot.io.op, slot.in_overlaps);
         let request = self.requests.id(index);
         match op {

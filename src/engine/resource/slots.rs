@@ -103,9 +103,8 @@ pub(super) struct Request {
     pub(super) postponed_ms: u64,
     /// It made this node refuse a write of the peer, first in this epoch ([`super::received_epoch::ReceivedEpoch`]).
     pub(super) contested: Option<u32>,
-    /// A read that failed on one path and may try the other.
+    /// A read that the own disk could not do.
     pub(super) local_read_failed: bool,
-    pub(super) remote_read_failed: bool,
     link: u16,
     log_next: u16,
     log_previous: u16,
@@ -143,7 +142,6 @@ impl Request {
         postponed_ms: 0,
         contested: None,
         local_read_failed: false,
-        remote_read_failed: false,
         link: NIL,
         log_next: NIL,
         log_previous: NIL,
