@@ -2,7 +2,7 @@
 
 use engine::netlink::{OnCongestion, WireProtocol};
 use engine::resource::{AdminRequest, Fault};
-use engine::state::Conn;
+use engine::state::{Conn, Disk};
 use simulator::node::VOLUME;
 use simulator::scenario::{all_the_same, good, synced_with};
 use simulator::world::Action;
@@ -72,6 +72,42 @@ fn the_start_of_a_resync_is_durable_before_a_write_of_its_source_alone_ends() {
         assert_eq!(world.attach(1), 101);
         all_the_same(&mut world);
     }
+}
+
+/// What the target told before it agreed came after its consent, which goes over the other socket, and its disk counted as good
+/// again: a write might have been acknowledged that only this disk had.
+#[test]
+fn what_the_target_told_before_it_agreed_is_no_news() {
+    let mut seen = 0;
+    for seed in 1..=8 * SEEDS {
+        let mut world = synced_with(Config::new(seed));
+        world.ask(0, AdminRequest::InvalidateRemote { volume: VOLUME });
+        world.run_for_us(60 + seed % 40 * 5);
+        // It tells of this.
+        world.ask(1, AdminRequest::PauseSync { volume: VOLUME });
+        let begins =
+            |world: &World| world.status(1).resync_pending > 0 || world.status(0).state.conn == Conn::PausedSyncS;
+        while !begins(&world) {
+            assert!(world.step());
+            let [source, target] = [0, 1].map(|node| world.status(node).state);
+            assert!(
+                source.conn <= Conn::Connected || target.disk == Disk::UpToDate || source.pdsk == Disk::Inconsistent,
+                "seed {seed}: {source} {target}"
+            );
+        }
+        let trace: Vec<&str> = world.trace().collect();
+        let consent = trace.iter().rposition(|line| line.contains("node 0 meta < P_STATE_CHG_REPLY 1"));
+        let late = &trace[consent.expect("the consent")..];
+        seen += u32::from(late.iter().any(|line| line.contains("node 0 data < P_STATE Connected")));
+        world.run_for_ms(1_000);
+        for node in 0..2 {
+            let _code = world.poll_admin(node);
+        }
+        // It may have come too late to be paused.
+        assert!(matches!(world.admin(1, AdminRequest::ResumeSync { volume: VOLUME }), 101 | 135));
+        all_the_same(&mut world);
+    }
+    assert!(seen > 0, "nothing came late");
 }
 
 /// Seed 5001330: the target of a resync was done, told so and pulled ahead at once. The source waited for the answer to a ping before it

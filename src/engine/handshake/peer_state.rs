@@ -54,6 +54,9 @@ pub struct PeerStateInput {
     pub suspended: bool,
     /// A new data generation is due when I/O goes on.
     pub new_generation_due: bool,
+    /// The nodes have agreed to overwrite the peer's disk, and the peer has not told that it begins. What says that it is connected
+    /// and nothing more was sent before: the answer to the request comes over the other socket.
+    pub target_unheard: bool,
     /// The outcome of the decision, in the second call.
     pub handshake: Option<HandshakeResult>,
 }
@@ -188,6 +191,10 @@ fn end_of_sync(input: &PeerStateInput, peer_disk: Disk) -> Sync {
     let (own, received) = (input.own, input.received);
     let was_target = matches!(own.pdsk, Disk::Inconsistent | Disk::Consistent);
     let both_good = own.disk == Disk::UpToDate && peer_disk == Disk::UpToDate;
+    if input.target_unheard && received.conn == Conn::Connected && peer_disk >= Disk::Inconsistent {
+        // Neither is its disk good nor is the resync over. (The C module takes it for good again.)
+        return Sync::Goes(Disk::Inconsistent);
+    }
     if was_target && both_good && own.conn > Conn::Connected {
         if received.conn > Conn::Connected && received.conn < Conn::SyncSource {
             // The peer has not heard of the resync yet.
@@ -289,6 +296,7 @@ mod tests {
             negotiated: None,
             suspended: false,
             new_generation_due: false,
+            target_unheard: false,
             handshake: None,
         }
     }
@@ -352,6 +360,20 @@ mod tests {
         // What was said before this node became the source is no end.
         let early = State { conn: Conn::WFBitMapS, ..source };
         assert_eq!(applied(&input(early, gave_up)).0, early);
+    }
+
+    #[test]
+    fn what_was_said_before_the_consent_is_not_believed_after_it() {
+        for conn in [Conn::StartingSyncS, Conn::SyncSource, Conn::PausedSyncS] {
+            let source = State { conn, pdsk: Disk::Inconsistent, ..GOOD };
+            for disk in [Disk::UpToDate, Disk::Consistent, Disk::Inconsistent] {
+                let early = PeerStateInput { target_unheard: true, ..input(source, State { disk, ..PEER }) };
+                assert_eq!(applied(&early).0, source, "{conn} {disk}");
+            }
+            let broken = State { disk: Disk::Failed, ..PEER };
+            let broken = PeerStateInput { target_unheard: true, ..input(source, broken) };
+            assert_eq!(applied(&broken).0.pdsk, Disk::Failed);
+        }
     }
 
     #[test]

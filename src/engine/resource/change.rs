@@ -192,7 +192,10 @@ impl<S: Storage> Engine<S> {
                 volume.resync.start = ResyncStart::No;
                 volume.resync.end = ResyncEnd::No;
                 volume.resync.target_prepares = false;
+                volume.resync.target_unheard = false;
             });
+        } else if new.conn == Conn::StartingSyncS && old.conn != new.conn {
+            self.with_volume(id, |volume| volume.resync.target_unheard = true);
         }
         let relies_on_peer = |state: State| state.disk < Disk::Inconsistent && state.pdsk == Disk::UpToDate;
         if !relies_on_peer(old) && relies_on_peer(new) {

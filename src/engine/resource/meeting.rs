@@ -180,6 +180,7 @@ impl<S: Storage> Engine<S> {
         self.check_exposed_data(id)?;
         self.with_volume(id, |volume| {
             volume.peer.negotiates = received.disk == Disk::Negotiating;
+            volume.resync.target_unheard &= received.conn == Conn::Connected;
             if received.conn == Conn::Ahead {
                 // It has pulled ahead before this node has begun, and will tell when it starts anew. Until then what it announces
                 // only reaches the bitmap in core.
@@ -206,6 +207,7 @@ impl<S: Storage> Engine<S> {
                 negotiated: volume.negotiated.map(|(own, _)| own),
                 suspended: self.susp.any(),
                 new_generation_due: volume.generation_due,
+                target_unheard: volume.resync.target_unheard,
                 handshake: None,
             };
             let mut action = receive_state(&input);

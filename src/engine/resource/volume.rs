@@ -256,6 +256,8 @@ pub(super) struct Resync {
     pub(super) peer_done: bool,
     /// The target has told that it could not write everything (source).
     pub(super) peer_failed: bool,
+    /// The resync was agreed on, by a request of one node, and the target has not been heard of since (source).
+    pub(super) target_unheard: bool,
     /// Nothing is left to be done since then (target).
     pub(super) done_since_ms: Option<u64>,
     /// Bits when it started.
@@ -436,6 +438,7 @@ impl<S: Storage> Volume<S> {
                 end: ResyncEnd::No,
                 peer_done: false,
                 peer_failed: false,
+                target_unheard: false,
                 done_since_ms: None,
                 total_bits: 0,
                 failed_bits: 0,
