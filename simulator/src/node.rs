@@ -143,6 +143,8 @@ pub struct Node {
     pub backing_sectors: u64,
     /// What that was when the tools found the meta data last.
     pub known_sectors: u64,
+    /// Every generation that has been in the superblock on the disk.
+    pub generations: BTreeSet<u64>,
     /// The extents in the activity log on the disk, while that is known.
     pub logged: Option<BTreeSet<u32>>,
     /// What the application or a resync has written and the data disk may still lose.

@@ -103,6 +103,36 @@ fn a_superblock_that_is_written_after_the_move_has_failed_asks_for_no_log() {
     }
 }
 
+/// Seed 9004109: the peer was rebooted after it had acknowledged a write that the own disk, which failed, did not get; that it had begun
+/// a generation for that was on its disk, and should be enough.
+#[test]
+fn a_write_may_end_that_a_rebooted_peer_has_with_its_own_generation() {
+    for seed in 1..=SEEDS {
+        let mut world = synced_with(Config::new(seed));
+        world.nodes[0].faults.slowness = 10_000;
+        let held = world.start(0, WRITE, 0, 8);
+        world.run_for_ms(10);
+        world.ask(0, FORCE_DETACH);
+        world.run_for_ms(100);
+        assert_eq!((world.status(0).state.disk, world.status(1).state.pdsk), (Disk::Failed, Disk::Failed));
+        let write = world.start(0, WRITE, 64, 8);
+        let acknowledged = |world: &World| world.trace().any(|line| line.contains("node 1 meta > P_WRITE_ACK 64+8"));
+        for _ in 0..10_000 {
+            if acknowledged(&world) {
+                break;
+            }
+            world.step();
+        }
+        assert!(acknowledged(&world), "seed {seed}");
+        world.power_cut(1);
+        world.boot(1);
+        world.run_until("the write", 10_000, |world| world.operations[write].result.is_some());
+        world.nodes[0].faults.slowness = 0;
+        world.run_until("the disk is let go", 600_000, |world| !world.status(0).has_disk);
+        assert!(world.operations[held].result.is_some(), "seed {seed}");
+    }
+}
+
 /// Seeds 2001470, 2003919: the disk failed while its node followed the peer to a larger size, and that ended the connection, on
 /// which a Primary without a disk depends.
 #[test]

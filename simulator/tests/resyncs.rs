@@ -110,6 +110,21 @@ fn what_the_target_told_before_it_agreed_is_no_news() {
     assert!(seen > 0, "nothing came late");
 }
 
+/// Seeds 9003526, 9003955: what the source had told before it agreed came late, and the target answered with its generations; before
+/// they were sent it had got that of the resync.
+#[test]
+fn a_target_may_tell_of_the_generation_that_it_had() {
+    for seed in 1..=4 * SEEDS {
+        let mut world = synced_with(Config::new(seed));
+        world.config.sent_us_most = 20_000;
+        assert_eq!(world.admin(0, AdminRequest::Secondary { volume: VOLUME }), 1);
+        assert_eq!(world.admin(0, AdminRequest::Primary { volume: VOLUME, force: false }), 1);
+        world.ask(1, AdminRequest::Invalidate { volume: VOLUME });
+        world.run_until("the target", 60_000, |world| world.status(1).state.conn == Conn::SyncTarget);
+        all_the_same(&mut world);
+    }
+}
+
 /// Seed 5001330: the target of a resync was done, told so and pulled ahead at once. The source waited for the answer to a ping before it
 /// closed its generations, which then never happened.
 #[test]

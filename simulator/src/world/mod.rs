@@ -278,6 +278,7 @@ impl World {
             meta: MetaDisk::default(),
             backing_sectors,
             known_sectors: backing_sectors,
+            generations: BTreeSet::new(),
             logged: None,
             unflushed: Vec::new(),
             faults: DiskFaults::default(),

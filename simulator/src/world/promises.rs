@@ -566,8 +566,10 @@ impl World {
         let state = self.status(node).state;
         let machine = &self.nodes[node];
         let unable = machine.faults.meta_percent > 0 || machine.faults.hangs || state.disk != Disk::Failed;
-        // The peer begins a new generation.
-        let told = unable || (self.is_on(1 - node) && self.status(1 - node).state.pdsk <= Disk::Failed);
+        // The peer begins a new generation. What it has on its disk it has told of, though it may have been rebooted since.
+        let recorded = self.durable_meta(1 - node).1.uuids[UI_BITMAP] ^ self.durable_meta(node).1.uuids[UI_CURRENT];
+        let told = unable || recorded & !1 == 0;
+        let told = told || (self.is_on(1 - node) && self.status(1 - node).state.pdsk <= Disk::Failed);
         assert!(
             told || !self.durable_meta(node).1.flags.contains(MetaFlags::CONSISTENT),
             "node {node}: {operation:?} is acknowledged by the peer, and the disk does not tell that it lacks it; {state}"
