@@ -1,6 +1,6 @@
 //! What single packets are answered with, where two engines would never send them to each other.
 
-use engine::resource::{AdminRequest, Fault, Next, PACKET_BUFFER_BYTES};
+use engine::resource::{AdminRequest, AlgorithmName, Fault, Next, PACKET_BUFFER_BYTES};
 use engine::state::Conn;
 use engine::wire::{header_size, BlockAck, Command, Data, DataFlags, Header, Trim};
 use simulator::node::{HeapEngine, VOLUME};
@@ -64,4 +64,37 @@ fn a_packet_of_the_handshake_on_the_meta_socket_ends_it_all() {
         let status = |world: &World| world.engine_of(1).connection_status().state;
         world.run_until("StandAlone", 10_000, |world| status(world) == Conn::StandAlone);
     }
+}
+
+/// Hands the next packet of the data socket back to the engine that sends it.
+fn reflect(engine: &mut HeapEngine, now_ms: u64) -> Result<Next, Fault> {
+    let mut buffer = [0; PACKET_BUFFER_BYTES];
+    let header_bytes = engine.data_header_bytes();
+    let sent = engine.next_data(&mut buffer, now_ms).expect("a packet");
+    engine.data_sent(true, now_ms);
+    let (head, body) = buffer[..sent.head_bytes].split_at(header_bytes);
+    let head = engine.data_header(head, now_ms)?;
+    engine.data_packet(&head, body, now_ms)
+}
+
+/// Who gets the own challenge answered by the own side needs no secret.
+#[test]
+fn a_challenge_that_comes_back_is_refused() {
+    let algorithm = |name: &str| AlgorithmName::from_bytes(name.as_bytes()).expect("short");
+    let mut config = Config::new(1);
+    config.net.cram_hmac_alg = algorithm("sha256");
+    config.net.shared_secret = algorithm("open sesame");
+    let mut world = World::new(config);
+    assert_eq!(world.connect(0), 1);
+    let looks = |world: &World| world.engine_of(0).connection_status().state == Conn::WFConnection;
+    world.run_until("WFConnection", 10_000, looks);
+    let outcome = world.engine(0, |engine, now_ms| {
+        engine.link_up(true, now_ms);
+        assert_eq!(reflect(engine, now_ms), Ok(Next::Packet), "the features");
+        reflect(engine, now_ms)
+    });
+    assert!(matches!(outcome, Err(Fault::Authentication { .. })), "{outcome:?}");
+    // Nothing is tried again.
+    world.run_for_ms(10_000);
+    assert_eq!(world.engine_of(0).connection_status().state, Conn::StandAlone);
 }
