@@ -4,7 +4,7 @@ use engine::metadata::superblock::{MetaFlags, UI_BITMAP};
 use engine::netlink::{
     AfterSplitBrain, Fencing, NetConf, OnCongestion, OnIoError, OnNoData, ResizeParms, WireProtocol,
 };
-use engine::resource::{AdminRequest, Fault, Op};
+use engine::resource::{AdminRequest, Fault, IoError, Op};
 use engine::state::{Conn, Disk, Role};
 use simulator::node::VOLUME;
 use simulator::scenario::{all_the_same, come_back, synced_with};
@@ -130,6 +130,34 @@ fn a_write_may_end_that_a_rebooted_peer_has_with_its_own_generation() {
         world.nodes[0].faults.slowness = 0;
         world.run_until("the disk is let go", 600_000, |world| !world.status(0).has_disk);
         assert!(world.operations[held].result.is_some(), "seed {seed}");
+    }
+}
+
+/// Seed 11003177: under protocol A the peer lost its power before a write reached it, and then the own disk failed and was kept. That is
+/// two failures at once, as where it is let go.
+#[test]
+fn a_disk_that_fails_and_is_kept_is_the_second_failure_under_protocol_a() {
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.net.wire_protocol = WireProtocol::A;
+        config.disk.on_io_error = OnIoError::PassOn;
+        let mut world = synced_with(config);
+        world.set_direction(0, false);
+        assert_eq!(world.io(0, WRITE, 64, 8), Ok(()), "seed {seed}");
+        world.power_cut(1);
+        world.boot(1);
+        world.nodes[0].faults.write_percent = 100;
+        let failed = world.start(0, WRITE, 0, 8);
+        world.run_until("the disk fails", 10_000, |world| world.status(0).state.disk == Disk::Inconsistent);
+        world.nodes[0].faults.write_percent = 0;
+        world.set_direction(0, true);
+        alone(&mut world, 0);
+        assert_eq!(world.operations[failed].result, Some(Err(IoError::Io)), "seed {seed}");
+        assert_eq!(world.admin(0, SECONDARY), 1);
+        assert_eq!(world.attach(1), 101);
+        assert_eq!(world.connect(1), 1);
+        all_the_same(&mut world);
+        assert_eq!(world.check_acknowledged(0), Ok(()), "seed {seed}");
     }
 }
 

@@ -22,7 +22,9 @@ impl World {
                     if good(to) && !good(from) && self.both_good() {
                         self.check_differences();
                     }
-                    if to.role == Role::Primary && to.disk <= Disk::Failed && to.conn < Conn::Connected {
+                    // A disk that is kept though it fails is no better than one that is let go.
+                    let failed = to.disk <= Disk::Failed || (self.passes_on() && to.disk == Disk::Inconsistent);
+                    if to.role == Role::Primary && failed && to.conn < Conn::Connected {
                         let peer = &self.nodes[1 - node].data;
                         self.oracle.out_of_reach(node, |sector| peer.get(sector));
                     }
