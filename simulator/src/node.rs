@@ -25,6 +25,8 @@ pub struct DiskFaults {
     pub no_discards: bool,
     /// Percentage of meta-data transfers that fail.
     pub meta_percent: u64,
+    /// Percentage of flushes that fail, beside those that fail as writes do.
+    pub flush_percent: u64,
     /// Pages of the bitmap cannot be written; the rest of the meta data can.
     pub no_pages: bool,
     /// Nothing comes back.
@@ -151,6 +153,15 @@ pub struct Node {
     pub unflushed: Vec<Unflushed>,
     /// Faults to come.
     pub faults: DiskFaults,
+    /// Generations of the last two resyncs of which it was told to be the target.
+    pub sync_uuids: [u64; 2],
+}
+
+impl DiskFaults {
+    /// Nothing fails.
+    pub fn is_sound(&self) -> bool {
+        self.read_percent + self.write_percent + self.meta_percent + self.flush_percent == 0 && !self.hangs
+    }
 }
 
 impl Node {

@@ -157,3 +157,26 @@ fn the_end_of_a_resync_is_not_forgotten_when_its_target_pulls_ahead() {
     }
     assert!(seen > 0, "the end was never overtaken");
 }
+
+/// Under protocol B a write is over before it is on the disk of the target, which may ask for the same blocks meanwhile.
+#[test]
+fn resync_data_waits_for_what_came_before_it() {
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.net.wire_protocol = WireProtocol::B;
+        config.disk.c_plan_ahead = 0;
+        config.disk.resync_rate = 2_000;
+        let mut world = synced_with(config);
+        world.set_network(false);
+        assert_eq!(world.io(0, WRITE, 0, 2048), Ok(()));
+        world.set_network(true);
+        world.run_until("the target", 60_000, |world| world.status(1).state.conn == Conn::SyncTarget);
+        world.nodes[1].faults.hangs = true;
+        for block in 0..16 {
+            world.start(0, WRITE, 1024 + block * 64, 64);
+        }
+        world.run_for_ms(2_000);
+        world.nodes[1].faults.hangs = false;
+        all_the_same(&mut world);
+    }
+}

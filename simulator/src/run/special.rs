@@ -103,10 +103,7 @@ impl Driver {
     }
 
     fn disks_are_sound(&self) -> bool {
-        self.world.nodes.iter().all(|node| {
-            let faults = node.faults;
-            faults.read_percent + faults.write_percent + faults.meta_percent + faults.slowness == 0 && !faults.hangs
-        })
+        self.world.nodes.iter().all(|node| node.faults.is_sound() && node.faults.slowness == 0)
     }
 
     /// The application writes where a resync is busy: what it asks for next.
@@ -235,7 +232,7 @@ impl Driver {
         let sure = self.strict || !self.is_primary(victim);
         // Nor does he do it when the other disk is about to fail.
         let survivor = &self.world.nodes[1 - victim].faults;
-        let sound = survivor.read_percent + survivor.write_percent + survivor.meta_percent == 0;
+        let sound = survivor.is_sound() || survivor.hangs;
         if self.both_good() && self.world.config.sectors < 100_000 && sound && (sure || !self.careful) {
             self.invalidating = Some(victim);
             self.world.overwrite_allowed = true;

@@ -61,9 +61,10 @@ impl Driver {
         let node = random.below(2) as usize;
         let percent = random.pick(&[5, 30, 100]);
         let faults = &mut self.world.nodes[node].faults;
-        match random.below(5) {
+        match random.below(7) {
             0 | 1 => faults.write_percent = percent,
             2 | 3 => faults.read_percent = percent,
+            4 | 5 => faults.flush_percent = percent,
             _ => faults.meta_percent = percent,
         }
         self.some_io(primary, random, 40);

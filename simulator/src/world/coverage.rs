@@ -12,6 +12,8 @@
 //! * A block that could not be read, or not be written for the peer, is marked; so is what the peer could not write.
 //! * No read fails that a good disk in reach can do, and nothing ends or begins while I/O is suspended.
 //! * Who says that it is Secondary has no writes that the peer may still lose.
+//! * Each resync has a generation of its own, under which its target is marked before it asks for anything; where it is complete
+//!   nothing is marked.
 //! * A bitmap that is sent marks every write under way, but for what the target of a resync writes itself meanwhile.
 
 use super::promises::overlap;
@@ -119,14 +121,17 @@ impl World {
         }
     }
 
-    /// An operation ends with an error. If it is a read: was there no disk that could do it?
+    /// An operation ends with an error. If it is a read: was there no disk that could do it? If it is a write: is it on none?
     pub(super) fn check_error(&self, operation: &Operation) {
         let node = operation.node;
         let state = self.status(node).state;
-        let sound = |node: usize| {
-            let faults = self.nodes[node].faults;
-            faults.read_percent + faults.write_percent + faults.meta_percent == 0 && !faults.hangs
-        };
+        let there = operation.answered && state.conn >= Conn::Connected && state.pdsk == Disk::UpToDate;
+        let here = operation.on_disk && state.disk == Disk::UpToDate;
+        assert!(
+            !(here || there) || operation.stamp == 0 || self.hostile.is_some(),
+            "node {node}: {operation:?} fails, and is on a good disk; {state}"
+        );
+        let sound = |node: usize| self.nodes[node].faults.is_sound();
         let peer = state.conn >= Conn::Connected && state.pdsk == Disk::UpToDate && self.is_on(1 - node);
         let peer = peer && self.status(1 - node).state.disk == Disk::UpToDate && sound(1 - node);
         // A disk that came back meanwhile is not asked again.
@@ -176,7 +181,11 @@ impl World {
 
     /// A page of the bitmap is on the disk.
     pub(super) fn check_page(&mut self, node: usize, page_sector: u64, block: &Block) {
-        if self.hostile.is_some() || self.unflushed(node, true).next().is_none() {
+        if self.hostile.is_some() {
+            return;
+        }
+        self.check_all_set(node);
+        if self.unflushed(node, true).next().is_none() {
             return;
         }
         let (layout, superblock) = self.durable_meta(node);
@@ -192,6 +201,19 @@ impl World {
                 !here || set || told,
                 "node {node}: the bitmap on the disk says that sector {} is in sync, and that may still be lost",
                 data.sector
+            );
+        }
+    }
+
+    /// A full resync is about to begin, and its bits go to the disk: would a power cut between two pages forget the rest?
+    fn check_all_set(&self, node: usize) {
+        let status = self.status(node);
+        let starts = matches!(status.state.conn, Conn::StartingSyncS | Conn::StartingSyncT);
+        if starts && status.bits_out_of_sync == status.size_sectors.div_ceil(8) {
+            let flags = self.durable_meta(node).1.flags;
+            assert!(
+                flags.contains(MetaFlags::FULL_SYNC),
+                "node {node}: all bits are being set, and the superblock does not tell"
             );
         }
     }
@@ -237,6 +259,7 @@ impl World {
             "P_SYNC_UUID" => {
                 if let Ok(SyncUuid { uuid }) = SyncUuid::decode(body) {
                     self.check_generation(node, name, uuid);
+                    self.check_sync_generation(node, uuid);
                 }
             }
             "P_STATE" => {
@@ -265,6 +288,40 @@ impl World {
         assert!(known, "node {node}: {name} tells of generation {uuid:x}, and the disk has {durable:x?}");
     }
 
+    /// Each resync has a generation of its own, so that half of it is never taken for what it was made of.
+    fn check_sync_generation(&self, node: usize, uuid: u64) {
+        let known = self.durable_meta(1 - node).1.uuids;
+        let is_new = known.iter().all(|known| (known ^ uuid) & !1 != 0);
+        assert!(is_new, "node {node} begins a resync as generation {uuid:x}, which its target has: {known:x?}");
+    }
+
+    /// The node has been told to be the target of a resync.
+    pub(super) fn note_sync_generation(&mut self, node: usize, name: &str, body: &[u8]) {
+        if let ("P_SYNC_UUID", Ok(SyncUuid { uuid })) = (name, SyncUuid::decode(body)) {
+            let [_, last] = self.nodes[node].sync_uuids;
+            self.nodes[node].sync_uuids = [last, uuid & !1];
+        }
+    }
+
+    /// A resync has ended, and both disks count as good: are they?
+    pub(super) fn check_resync_end(&self, node: usize, from: State, to: State) {
+        use Conn::{PausedSyncS, PausedSyncT, SyncSource, SyncTarget};
+        let synced =
+            matches!(from.conn, SyncSource | SyncTarget | PausedSyncS | PausedSyncT) && to.conn == Conn::Connected;
+        let good = (to.disk, to.pdsk) == (Disk::UpToDate, Disk::UpToDate);
+        let status = self.status(node);
+        if !synced || !good || status.state != to || status.bits_out_of_sync == 0 || self.hostile.is_some() {
+            return;
+        }
+        let sectors = status.size_sectors;
+        let engine = self.engine_of(node);
+        let marked = (0..sectors).step_by(8).filter(|&sector| engine.is_out_of_sync(VOLUME, sector) == Some(true));
+        let mut undone = marked.filter(|&sector| !(0..2).any(|node| self.is_being_written(node, sector, 8)));
+        if let Some(sector) = undone.next() {
+            panic!("node {node}: a resync is complete, and sector {sector} is marked; {}", self.describe());
+        }
+    }
+
     /// Who says that it is Secondary would not be taken for a crashed Primary.
     fn check_role(&self, node: usize, told: State) {
         let own = self.status(node).state;
@@ -291,6 +348,12 @@ impl World {
         let (layout, superblock) = self.durable_meta(node);
         let consistent = superblock.flags.contains(MetaFlags::CONSISTENT);
         assert!(!consistent, "node {node} asks for blocks of a resync, and the disk still says that it is good");
+        let [current, bitmap, ..] = superblock.uuids;
+        let told = self.nodes[node].sync_uuids;
+        assert!(
+            bitmap == 0 && told.contains(&(current & !1)),
+            "node {node} asks for blocks of the resyncs {told:x?}, and the generations on the disk are {current:x}, {bitmap:x}"
+        );
         if self.nodes[node].faults.write_percent > 0 || self.passes_on() {
             // Blocks that could not be written have been marked since.
             return;

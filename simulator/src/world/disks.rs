@@ -98,7 +98,11 @@ impl World {
         let running = machine.running.as_mut().expect("on");
         let transfer = running.transfers.remove(&number).expect("transfer");
         let faults = machine.faults;
-        let percent = if transfer.op == Op::Read { faults.read_percent } else { faults.write_percent };
+        let percent = match transfer.op {
+            Op::Read => faults.read_percent,
+            Op::Flush => faults.write_percent.max(faults.flush_percent),
+            _ => faults.write_percent,
+        };
         let backing_open = running.backing_open;
         let no_discard = faults.no_discards && transfer.op == Op::Discard;
         let fails = !backing_open || self.random.percent(percent) || no_discard;

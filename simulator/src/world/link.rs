@@ -445,6 +445,7 @@ impl World {
             _ => None,
         };
         self.note_arrival(node, head.name(), bytes, payload_bytes);
+        self.note_sync_generation(node, head.name(), bytes);
         let _ = link;
         Ok(match next {
             Next::Packet => Reading::Header,

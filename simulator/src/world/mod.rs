@@ -282,6 +282,7 @@ impl World {
             logged: None,
             unflushed: Vec::new(),
             faults: DiskFaults::default(),
+            sync_uuids: [0; 2],
         };
         let mut world = World {
             config,

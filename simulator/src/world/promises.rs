@@ -182,6 +182,9 @@ impl World {
         }
         match transfer.io {
             LocalIo::Request { .. } if transfer.op.is_write() => self.check_logged(node, transfer),
+            LocalIo::Peer { peer, .. } if transfer.op == Op::Read && !running.engine.is_resync(peer) => {
+                self.check_stale(node, sector, count);
+            }
             LocalIo::Peer { peer, .. } if transfer.op.is_write() => {
                 let resync = running.engine.is_resync(peer);
                 let Some(arrivals) = self.arrivals(node) else { return };
@@ -493,9 +496,19 @@ impl World {
     /// A read has been taken by the engine: which disk is to serve it?
     pub(super) fn check_read(&self, node: usize, request: RequestId) {
         let Some(view) = self.engine_of(node).request(request).filter(|view| view.on_disk) else { return };
+        let disk = self.status(node).state.disk;
+        assert!(
+            !matches!(disk, Disk::Outdated | Disk::Consistent),
+            "node {node}: {view:?} reads from a disk that is {disk:?}"
+        );
+        self.check_stale(node, view.sector, u64::from(view.size_bytes / 512));
+    }
+
+    /// What an application reads here, or on the other node, is not to be overwritten by a resync.
+    fn check_stale(&self, node: usize, sector: u64, count: u64) {
         if self.status(node).state.disk == Disk::Inconsistent {
-            let stale = self.marked(node, view.sector, u64::from(view.size_bytes / 512));
-            assert!(stale.is_empty(), "node {node}: {view:?} would find what is out of date: {stale:?}");
+            let stale = self.marked(node, sector, count);
+            assert!(stale.is_empty(), "node {node}: {count} at {sector} would find what is out of date: {stale:?}");
         }
     }
 

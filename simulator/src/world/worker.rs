@@ -18,6 +18,7 @@ impl World {
                     if from.conn != Conn::WFBitMapT && to.conn == Conn::WFBitMapT {
                         self.check_overwrite(node);
                     }
+                    self.check_resync_end(node, from, to);
                     let good = |state: State| (state.disk, state.pdsk) == (Disk::UpToDate, Disk::UpToDate);
                     if good(to) && !good(from) && self.both_good() {
                         self.check_differences();
