@@ -230,6 +230,28 @@ fn without_data_writes_wait_for_the_peer() {
     });
 }
 
+/// A read that the peer had not answered when the connection was lost is asked for again when that is back.
+#[test]
+fn without_data_a_read_under_way_waits_for_the_peer() {
+    with_fencing(Fencing::DontCare, |mut world| {
+        synced(&mut world);
+        suspend_without_data(&mut world);
+        assert_eq!(world.io(0, WRITE, 8, 8), Ok(()));
+        assert_eq!(world.admin(0, AdminRequest::Detach { volume: VOLUME, force: false }), 1);
+        world.nodes[1].faults.hangs = true;
+        let read = world.start(0, Action::Read, 8, 8);
+        world.run_for_ms(10);
+        world.reset_connection();
+        world.run_for_ms(10);
+        assert_eq!(world.operations[read].result, None, "frozen");
+        world.nodes[1].faults.hangs = false;
+        ends(&mut world, read);
+        assert_eq!(world.attach(0), 101);
+        up_to_date(&mut world);
+        quiet(&mut world);
+    });
+}
+
 #[test]
 fn without_data_writes_wait_for_the_disk() {
     with_fencing(Fencing::DontCare, |mut world| {

@@ -237,6 +237,34 @@ fn a_disk_that_lacks_writes_of_the_other_primary_is_not_attached_alone() {
     }
 }
 
+/// The same when the disk is gone before the write comes.
+#[test]
+fn a_disk_that_was_let_go_before_the_other_primary_wrote_is_not_attached_alone() {
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.net.two_primaries = true;
+        let mut world = synced_with(config);
+        assert_eq!(world.admin(1, PRIMARY), 1);
+        // Node 1 does not learn of it.
+        world.set_direction(0, false);
+        world.ask(0, FORCE_DETACH);
+        world.run_until("detached", 1_000, |world| !world.status(0).has_disk);
+        world.start(1, WRITE, 0, 8);
+        world.run_for_ms(50);
+        world.power_cut(1);
+        world.set_direction(0, true);
+        world.boot(1);
+        alone(&mut world, 0);
+        let _code = world.poll_admin(0);
+        assert_eq!(world.attach(0), 150, "seed {seed}: the disk of node 0 is not what its application has seen");
+        assert_eq!(world.attach(1), 101);
+        assert_eq!(world.connect(1), 1);
+        world.run_until("the other disk", 60_000, |world| world.status(0).state.pdsk == Disk::UpToDate);
+        assert_eq!(world.attach(0), 101);
+        all_the_same(&mut world);
+    }
+}
+
 /// Seeds 1001276, 1003567, 5488: one node went by a policy, the other one, which could not be demoted during the handshake, by
 /// discard-my-data of the first. Both became the source of the resync and waited for each other.
 #[test]
