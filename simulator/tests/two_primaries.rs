@@ -213,3 +213,33 @@ fn who_is_about_to_get_everything_anew_reads_from_the_peer() {
     }
     assert!(early > 5, "only {early} read before the bits were set");
 }
+
+/// Seed 10006270: a write of the peer waits for one of this node, which is detached from its disk and attached to it again. It went to that
+/// disk, whose generations and activity log do not tell of it.
+#[test]
+fn a_write_that_waited_while_the_disk_was_gone_does_not_go_to_the_next_one() {
+    let mut refused = 0;
+    for seed in 1..=SEEDS {
+        let mut world = two_primaries(seed);
+        warm_up(&mut world);
+        world.nodes[1].faults.hangs = true;
+        let writes = [0, 1].map(|node| world.start(node, Action::Write { fua: false }, 0, 8));
+        world.run_for_ms(30);
+        world.ask(0, AdminRequest::Detach { volume: VOLUME, force: true });
+        world.run_until("detached", 1_000, |world| !world.status(0).has_disk);
+        assert_eq!(world.start_attach(0), Ok(()));
+        world.run_until("attached", 1_000, |world| world.status(0).state.disk > Disk::Attaching);
+        world.nodes[1].faults.hangs = false;
+        world
+            .run_until("both are done", 10_000, |world| writes.iter().all(|&write| !world.operations[write].is_open()));
+        refused += world.packets_sent.get("P_NEG_ACK").copied().unwrap_or(0);
+        world.run_until("attached", 120_000, good);
+        world.run_for_ms(3_000);
+        assert_eq!(
+            world.nodes[0].data.first_difference(&world.nodes[1].data, world.config.sectors),
+            None,
+            "seed {seed}"
+        );
+    }
+    assert!(refused > 5, "only {refused} waited");
+}

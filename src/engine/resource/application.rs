@@ -250,7 +250,8 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// The activity log is gone, and with it every reference to it.
+    /// The activity log is gone, and with it every reference to it. A write of the peer that still waits must not go to the disk that
+    /// is attached next.
     pub(super) fn forget_activity(&mut self, id: VolumeId) {
         for index in 0..self.requests.capacity() as u16 {
             if let Some(slot) = self.requests.at_mut(index).filter(|slot| slot.volume == id) {
@@ -260,6 +261,7 @@ impl<S: Storage> Engine<S> {
         for index in 0..self.peers.capacity() as u16 {
             if let Some(slot) = self.peers.at_mut(index).filter(|slot| slot.volume == id) {
                 slot.in_activity_log = false;
+                slot.no_disk |= slot.waits_for_disk();
             }
         }
     }

@@ -259,7 +259,10 @@ impl<S: Storage> Engine<S> {
         let peer = PeerId { index, generation: slot.generation };
         slot.phase = PeerPhase::Disk;
         let slot = *slot;
-        if self.volume(slot.volume).is_none_or(|volume| volume.state.disk < Disk::Inconsistent) {
+        if slot.no_disk || self.volume(slot.volume).is_none_or(|volume| volume.state.disk < Disk::Inconsistent) {
+            if let Some(slot) = self.peers.get_mut(peer) {
+                slot.no_disk = true;
+            }
             self.peer_request_done(peer, Err(IoError::Io));
             return;
         }
@@ -372,7 +375,7 @@ impl<S: Storage> Engine<S> {
         self.restart_postponed(peer);
         self.leave_overlaps(self.overlap_entry(peer.index, false));
         self.end_peer(peer, slot.volume);
-        if slot.result.is_err() {
+        if slot.result.is_err() && !slot.no_disk {
             self.disk_failed(slot.volume, DiskError::Write);
         }
         if slot.result.is_ok() {

@@ -254,6 +254,8 @@ pub(super) struct PeerRequest {
     pub(super) result: IoResult,
     /// Belongs to an earlier connection: do the disk work, answer nothing.
     pub(super) orphan: bool,
+    /// The disk that it was received for is gone, or there was none: it is refused, which is no failure of the disk of today.
+    pub(super) no_disk: bool,
     pub(super) in_activity_log: bool,
     /// What is to be found out about the data when it has been read.
     pub(super) inspect: Option<Inspect>,
@@ -279,6 +281,7 @@ impl PeerRequest {
         in_epoch: false,
         result: Ok(()),
         orphan: false,
+        no_disk: false,
         in_activity_log: false,
         inspect: None,
         has_digest: false,
@@ -288,6 +291,12 @@ impl PeerRequest {
 }
 
 impl PeerRequest {
+    /// It has not got as far as the disk.
+    pub(super) fn waits_for_disk(&self) -> bool {
+        use PeerPhase::{ActivityLog, Overlap, Receiving, Sequence};
+        matches!(self.phase, Receiving | Sequence | Overlap | ActivityLog)
+    }
+
     /// What a lost connection leaves without a purpose. Not so a write that was received completely: the writer may
     /// count on it (protocol B). With two Primaries it does not, and a peer that is not Primary should not have sent it:
     /// `writers` are the volumes, one bit each, whose application writes as well.
