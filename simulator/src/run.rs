@@ -631,8 +631,9 @@ impl Driver {
             } else if bad_turns == 5 && node == 0 && self.both_good() {
                 // An invalidate that was interrupted before it began leaves its bits. He repeats it.
                 self.ask(node, Asked::Other, AdminRequest::InvalidateRemote { volume: VOLUME });
-            } else if bad_turns > 10 && bad_turns % 10 == 1 && node == 0 {
-                // Blocks that could not be synced while the disk failed are tried again with the next connection.
+            } else if bad_turns > 10 && bad_turns % 10 == 1 && (node == 0 || self.asked[0] != Asked::Nothing) {
+                // Blocks that could not be synced while the disk failed are tried again with the next connection. So does a promotion
+                // wait for it, which finds that the peer has better data (seed 9201291).
                 self.ask(1, Asked::Other, AdminRequest::Disconnect { force: true });
             }
         }
