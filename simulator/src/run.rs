@@ -385,7 +385,13 @@ impl Driver {
 
     fn cut_power(&mut self, node: usize) {
         let other = 1 - node;
+        let lacks_good_disk = self.world.is_on(node) && self.world.status(node).state.disk != Disk::UpToDate;
         self.world.power_cut(node);
+        if lacks_good_disk {
+            // Its power is the second failure: what it had only handed to the network is nowhere.
+            let peer = &self.world.nodes[other].data;
+            self.world.oracle.out_of_reach(node, |sector| peer.get(sector));
+        }
         let given_up = self.invalidating == Some(other);
         if given_up || !self.world.is_on(other) || self.world.status(other).state.disk != Disk::UpToDate {
             // No other copy could take over: what was in the disk's cache is gone, as with any disk.
