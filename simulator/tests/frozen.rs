@@ -481,3 +481,34 @@ fn a_write_that_began_without_a_disk_is_on_it_when_both_are_back() {
         quiet(&mut world);
     });
 }
+
+/// Seed 10015447: a Primary let its disk go and was taking it back when the peer, which had not heard of either, was lost. Both have
+/// the same generation, and it is the source, because its disk counts as that of a crashed one. What was frozen was done on
+/// it and acknowledged while the bitmaps were exchanged, when no disk told yet that the peer's is out of date.
+#[test]
+fn nothing_is_acknowledged_before_a_disk_tells_that_the_peers_is_out_of_date() {
+    let mut sources = 0;
+    for seed in 1..=60 * SEEDS {
+        // A sender that is slow to go on: the peer hears of everything late.
+        let mut config = Config { sent_us_most: 60_000, ..Config::new(seed) };
+        config.disk.fencing = Fencing::ResourceOnly;
+        config.resource.on_no_data = OnNoData::SuspendIo;
+        let mut world = World::new(config);
+        synced(&mut world);
+        world.helper_exit_code = 1;
+        let write = world.start(0, WRITE, 0, 8);
+        world.ask(0, AdminRequest::Detach { volume: VOLUME, force: true });
+        world.run_until("detached", 1_000, |world| world.status(0).state.disk == Disk::Diskless);
+        world.run_for_ms(5);
+        if world.status(1).state.pdsk != Disk::UpToDate || world.start_attach(0) != Ok(()) {
+            continue;
+        }
+        world.run_for_us(100);
+        world.reset_connection();
+        world.run_until("loss noticed", 60_000, |world| world.status(0).state.conn < Conn::Connected);
+        world.run_until("meeting", 60_000, |world| world.status(0).state.conn > Conn::WFReportParams);
+        sources += u32::from(world.status(0).state.conn == Conn::WFBitMapS);
+        ends(&mut world, write);
+    }
+    assert!(sources > 0, "never met");
+}

@@ -570,6 +570,7 @@ impl<S: Storage> Engine<S> {
             // keeps its disk.
             (slot.refused && slot.local_counts && volume.state.disk == Disk::UpToDate)
                 || (volume.generation_pending() && !self.sabotaged(Sabotage::AcknowledgeBeforeGeneration))
+                || volume.outdates_silently()
         }
     }
 

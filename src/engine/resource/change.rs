@@ -243,7 +243,8 @@ impl<S: Storage> Engine<S> {
         if refusals_explained {
             self.explain_refusals(id);
         }
-        if refusals_explained || (susp_before.any() && !self.susp.any()) {
+        let bitmaps_exchanged = old.conn == Conn::WFBitMapS && new.conn != Conn::WFBitMapS;
+        if refusals_explained || bitmaps_exchanged || (susp_before.any() && !self.susp.any()) {
             self.settle_all();
         }
         if old.conn != new.conn && !matches!(new.conn, Conn::StartingSyncT | Conn::WFBitMapT) {

@@ -558,6 +558,14 @@ impl<S: Storage> Volume<S> {
         self.generation_version.is_some()
     }
 
+    /// The peer's disk is about to get out of date, and neither disk tells: both have the same generation, the one of the resync has not
+    /// begun, and the peer has perhaps not come to the same verdict. After a power cut now it could take over.
+    pub(super) fn outdates_silently(&self) -> bool {
+        self.state.conn == Conn::WFBitMapS
+            && self.state.pdsk > Disk::Outdated
+            && self.disk.as_ref().is_some_and(|disk| disk.bitmap_uuid() == 0)
+    }
+
     /// How a discard of the peer, or of resync, is carried out. What cannot be discarded is zeroed.
     // spec: state-machine 21.1; wire-protocol 5.2
     pub(super) fn discard_op(&self) -> Op {
