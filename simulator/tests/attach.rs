@@ -3,34 +3,18 @@
 use engine::resource::AdminRequest;
 use engine::state::{Conn, Disk};
 use simulator::node::{Attaching, VOLUME};
+use simulator::scenario::{good, synced_with};
 use simulator::world::Action;
 use simulator::{Config, World};
 
 const WRITE: Action = Action::Write { fua: false };
-const PRIMARY: AdminRequest<'static> = AdminRequest::Primary { volume: VOLUME, force: false };
 const DETACH: AdminRequest<'static> = AdminRequest::Detach { volume: VOLUME, force: false };
 const DISCONNECT: AdminRequest<'static> = AdminRequest::Disconnect { force: false };
 const SEEDS: u64 = 150;
 
-fn good(world: &World) -> bool {
-    (0..2).all(|node| {
-        let state = world.status(node).state;
-        (state.conn, state.disk, state.pdsk) == (Conn::Connected, Disk::UpToDate, Disk::UpToDate)
-    })
-}
-
 /// Both disks UpToDate, node 0 Primary, with a write on both.
 fn synced(seed: u64) -> World {
-    let mut world = World::new(Config::new(seed));
-    for node in 0..2 {
-        assert_eq!(world.attach(node), 101);
-        assert_eq!(world.connect(node), 1);
-    }
-    world.run_until("connected", 10_000, |world| (0..2).all(|node| world.status(node).state.conn == Conn::Connected));
-    world.run_for_ms(100);
-    assert_eq!(world.admin(0, AdminRequest::NewCurrentUuid { volume: VOLUME, clear_bitmap: true }), 101);
-    world.run_until("skipped sync", 10_000, good);
-    assert_eq!(world.admin(0, PRIMARY), 1);
+    let mut world = synced_with(Config::new(seed));
     assert_eq!(world.io(0, WRITE, 0, 8), Ok(()));
     world
 }
