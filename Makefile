@@ -63,7 +63,8 @@ module-check: module
 
 # What `make test` has no time for; `make machine-test-all` runs it as well. With LAB_SHORT=1 the rows of `resync` and the cases
 # of `generations` are shared out over the pairings.
-LONG_TESTS := $(addsuffix ::ours_with_ours,failures::failing_disks failures::silent_peers failures::fencing) volumes::cuts_ours_with_ours
+LONG_TESTS := $(addsuffix ::ours_with_ours,attach sectors injected failures::failing_disks failures::silent_peers failures::fencing) \
+	$(addsuffix _ours_with_ours,powercut::primary powercut::secondary volumes::cuts)
 # What `make test DEBUG_KERNEL=1` runs, where everything takes many times as long: ours with ours, all rows of it, and the C
 # module only as the peer of ours where the most happens between the two. It has faults of its own there, and what our tools do
 # with it is the same on every kernel.

@@ -140,9 +140,10 @@ impl RunDirectory {
         let process = std::process::id();
         let runs = paths.cache.join("runs");
         remove_old(&runs);
+        // The parts are told apart by `-`, see `parts`.
         let path = runs.join(format!("{seconds}-{process}-{number}-{name}"));
         fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
-        let sockets = env::temp_dir().join(format!("lab-{process}-{number}"));
+        let sockets = sockets_of(&process.to_string(), &number.to_string());
         // A process that was killed may have left one of the same number.
         let _ = fs::remove_dir_all(&sockets);
         fs::create_dir_all(&sockets).with_context(|| format!("creating {}", sockets.display()))?;
@@ -167,22 +168,34 @@ impl Drop for RunDirectory {
     }
 }
 
-/// Removes the disks of runs whose process is gone, and the logs of the oldest runs. Whatever cannot be removed stays.
+fn sockets_of(process: &str, number: &str) -> PathBuf {
+    env::temp_dir().join(format!("lab-{process}-{number}"))
+}
+
+/// Removes the disks and sockets of runs whose process is gone, and the logs of the oldest runs: machines shared by several tests
+/// stay until the process ends, which drops nothing. Whatever cannot be removed stays.
 fn remove_old(runs: &Path) {
     let Ok(entries) = fs::read_dir(runs) else { return };
     let mut old: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| !in_use(path)).collect();
     old.sort();
     for path in &old {
         remove_scratch(path);
+        if let [_, process, number] = *parts(path).split('-').take(3).collect::<Vec<_>>() {
+            let _ = fs::remove_dir_all(sockets_of(process, number));
+        }
     }
     for path in old.iter().rev().skip(KEPT_RUNS) {
         let _ = fs::remove_dir_all(path);
     }
 }
 
+/// The name of a run's directory: seconds, process, number of the run in it, name.
+fn parts(run: &Path) -> &str {
+    run.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+}
+
 fn in_use(run: &Path) -> bool {
-    let name = run.file_name().unwrap_or_default().to_string_lossy();
-    name.split('-').nth(1).is_some_and(|process| Path::new("/proc").join(process).exists())
+    parts(run).split('-').nth(1).is_some_and(|process| Path::new("/proc").join(process).exists())
 }
 
 fn remove_scratch(run: &Path) {
@@ -228,6 +241,22 @@ mod tests {
         assert!(sockets.is_dir());
         drop(run);
         assert!(!sockets.exists() && path.join("drbd1.log").exists() && !path.join("disk.tmp").exists());
+        fs::remove_dir_all(&cache).unwrap();
+    }
+
+    #[test]
+    fn what_a_killed_process_left_goes_with_the_next_run() {
+        let cache = env::temp_dir().join(format!("old-runs-{}", std::process::id()));
+        let gone = "99999999";
+        let (old, sockets) = (cache.join(format!("runs/1-{gone}-3-two-machines")), sockets_of(gone, "3"));
+        fs::create_dir_all(&old).unwrap();
+        fs::create_dir_all(&sockets).unwrap();
+        fs::write(old.join("disk.tmp"), "x").unwrap();
+        fs::write(old.join("drbd1.log"), "x").unwrap();
+        let paths = Paths { cache: cache.clone(), values: HashMap::new() };
+        let run = RunDirectory::new(&paths, "test").unwrap();
+        assert!(!sockets.exists() && !old.join("disk.tmp").exists() && old.join("drbd1.log").exists());
+        drop(run);
         fs::remove_dir_all(&cache).unwrap();
     }
 }

@@ -22,7 +22,7 @@ const FAST: &str = "--c-plan-ahead=0 --resync-rate=100M";
 
 #[test]
 fn ours_with_ours() -> Result<()> {
-    resync(Pairing::OURS, &["pause", "invalidate", "interrupted", "dependency"])
+    resync(Pairing::OURS, &["invalidate", "interrupted", "dependency"])
 }
 
 #[test]
