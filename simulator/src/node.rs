@@ -7,11 +7,12 @@ use engine::netlink::ResourceOpts;
 use engine::resource::{Engine, LocalIo, MetadataIo, Op, PeerId, RequestId, TableLimits, VolumeId};
 use engine::storage::HeapStorage;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::{Deref, DerefMut};
 
 /// The engine as the simulator uses it.
 pub type HeapEngine = Engine<HeapStorage>;
 
-/// The volume every run uses.
+/// The volume every run has; it is the first one.
 pub const VOLUME: VolumeId = VolumeId(0);
 
 /// Faults of a node's disks.
@@ -51,6 +52,8 @@ pub struct Upper {
 pub struct Transfer {
     /// The order.
     pub io: LocalIo,
+    /// Volume.
+    pub volume: VolumeId,
     /// Operation.
     pub op: Op,
     /// First sector.
@@ -67,10 +70,23 @@ pub struct Transfer {
     pub mark: u64,
 }
 
+/// A transfer on a meta-data disk.
+pub struct MetaTransfer {
+    /// The order.
+    pub io: MetadataIo,
+    /// Volume.
+    pub volume: VolumeId,
+    /// Data, for a write.
+    pub block: Box<[u8; 4096]>,
+    /// What the cache of the data disk held when it was submitted.
+    pub mark: u64,
+}
+
 /// How far an attach has got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Attaching {
     /// There is none.
+    #[default]
     No,
     /// The engine has it.
     Begun,
@@ -88,18 +104,8 @@ pub struct Running {
     pub pages: Vec<Option<(PeerId, Vec<Stamp>)>>,
     /// Transfers on the data disk by number.
     pub transfers: BTreeMap<u64, Transfer>,
-    /// Transfers on the meta-data disk by number, and what the cache of the data disk held when they were submitted.
-    pub meta_transfers: BTreeMap<u64, (MetadataIo, Box<[u8; 4096]>, u64)>,
-    /// Operations that the gate holds back, by number, in order of arrival.
-    pub parked: VecDeque<usize>,
-    /// The devices are open.
-    pub backing_open: bool,
-    /// The attach under way.
-    pub attaching: Attaching,
-    /// Read-only as last ordered.
-    pub read_only: bool,
-    /// When the devices were closed last.
-    pub released_us: u64,
+    /// Transfers on the meta-data disks by number.
+    pub meta_transfers: BTreeMap<u64, MetaTransfer>,
     /// I/O was suspended after the last call of the engine.
     pub suspended: bool,
     /// Which kinds of events are in the queue already.
@@ -109,21 +115,18 @@ pub struct Running {
 }
 
 impl Running {
-    /// A freshly booted machine: one diskless volume.
-    pub fn new(limits: TableLimits, options: &ResourceOpts) -> Self {
+    /// A freshly booted machine: its volumes have no disks.
+    pub fn new(limits: TableLimits, volumes: u8, options: &ResourceOpts) -> Self {
         let mut engine = HeapEngine::new(options, limits).expect("memory");
-        assert_eq!(engine.add_volume(0, 0, 0), Ok(VOLUME));
+        for number in 0..volumes {
+            assert_eq!(engine.add_volume(u16::from(number), u32::from(number), 0), Ok(VolumeId(number)));
+        }
         Running {
             engine,
             uppers: (0..limits.requests).map(|_| None).collect(),
             pages: (0..limits.peer_requests).map(|_| None).collect(),
             transfers: BTreeMap::new(),
             meta_transfers: BTreeMap::new(),
-            parked: VecDeque::new(),
-            backing_open: false,
-            attaching: Attaching::No,
-            read_only: true,
-            released_us: 0,
             suspended: false,
             scheduled: [false; 8],
             establish_from_us: 0,
@@ -131,12 +134,49 @@ impl Running {
     }
 }
 
-/// A machine.
+/// What a running machine keeps for one volume.
+#[derive(Debug, Default)]
+pub struct Device {
+    /// Operations that the gate holds back, by number, in order of arrival.
+    pub parked: VecDeque<usize>,
+    /// The disks are open.
+    pub backing_open: bool,
+    /// The attach under way.
+    pub attaching: Attaching,
+    /// When the disks were closed last.
+    pub released_us: u64,
+}
+
+/// A machine. Fields of a volume are those of the one the world looks at, see [`crate::World::at`].
 pub struct Node {
     /// Number of its boots.
     pub incarnation: u32,
     /// `None`: switched off.
     pub running: Option<Running>,
+    /// By volume.
+    pub volumes: Vec<Disks>,
+    /// The volume that is looked at.
+    pub looked_at: VolumeId,
+}
+
+impl Deref for Node {
+    type Target = Disks;
+
+    fn deref(&self) -> &Disks {
+        &self.volumes[usize::from(self.looked_at.0)]
+    }
+}
+
+impl DerefMut for Node {
+    fn deref_mut(&mut self) -> &mut Disks {
+        &mut self.volumes[usize::from(self.looked_at.0)]
+    }
+}
+
+/// The disks of a volume.
+pub struct Disks {
+    /// What dies with a crash.
+    pub device: Device,
     /// Data disk.
     pub data: DataDisk,
     /// Meta-data disk.
@@ -167,7 +207,11 @@ impl DiskFaults {
 impl Node {
     /// The power fails while these transfers are on the disks: each sector of a write is written or not.
     pub fn tear(&mut self, running: Running, internal: bool, random: &mut Random) {
-        for transfer in running.transfers.into_values().filter(|_| running.backing_open) {
+        for transfer in running.transfers.into_values() {
+            let disks = &mut self.volumes[usize::from(transfer.volume.0)];
+            if !disks.device.backing_open {
+                continue;
+            }
             let stamps = match transfer.op {
                 Op::Write => transfer.data,
                 Op::Discard | Op::WriteZeroes { .. } => vec![0; transfer.count as usize],
@@ -175,14 +219,16 @@ impl Node {
             };
             for (sector, stamp) in (transfer.sector..).zip(stamps) {
                 if random.percent(50) {
-                    self.data.write(sector, &[stamp], false);
+                    disks.data.write(sector, &[stamp], false);
                 }
             }
         }
-        for (io, block, mark) in
-            running.meta_transfers.into_values().filter(|(io, ..)| io.write && running.backing_open)
-        {
-            let mut torn = self.meta.read(io.sector);
+        for MetaTransfer { io, volume, block, mark } in running.meta_transfers.into_values() {
+            let disks = &mut self.volumes[usize::from(volume.0)];
+            if !io.write || !disks.device.backing_open {
+                continue;
+            }
+            let mut torn = disks.meta.read(io.sector);
             let mut begun = false;
             for sector in (0..io.size_bytes as usize).step_by(512).filter(|_| random.percent(50)) {
                 torn[sector..sector + 512].copy_from_slice(&block[sector..sector + 512]);
@@ -191,9 +237,9 @@ impl Node {
             // The caches are flushed before the first sector of a durable write is on its way.
             let flushed = begun && io.durable;
             if flushed && internal {
-                self.data.flush_until(mark);
+                disks.data.flush_until(mark);
             }
-            self.meta.write(io.sector, &torn, io.size_bytes as usize, flushed);
+            disks.meta.write(io.sector, &torn, io.size_bytes as usize, flushed);
         }
     }
 }

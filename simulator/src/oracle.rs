@@ -1,7 +1,9 @@
 //! What the application may see: every write it made, when it began, and when it was acknowledged.
 
 use crate::disk::Stamp;
+use crate::node::VOLUME;
 use engine::netlink::WireProtocol;
+use engine::resource::VolumeId;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Never.
@@ -12,6 +14,8 @@ const NEVER: u64 = u64::MAX;
 pub struct Written {
     /// Node it was made on.
     pub node: usize,
+    /// Volume.
+    pub volume: VolumeId,
     /// First sector.
     pub sector: u64,
     /// Sectors.
@@ -38,11 +42,18 @@ impl Written {
     }
 }
 
-/// All writes of the application.
-#[derive(Default)]
+/// All writes of the application. What is said of sectors is said of the volume that is looked at, see [`crate::World::at`].
 pub struct Oracle {
     writes: Vec<Written>,
-    by_sector: BTreeMap<u64, Vec<u32>>,
+    by_sector: BTreeMap<(VolumeId, u64), Vec<u32>>,
+    /// The volume that is looked at.
+    pub looked_at: VolumeId,
+}
+
+impl Default for Oracle {
+    fn default() -> Self {
+        Oracle { writes: Vec::new(), by_sector: BTreeMap::new(), looked_at: VOLUME }
+    }
 }
 
 impl Oracle {
@@ -51,6 +62,7 @@ impl Oracle {
         let index = self.writes.len();
         self.writes.push(Written {
             node,
+            volume: self.looked_at,
             sector,
             count,
             zeroes,
@@ -62,7 +74,7 @@ impl Oracle {
             strict: false,
         });
         for sector in sector..sector + count {
-            self.by_sector.entry(sector).or_default().push(index as u32);
+            self.by_sector.entry((self.looked_at, sector)).or_default().push(index as u32);
         }
         index as Stamp + 1
     }
@@ -74,16 +86,27 @@ impl Oracle {
         write.stable = stable;
     }
 
+    /// Of a sector, in the order in which they began.
+    fn writes_to(&self, sector: u64) -> &[u32] {
+        self.by_sector.get(&(self.looked_at, sector)).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Those that a node's application made to the volume.
+    fn writes_on(&mut self, node: usize) -> impl Iterator<Item = &mut Written> {
+        let volume = self.looked_at;
+        self.writes.iter_mut().filter(move |write| write.node == node && write.volume == volume)
+    }
+
     /// A flush on this node that began at `start_us` was acknowledged.
     pub fn flushed(&mut self, node: usize, start_us: u64) {
-        for write in self.writes.iter_mut().filter(|write| write.node == node && write.end_us < start_us) {
+        for write in self.writes_on(node).filter(|write| write.end_us < start_us) {
             write.stable = true;
         }
     }
 
     /// The power of the node failed that its writes were made on: what no flush has made durable may be gone.
     pub fn power_cut(&mut self, node: usize) {
-        for write in self.writes.iter_mut().filter(|write| write.node == node && !write.stable) {
+        for write in self.writes_on(node).filter(|write| !write.stable) {
             write.end_us = NEVER;
         }
     }
@@ -99,7 +122,7 @@ impl Oracle {
     /// and has not got there is nowhere. That is two failures at once, and protocol A promises that one is survived.
     pub fn out_of_reach(&mut self, node: usize, held: impl Fn(u64) -> Stamp) {
         let sectors: BTreeSet<u64> =
-            self.writes.iter().filter(|write| write.early && write.node == node).flat_map(Written::sectors).collect();
+            self.writes_on(node).filter(|write| write.early).flat_map(|write| write.sectors()).collect();
         for sector in sectors {
             self.forget_newer(sector, held(sector), |write| write.early && write.node == node);
         }
@@ -112,7 +135,7 @@ impl Oracle {
 
     /// Those of the writes that are newer than what the sector holds may be gone.
     fn forget_newer(&mut self, sector: u64, stamp: Stamp, which: impl Fn(&Written) -> bool) {
-        let here = self.by_sector.get(&sector).map(Vec::as_slice).unwrap_or_default();
+        let here = self.by_sector.get(&(self.looked_at, sector)).map(Vec::as_slice).unwrap_or_default();
         let ends = here.iter().map(|&index| &self.writes[index as usize]).zip(here);
         let held = ends.filter(|(write, &index)| match stamp {
             0 => write.zeroes,
@@ -134,7 +157,7 @@ impl Oracle {
 
     /// One of a sector's contents was acknowledged under protocol C, and was written after the other one was acknowledged.
     pub fn is_newer(&self, sector: u64, stamp: Stamp, other: Stamp) -> bool {
-        let here = self.by_sector.get(&sector).map(Vec::as_slice).unwrap_or_default();
+        let here = self.writes_to(sector);
         // Zeroes may have been there from the beginning, or be of any of these writes.
         let end_us = match other {
             0 if here.iter().any(|&index| self.writes[index as usize].zeroes) => return false,
@@ -151,7 +174,7 @@ impl Oracle {
 
     /// Sectors that were ever written.
     pub fn sectors(&self) -> impl Iterator<Item = u64> + '_ {
-        self.by_sector.keys().copied()
+        self.by_sector.range((self.looked_at, 0)..=(self.looked_at, u64::MAX)).map(|(&(_, sector), _)| sector)
     }
 
     /// Number of writes.
@@ -169,7 +192,7 @@ impl Oracle {
     /// # Errors
     /// What is wrong, in words.
     pub fn check(&self, sector: u64, stamp: Stamp, start_us: u64, end_us: u64) -> Result<(), String> {
-        let here = self.by_sector.get(&sector).map(Vec::as_slice).unwrap_or_default();
+        let here = self.writes_to(sector);
         let writes = || here.iter().map(|&index| (index as Stamp + 1, &self.writes[index as usize]));
         // Something acknowledged before the read that began after `end_us` of a candidate hides the candidate.
         let newest_start = writes().filter(|(_, write)| write.end_us < start_us).map(|(_, write)| write.start_us).max();

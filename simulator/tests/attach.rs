@@ -47,7 +47,7 @@ fn all_the_same(world: &mut World, seed: u64) {
 }
 
 fn attaching(world: &World, node: usize) -> Attaching {
-    world.nodes[node].running.as_ref().expect("on").attaching
+    world.attaching(node, VOLUME)
 }
 
 #[test]

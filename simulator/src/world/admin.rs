@@ -11,12 +11,14 @@ impl World {
 
     /// The answer to what was asked for, once.
     pub fn poll_admin(&mut self, node: usize) -> Option<i32> {
-        if let Some(code) = self.attach_again(node) {
+        let mut volumes = self.volumes();
+        if let Some(code) = volumes.find_map(|volume| self.at(volume, |world| world.attach_again(node))) {
             return Some(code);
         }
         let code = self.engine(node, |engine, _| engine.admin_result())?.code;
         self.note(|| format!("node {node} answer {code}"));
-        self.attach_answered(node, code)
+        let attached = self.volumes().find(|volume| self.attaching(node, *volume) == Attaching::Begun);
+        self.at(attached.unwrap_or(VOLUME), |world| world.attach_answered(node, code))
     }
 
     /// Asks for something and waits for the answer.

@@ -12,6 +12,7 @@ impl World {
         let number = self.operations.len();
         self.operations.push(Operation {
             node,
+            volume: self.volume,
             action,
             sector,
             count,
@@ -23,11 +24,11 @@ impl World {
             on_disk: false,
         });
         self.note(|| format!("node {node} app {action:?} sector {sector} count {count} stamp {stamp} (#{number})"));
-        let running = self.nodes[node].running.as_mut().expect("on");
-        if running.parked.is_empty() {
+        let device = &mut self.nodes[node].device;
+        if device.parked.is_empty() {
             self.offer(node, number);
         } else {
-            running.parked.push_back(number);
+            device.parked.push_back(number);
         }
         number
     }
@@ -50,10 +51,14 @@ impl World {
         };
         let now_ms = self.now_ms();
         let running = self.nodes[node].running.as_mut().expect("on");
-        let submit = running.engine.submit(VOLUME, io, now_ms);
+        let submit = running.engine.submit(self.volume, io, now_ms);
         match submit {
             Submit::Accepted(request) => {
-                assert_eq!(running.engine.usage().holds, 0, "node {node}: {operation:?} begins while nothing may");
+                let alone = self.config.volumes == 1;
+                assert!(
+                    running.engine.usage().holds == 0 || !alone,
+                    "node {node}: {operation:?} begins while nothing may"
+                );
                 assert!(!running.suspended, "node {node}: {operation:?} begins while I/O is suspended");
                 let place = &mut running.uppers[usize::from(request.index)];
                 assert!(place.is_none(), "a slot was reused while its bio is under way");
@@ -66,7 +71,7 @@ impl World {
                     self.check_read(node, request);
                 }
             }
-            Submit::Later => running.parked.push_back(number),
+            Submit::Later => self.nodes[node].device.parked.push_back(number),
             Submit::Failed(error) => self.finish(number, Err(error), &[]),
         }
         let running = self.nodes[node].running.as_mut().expect("on");
@@ -76,15 +81,14 @@ impl World {
     }
 
     pub(super) fn gate(&mut self, node: usize) {
-        let running = self.nodes[node].running.as_mut().expect("on");
-        let mut waiting = std::mem::take(&mut running.parked);
+        let mut waiting = std::mem::take(&mut self.nodes[node].device.parked);
         while let Some(number) = waiting.pop_front() {
             if !self.offer(node, number) {
                 // It was parked again: everybody behind it stays behind it.
                 break;
             }
         }
-        self.nodes[node].running.as_mut().expect("on").parked.extend(waiting);
+        self.nodes[node].device.parked.extend(waiting);
     }
 
     pub(super) fn complete(&mut self, node: usize) {
@@ -106,7 +110,8 @@ impl World {
                 "node {node}: an operation ends while I/O is suspended: {:?}",
                 completion.request
             );
-            self.finish(upper.operation, completion.result, &upper.data);
+            let volume = self.operations[upper.operation].volume;
+            self.at(volume, |world| world.finish(upper.operation, completion.result, &upper.data));
         }
     }
 
@@ -164,7 +169,7 @@ impl World {
             self.oracle.lost(sector, self.nodes[node].data.get(sector));
         }
         for operation in self.operations.iter().filter(|operation| operation.result.is_none()) {
-            if operation.stamp != 0 {
+            if operation.stamp != 0 && operation.volume == self.volume {
                 self.oracle.doom(operation.stamp);
             }
         }

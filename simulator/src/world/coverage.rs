@@ -50,7 +50,7 @@ impl World {
     pub(super) fn marked_around(&self, node: usize, sector: u64, count: u64) -> Vec<u64> {
         let engine = self.engine_of(node);
         let sectors = self.nodes[node].data.sectors();
-        let set = |sector: &u64| engine.is_out_of_sync(VOLUME, *sector) == Some(true);
+        let set = |sector: &u64| engine.is_out_of_sync(self.volume, *sector) == Some(true);
         blocks_around(sector, count, sectors).filter(set).collect()
     }
 
@@ -77,7 +77,7 @@ impl World {
             return;
         }
         let engine = self.engine_of(node);
-        let cleared = before.iter().filter(|&&sector| engine.is_out_of_sync(VOLUME, sector) == Some(false));
+        let cleared = before.iter().filter(|&&sector| engine.is_out_of_sync(self.volume, sector) == Some(false));
         let wrong = cleared.copied().find(|&sector| self.differs_unexplained(node, sector));
         if let Some(sector) = wrong {
             let describe = self.describe();
@@ -96,7 +96,7 @@ impl World {
         let other = 1 - node;
         let faults = self.nodes[other].faults;
         let fails = faults.write_percent > 0 || self.status(other).state.disk < Disk::Inconsistent;
-        if fails && self.engine_of(other).is_out_of_sync(VOLUME, sector) != Some(false) {
+        if fails && self.engine_of(other).is_out_of_sync(self.volume, sector) != Some(false) {
             return false;
         }
         !(0..2).any(|node| self.is_being_written(node, sector, end - sector))
@@ -106,10 +106,10 @@ impl World {
     fn is_being_written(&self, node: usize, sector: u64, count: u64) -> bool {
         let uppers = self.nodes[node].running.as_ref().into_iter().flat_map(|running| running.uppers.iter().flatten());
         let open = uppers.map(|upper| &self.operations[upper.operation]);
-        let mut open = open.filter(|operation| operation.stamp != 0);
+        let mut open = open.filter(|operation| operation.stamp != 0 && operation.volume == self.volume);
         let connection = self.connection.as_ref().and_then(|connection| connection.ends[node].as_ref());
         open.any(|operation| overlap(sector, count, operation.sector, operation.count))
-            || connection.is_some_and(|end| end.arrivals.concern(sector, count))
+            || connection.is_some_and(|end| end.arrivals[usize::from(self.volume.0)].concern(sector, count))
     }
 
     /// A transfer has failed: is it known where?
@@ -129,7 +129,7 @@ impl World {
         let peer = state.conn >= Conn::Connected && state.pdsk == Disk::UpToDate && self.is_on(1 - node);
         let peer = peer && self.status(1 - node).state.disk == Disk::UpToDate && sound(1 - node);
         // A disk that came back meanwhile is not asked again.
-        let stayed = self.nodes[node].running.as_ref().is_some_and(|running| running.released_us < operation.start_us);
+        let stayed = self.nodes[node].device.released_us < operation.start_us;
         let own = state.disk == Disk::UpToDate && sound(node) && stayed;
         assert!(
             !(own || peer) || operation.action != Action::Read || self.hostile.is_some(),
@@ -309,7 +309,7 @@ impl World {
         }
         let sectors = status.size_sectors;
         let engine = self.engine_of(node);
-        let marked = (0..sectors).step_by(8).filter(|&sector| engine.is_out_of_sync(VOLUME, sector) == Some(true));
+        let marked = (0..sectors).step_by(8).filter(|&sector| engine.is_out_of_sync(self.volume, sector) == Some(true));
         let mut undone = marked.filter(|&sector| !(0..2).any(|node| self.is_being_written(node, sector, 8)));
         if let Some(sector) = undone.next() {
             panic!("node {node}: a resync is complete, and sector {sector} is marked; {}", self.describe());
@@ -329,8 +329,10 @@ impl World {
             "node {node} tells that it is Secondary, and the disk says Primary; {own}"
         );
         let kept = self.engine_of(node).usage().requests;
+        // Those of another volume are counted with them.
+        let alone = self.config.volumes == 1;
         // What was frozen may be sent again when the nodes have just met.
-        let settled = needs_log || own.conn != Conn::Connected || self.config.net.two_primaries || kept == 0;
+        let settled = !alone || needs_log || own.conn != Conn::Connected || self.config.net.two_primaries || kept == 0;
         assert!(
             told.role != Role::Secondary || own.role == Role::Primary || settled,
             "node {node} tells that it is Secondary, with {kept} writes that the peer may still lose; {own}"
@@ -365,7 +367,8 @@ impl World {
             let view = engine.request(upper.request).filter(|view| view.started);
             view.is_some_and(|view| source || !(view.on_disk || self.operations[upper.operation].on_disk))
         };
-        for upper in uppers.filter(started) {
+        let here = |upper: &&Upper| self.operations[upper.operation].volume == self.volume;
+        for upper in uppers.filter(here).filter(started) {
             let operation = &self.operations[upper.operation];
             let unmarked = self.unmarked(node, operation.sector, operation.count);
             assert!(

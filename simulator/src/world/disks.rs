@@ -16,94 +16,110 @@ impl World {
     }
 
     pub(super) fn submit_local(&mut self, node: usize) {
-        loop {
-            let mark = self.nodes[node].data.mark();
-            let Some(io) = self.engine(node, |engine, _| engine.poll_local()) else { return };
-            if let LocalIo::Request { request, copy: true, .. } = io {
-                if !self.has_bio(node, request) {
-                    // It was given up before the disk got it.
-                    self.engine(node, |engine, now| engine.request_io_done(request, Err(IoError::Io), now));
-                    continue;
-                }
-            }
-            let running = self.nodes[node].running.as_mut().expect("on");
-            let transfer = match io {
-                LocalIo::Request { request, op, .. } => {
-                    let view = running.engine.request(request).expect("local I/O of a request that is over");
-                    let upper = running.uppers[usize::from(request.index)].as_ref().expect("local I/O without a bio");
-                    assert_eq!(upper.request, request, "local I/O for another bio");
-                    let flags = match self.operations[upper.operation].action {
-                        Action::Write { fua } => fua,
-                        _ => false,
-                    };
-                    Transfer {
-                        io,
-                        op,
-                        sector: view.sector,
-                        data: upper.data.clone(),
-                        count: u64::from(view.size_bytes / 512),
-                        fua: flags,
-                        preflush: false,
-                        mark,
-                    }
-                }
-                LocalIo::Peer { peer, op, sector, size_bytes, flags, .. } => {
-                    let count = u64::from(size_bytes / 512);
-                    let data = match (&running.pages[usize::from(peer.index)], op) {
-                        (Some((owner, data)), Op::Write) if *owner == peer => data.clone(),
-                        (_, Op::Write) => panic!("write of a peer request without its pages"),
-                        _ => Vec::new(),
-                    };
-                    assert!(op != Op::Write || data.len() as u64 == count, "pages of another size");
-                    if op == Op::Write && self.hostile.is_none() && !running.engine.is_resync(peer) {
-                        let asked =
-                            data.first().and_then(|&stamp| self.operations.iter().find(|other| other.stamp == stamp));
-                        let fua = asked.is_some_and(|asked| asked.action == Action::Write { fua: true });
-                        assert_eq!(flags.fua, fua, "FUA was lost on the way to the peer's disk");
-                    }
-                    Transfer { io, op, sector, data, count, fua: flags.fua, preflush: flags.preflush, mark }
-                }
-                LocalIo::Inspect { peer, .. } => {
-                    let (owner, data) = running.pages[usize::from(peer.index)].take().expect("pages to look at");
-                    assert_eq!(owner, peer, "pages of another request");
-                    Transfer { io, op: Op::Read, sector: 0, data, count: 0, fua: false, preflush: false, mark }
-                }
-                LocalIo::Flush { .. } => Transfer {
-                    io,
-                    op: Op::Flush,
-                    sector: 0,
-                    data: Vec::new(),
-                    count: 0,
-                    fua: false,
-                    preflush: false,
-                    mark,
-                },
+        while let Some(io) = self.engine(node, |engine, _| engine.poll_local()) {
+            let volume = match io {
+                LocalIo::Request { volume, .. } | LocalIo::Peer { volume, .. } | LocalIo::Flush { volume } => volume,
+                // No disk is asked.
+                LocalIo::Inspect { .. } => VOLUME,
             };
-            self.next_transfer += 1;
-            let number = self.next_transfer;
-            self.note(|| format!("node {node} disk <- {transfer}"));
-            self.check_transfer(node, number, &transfer);
-            self.nodes[node].running.as_mut().expect("on").transfers.insert(number, transfer);
-            let delay = self.disk_delay(node);
-            self.schedule_own(node, delay, Own::LocalDone(number));
+            self.at(volume, |world| world.submit_to_disk(node, io));
         }
     }
 
+    fn submit_to_disk(&mut self, node: usize, io: LocalIo) {
+        let mark = self.nodes[node].data.mark();
+        let volume = self.volume;
+        if let LocalIo::Request { request, copy: true, .. } = io {
+            if !self.has_bio(node, request) {
+                // It was given up before the disk got it.
+                self.engine(node, |engine, now| engine.request_io_done(request, Err(IoError::Io), now));
+                return;
+            }
+        }
+        let running = self.nodes[node].running.as_mut().expect("on");
+        let transfer = match io {
+            LocalIo::Request { request, op, .. } => {
+                let view = running.engine.request(request).expect("local I/O of a request that is over");
+                let upper = running.uppers[usize::from(request.index)].as_ref().expect("local I/O without a bio");
+                assert_eq!(upper.request, request, "local I/O for another bio");
+                let flags = match self.operations[upper.operation].action {
+                    Action::Write { fua } => fua,
+                    _ => false,
+                };
+                Transfer {
+                    io,
+                    volume,
+                    op,
+                    sector: view.sector,
+                    data: upper.data.clone(),
+                    count: u64::from(view.size_bytes / 512),
+                    fua: flags,
+                    preflush: false,
+                    mark,
+                }
+            }
+            LocalIo::Peer { peer, op, sector, size_bytes, flags, .. } => {
+                let count = u64::from(size_bytes / 512);
+                let data = match (&running.pages[usize::from(peer.index)], op) {
+                    (Some((owner, data)), Op::Write) if *owner == peer => data.clone(),
+                    (_, Op::Write) => panic!("write of a peer request without its pages"),
+                    _ => Vec::new(),
+                };
+                assert!(op != Op::Write || data.len() as u64 == count, "pages of another size");
+                if op == Op::Write && self.hostile.is_none() && !running.engine.is_resync(peer) {
+                    let asked =
+                        data.first().and_then(|&stamp| self.operations.iter().find(|other| other.stamp == stamp));
+                    let fua = asked.is_some_and(|asked| asked.action == Action::Write { fua: true });
+                    assert_eq!(flags.fua, fua, "FUA was lost on the way to the peer's disk");
+                }
+                Transfer { io, volume, op, sector, data, count, fua: flags.fua, preflush: flags.preflush, mark }
+            }
+            LocalIo::Inspect { peer, .. } => {
+                let (owner, data) = running.pages[usize::from(peer.index)].take().expect("pages to look at");
+                assert_eq!(owner, peer, "pages of another request");
+                Transfer { io, volume, op: Op::Read, sector: 0, data, count: 0, fua: false, preflush: false, mark }
+            }
+            LocalIo::Flush { .. } => Transfer {
+                io,
+                volume,
+                op: Op::Flush,
+                sector: 0,
+                data: Vec::new(),
+                count: 0,
+                fua: false,
+                preflush: false,
+                mark,
+            },
+        };
+        self.next_transfer += 1;
+        let number = self.next_transfer;
+        self.note(|| format!("node {node} disk <- {transfer}"));
+        self.check_transfer(node, number, &transfer);
+        self.nodes[node].running.as_mut().expect("on").transfers.insert(number, transfer);
+        let delay = self.disk_delay(node);
+        self.schedule_own(node, delay, Own::LocalDone(number));
+    }
+
     pub(super) fn local_done(&mut self, node: usize, number: u64) {
+        let transfers = self.nodes[node].running.as_ref().map(|running| &running.transfers);
+        let volume = transfers.and_then(|transfers| transfers.get(&number)).expect("transfer").volume;
+        self.at(volume, |world| world.transfer_over(node, number));
+    }
+
+    fn transfer_over(&mut self, node: usize, number: u64) {
         if self.nodes[node].faults.hangs {
             self.schedule_own(node, 20 * MS, Own::LocalDone(number));
             return;
         }
-        let machine = &mut self.nodes[node];
-        let running = machine.running.as_mut().expect("on");
+        let running = self.nodes[node].running.as_mut().expect("on");
         let transfer = running.transfers.remove(&number).expect("transfer");
-        let faults = machine.faults;
+        let faults = self.nodes[node].faults;
         let percent = match transfer.op {
             Op::Read => faults.read_percent,
             Op::Flush => faults.write_percent.max(faults.flush_percent),
             _ => faults.write_percent,
         };
-        let backing_open = running.backing_open;
+        let backing_open = self.nodes[node].device.backing_open;
         let no_discard = faults.no_discards && transfer.op == Op::Discard;
         let fails = !backing_open || self.random.percent(percent) || no_discard;
         let mut read = Vec::new();
@@ -186,35 +202,44 @@ impl World {
     // Meta-data disk.
 
     pub(super) fn next_metadata(&mut self, node: usize) {
+        let volume = self.volume;
         loop {
             let mut block = Box::new([0u8; 4096]);
-            let Some(io) = self.engine(node, |engine, _| engine.next_metadata_io(VOLUME, &mut block)) else { return };
+            let Some(io) = self.engine(node, |engine, _| engine.next_metadata_io(volume, &mut block)) else { return };
             self.next_transfer += 1;
             let number = self.next_transfer;
             self.note(|| format!("node {node} meta <- {}", trace::meta(&io)));
             let running = self.nodes[node].running.as_ref().expect("on");
-            let met =
-                running.meta_transfers.values().any(|(other, ..)| io.write && other.write && other.sector == io.sector);
+            let met = running
+                .meta_transfers
+                .values()
+                .any(|other| io.write && other.io.write && (other.volume, other.io.sector) == (volume, io.sector));
             assert!(!met, "node {node}: two writes of one block of meta data at sector {} at once", io.sector);
             let mark = self.nodes[node].data.mark();
-            self.nodes[node].running.as_mut().expect("on").meta_transfers.insert(number, (io, block, mark));
+            let transfer = MetaTransfer { io, volume, block, mark };
+            self.nodes[node].running.as_mut().expect("on").meta_transfers.insert(number, transfer);
             let delay = self.disk_delay(node);
             self.schedule_own(node, delay, Own::MetadataDone(number));
         }
     }
 
     pub(super) fn metadata_done(&mut self, node: usize, number: u64) {
+        let transfers = self.nodes[node].running.as_ref().map(|running| &running.meta_transfers);
+        let volume = transfers.and_then(|transfers| transfers.get(&number)).expect("transfer").volume;
+        self.at(volume, |world| world.meta_transfer_over(node, number));
+    }
+
+    fn meta_transfer_over(&mut self, node: usize, number: u64) {
         if self.nodes[node].faults.hangs {
             self.schedule_own(node, 20 * MS, Own::MetadataDone(number));
             return;
         }
-        let machine = &mut self.nodes[node];
-        let running = machine.running.as_mut().expect("on");
-        let (io, mut block, mark) = running.meta_transfers.remove(&number).expect("transfer");
-        let percent = machine.faults.meta_percent;
+        let running = self.nodes[node].running.as_mut().expect("on");
+        let MetaTransfer { io, volume, mut block, mark } = running.meta_transfers.remove(&number).expect("transfer");
+        let faults = self.nodes[node].faults;
         let is_page = io.write && !io.durable;
-        let fails = !running.backing_open || self.random.percent(percent) || (is_page && machine.faults.no_pages);
-        let machine = &mut self.nodes[node];
+        let is_closed = !self.nodes[node].device.backing_open;
+        let fails = is_closed || self.random.percent(faults.meta_percent) || (is_page && faults.no_pages);
         if !fails {
             if io.write {
                 let superblock = self.durable_meta(node).1;
@@ -229,27 +254,32 @@ impl World {
                 }
                 self.check_superblock(node, &superblock);
             } else {
-                *block = machine.meta.read(io.sector);
+                *block = self.nodes[node].meta.read(io.sector);
                 block[io.size_bytes as usize..].fill(0);
             }
         }
         let result = if fails { Err(IoError::Io) } else { Ok(()) };
         self.note(|| format!("node {node} meta -> {} {}", trace::meta(&io), if fails { "FAILED" } else { "ok" }));
-        self.engine(node, |engine, now| engine.metadata_io_done(VOLUME, io.ticket, result, &block, now));
+        self.engine(node, |engine, now| engine.metadata_io_done(volume, io.ticket, result, &block, now));
     }
 
     pub(super) fn release_backing(&mut self, node: usize) {
-        let running = self.nodes[node].running.as_mut().expect("on");
+        let running = self.nodes[node].running.as_ref().expect("on");
         // Looking at data that has been read needs no disk.
-        let on_disk = |transfer: &&Transfer| !matches!(transfer.io, LocalIo::Inspect { .. });
+        let volume = self.volume;
+        let on_disk =
+            |transfer: &&Transfer| transfer.volume == volume && !matches!(transfer.io, LocalIo::Inspect { .. });
         let left = running.transfers.values().find(on_disk);
         assert!(left.is_none(), "the disk is let go with transfers on it: {left:?}");
-        assert!(running.meta_transfers.is_empty(), "the disk is let go with meta-data transfers on it");
-        running.backing_open = false;
-        running.released_us = self.now_us;
+        let meta = running.meta_transfers.values().any(|transfer| transfer.volume == volume);
+        assert!(!meta, "the disk is let go with meta-data transfers on it");
+        let now_us = self.now_us;
+        let device = &mut self.nodes[node].device;
+        device.backing_open = false;
+        device.released_us = now_us;
         if let Some(arrivals) = self.arrivals(node) {
             arrivals.disk_gone();
         }
-        let _tables = self.engine(node, |engine, now| engine.backing_released(VOLUME, now));
+        let _tables = self.engine(node, |engine, now| engine.backing_released(volume, now));
     }
 }

@@ -9,7 +9,7 @@ const SOCKETS: [&str; 2] = ["data", "meta"];
 #[derive(Clone, Debug)]
 pub(super) enum Reading {
     Header,
-    Body(PacketHead),
+    Body(PacketHead, VolumeId),
     Payload(PeerId, usize),
     ReadReply(RequestId, usize),
     Drain(usize),
@@ -28,7 +28,8 @@ pub(super) struct End {
     pub(super) data_arrived: bool,
     pub(super) meta_since_us: u64,
     pub(super) meta_timeout_ms: u32,
-    pub(super) arrivals: Arrivals,
+    /// By volume.
+    pub(super) arrivals: Vec<Arrivals>,
 }
 
 pub(super) struct Connection {
@@ -89,6 +90,7 @@ impl World {
             self.schedule_at(at_us, Event::Meet);
             return;
         }
+        let volumes: Vec<VolumeId> = self.volumes().collect();
         let end = || End {
             reading: [Reading::Header, Reading::Header],
             sending: [false; 2],
@@ -98,7 +100,7 @@ impl World {
             data_arrived: false,
             meta_since_us: now_us,
             meta_timeout_ms: 0,
-            arrivals: Arrivals::default(),
+            arrivals: volumes.iter().map(|_| Arrivals::default()).collect(),
         };
         let number = self.next_connection;
         self.next_connection += 1;
@@ -106,9 +108,12 @@ impl World {
         let resolver = self.random.below(2) as usize;
         self.note(|| format!("sockets stand, connection {number}, node {resolver} resolves conflicts"));
         for node in 0..2 {
-            let sizes = self.device_sizes(node);
+            let sizes: Vec<_> =
+                volumes.iter().map(|&volume| self.at(volume, |world| world.device_sizes(node))).collect();
             self.engine(node, |engine, now| {
-                engine.device_sizes(VOLUME, sizes);
+                for (&volume, &sizes) in volumes.iter().zip(&sizes) {
+                    engine.device_sizes(volume, sizes);
+                }
                 engine.link_up(node == resolver, now);
             });
         }
@@ -234,12 +239,14 @@ impl World {
         }
         let name = packet_name(&head);
         self.packets.insert(name);
-        let header_bytes = if head.starts_with(&[0x86, 0x20, 0xec, 0x20]) { 16 } else { 8 };
+        let header_bytes = if head.starts_with(&HEADER_100) { 16 } else { 8 };
         let body = head.get(header_bytes..).unwrap_or_default();
-        self.check_promise(node, name, body);
-        self.check_told(node, name, body);
         let payload_bytes = payload.as_ref().map(|stamps| stamps.len() as u32 * 512);
-        self.note_coming(node, name, body, payload_bytes);
+        self.at(self.volume_named(&head), |world| {
+            world.check_promise(node, name, body);
+            world.check_told(node, name, body);
+            world.note_coming(node, name, body, payload_bytes);
+        });
         *self.packets_sent.entry(name).or_default() += 1;
         self.note(|| format!("node {node} {} > {name} {}", SOCKETS[socket], trace::packet_range(name, &head, true)));
         let most = if self.random.percent(3) { 5000 } else { 200 };
@@ -302,7 +309,7 @@ impl World {
                 );
                 return;
             }
-            let nothing_to_wait_for = matches!(&end.reading[socket], Reading::Body(head) if head.body_bytes == 0);
+            let nothing_to_wait_for = matches!(&end.reading[socket], Reading::Body(head, _) if head.body_bytes == 0);
             if !(nothing_to_wait_for || pipe.readable(now_us)) || !self.read_some(node, link, socket) {
                 return;
             }
@@ -336,12 +343,12 @@ impl World {
                     DATA => engine.data_header(&bytes, now),
                     _ => engine.meta_header(&bytes, now),
                 })
-                .map(Reading::Body)
+                .map(|head| Reading::Body(head, self.volume_named(&bytes)))
             }
-            Reading::Body(head) => {
+            Reading::Body(head, volume) => {
                 let taken = pipe.take(head.body_bytes, now_us);
                 let Some(bytes) = self.framed(node, link, socket, taken) else { return false };
-                self.body_received(node, link, socket, &head, &bytes)
+                self.at(volume, |world| world.body_received(node, socket, &head, &bytes))
             }
             Reading::Payload(peer, count) => {
                 let taken = pipe.take_sectors(count, now_us);
@@ -387,6 +394,15 @@ impl World {
         goes_on
     }
 
+    /// The volume that a packet is about: the first one, if it is about none.
+    fn volume_named(&self, head: &[u8]) -> VolumeId {
+        let number = match head {
+            [_, _, _, _, 0, number, ..] if head.starts_with(&HEADER_100) => *number,
+            _ => 0,
+        };
+        self.volumes().find(|volume| volume.0 == number).unwrap_or(VOLUME)
+    }
+
     /// What was read, unless there is no sense in it: only a hostile peer sends that, and then it ends the connection.
     fn framed<T>(&mut self, node: usize, link: u64, socket: usize, taken: Result<Option<T>, String>) -> Option<T> {
         match taken {
@@ -411,7 +427,6 @@ impl World {
     pub(super) fn body_received(
         &mut self,
         node: usize,
-        link: u64,
         socket: usize,
         head: &PacketHead,
         bytes: &[u8],
@@ -446,7 +461,6 @@ impl World {
         };
         self.note_arrival(node, head.name(), bytes, payload_bytes);
         self.note_sync_generation(node, head.name(), bytes);
-        let _ = link;
         Ok(match next {
             Next::Packet => Reading::Header,
             Next::Authenticate => {
@@ -535,6 +549,9 @@ impl World {
         }
     }
 }
+
+/// The first bytes of a header that names a volume.
+const HEADER_100: [u8; 4] = [0x86, 0x20, 0xec, 0x20];
 
 pub(super) fn packet_name(head: &[u8]) -> &'static str {
     let command = match head {

@@ -7,17 +7,22 @@ impl World {
     pub fn power_cut(&mut self, node: usize) {
         self.note(|| format!("node {node} POWER CUT"));
         let machine = &mut self.nodes[node];
-        machine.logged = None;
-        machine.unflushed.clear();
         let mut random = self.random.clone();
         if let Some(running) = machine.running.take() {
             machine.tear(running, self.config.internal, &mut random);
         }
         machine.incarnation += 1;
-        machine.data.power_cut(&mut random);
-        machine.meta.power_cut(&mut random);
+        for disks in &mut machine.volumes {
+            disks.logged = None;
+            disks.unflushed.clear();
+            disks.data.power_cut(&mut random);
+            disks.meta.power_cut(&mut random);
+            disks.device = Device::default();
+        }
         self.random = random;
-        self.oracle.power_cut(node);
+        for volume in self.volumes() {
+            self.at(volume, |world| world.oracle.power_cut(node));
+        }
         for operation in &mut self.operations {
             if operation.node == node && operation.result.is_none() {
                 operation.lost = true;
@@ -130,10 +135,11 @@ impl World {
         };
         let conf = self.config.disk;
         self.note(|| format!("node {node} attach"));
-        let plan = match self.engine_of(node).plan_attach(VOLUME, &conf, &backing) {
+        let volume = self.volume;
+        let plan = match self.engine_of(node).plan_attach(volume, &conf, &backing) {
             Ok(plan) => plan,
             Err(IN_TRANSIENT_STATE) => {
-                self.nodes[node].running.as_mut().expect("on").attaching = Attaching::Waits;
+                self.nodes[node].device.attaching = Attaching::Waits;
                 return Ok(());
             }
             Err(code) => {
@@ -142,19 +148,24 @@ impl World {
             }
         };
         let tables = AttachTables::new(plan).expect("memory");
-        let running = self.nodes[node].running.as_mut().expect("on");
-        running.backing_open = true;
-        running.attaching = Attaching::Begun;
-        self.engine(node, |engine, now| engine.attach(VOLUME, &conf, &backing, tables, now));
+        let device = &mut self.nodes[node].device;
+        device.backing_open = true;
+        device.attaching = Attaching::Begun;
+        self.engine(node, |engine, now| engine.attach(volume, &conf, &backing, tables, now));
         Ok(())
+    }
+
+    /// How far the attach of a volume has got.
+    pub fn attaching(&self, node: usize, volume: VolumeId) -> Attaching {
+        self.nodes[node].volumes[usize::from(volume.0)].device.attaching
     }
 
     /// What an answer means for the attach under way; `None`: it has to begin again.
     pub(super) fn attach_answered(&mut self, node: usize, code: i32) -> Option<i32> {
-        let running = self.nodes[node].running.as_mut().expect("on");
-        let begun = std::mem::replace(&mut running.attaching, Attaching::No) == Attaching::Begun;
+        let device = &mut self.nodes[node].device;
+        let begun = std::mem::take(&mut device.attaching) == Attaching::Begun;
         if begun && code == IN_TRANSIENT_STATE {
-            running.attaching = Attaching::Waits;
+            device.attaching = Attaching::Waits;
             return None;
         }
         Some(code)
@@ -162,11 +173,11 @@ impl World {
 
     /// Begins an attach again when the nodes have met and the devices of the last try are closed; an error at once.
     pub(super) fn attach_again(&mut self, node: usize) -> Option<i32> {
-        let running = self.nodes[node].running.as_mut().expect("on");
-        if running.attaching != Attaching::Waits || running.engine.is_meeting() || self.status(node).has_disk {
+        let waits = self.nodes[node].device.attaching == Attaching::Waits;
+        if !waits || self.engine_of(node).is_meeting() || self.status(node).has_disk {
             return None;
         }
-        self.nodes[node].running.as_mut().expect("on").attaching = Attaching::No;
+        self.nodes[node].device.attaching = Attaching::No;
         self.start_attach(node).err()
     }
 
@@ -204,11 +215,11 @@ impl World {
 
     /// The same without waiting for the answer.
     pub fn start_resize(&mut self, node: usize, parms: &ResizeParms) {
-        let sizes = self.device_sizes(node);
+        let (volume, sizes) = (self.volume, self.device_sizes(node));
         self.note(|| format!("node {node} resize {parms:?}"));
         self.engine(node, |engine, now| {
-            engine.device_sizes(VOLUME, sizes);
-            engine.admin(AdminRequest::Resize { volume: VOLUME, parms }, now);
+            engine.device_sizes(volume, sizes);
+            engine.admin(AdminRequest::Resize { volume, parms }, now);
         });
     }
 
@@ -237,7 +248,7 @@ const META_SECTORS: u64 = 1 << 16;
 
 pub(super) fn boot(config: &Config) -> Running {
     #[allow(unused_mut)] // Only changed to be broken.
-    let mut running = Running::new(config.limits, &config.resource);
+    let mut running = Running::new(config.limits, config.volumes, &config.resource);
     #[cfg(feature = "sabotage")]
     if let Some(how) = config.sabotage {
         running.engine.sabotage(how);

@@ -21,7 +21,9 @@ mod worker;
 use crate::disk::{Block, DataDisk, MetaDisk, Stamp};
 use crate::inspect;
 use crate::network::{Pipe, DATA, META};
-use crate::node::{Attaching, DiskFaults, HeapEngine, Node, Running, Transfer, Upper, VOLUME};
+use crate::node::{
+    Attaching, Device, DiskFaults, Disks, HeapEngine, MetaTransfer, Node, Running, Transfer, Upper, VOLUME,
+};
 use crate::{Oracle, Random};
 use engine::handshake::SyncDecision;
 use engine::metadata::layout::{Layout, MetaIndex, Striping};
@@ -32,7 +34,8 @@ use engine::netlink::{DiskConf, NetConf, OnIoError, ResizeParms, ResourceOpts};
 use engine::resource::{
     hmac_of, AdminRequest, AlgorithmName, AttachTables, Backing, BackingLimits, DeviceSizes, Fault, Finding, Helper,
     IoError, IoFlags, IoRequest, IoResult, LinkFailure, LinkTask, LocalIo, LogLine, Next, Notice, Op, PacketHead,
-    Payload, PeerId, Reconnect, RequestId, Submit, TableLimits, VolumeStatus, Wakes, Work, PACKET_BUFFER_BYTES,
+    Payload, PeerId, Reconnect, RequestId, Submit, TableLimits, VolumeId, VolumeStatus, Wakes, Work,
+    PACKET_BUFFER_BYTES,
 };
 use engine::state::{Conn, Disk, Role};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -51,8 +54,10 @@ const MS: u64 = 1000;
 pub struct Config {
     /// Decides everything that is left to chance.
     pub seed: u64,
-    /// Size of both data disks, in sectors.
+    /// Size of the data disks, in sectors.
     pub sectors: u64,
+    /// Volumes of the resource.
+    pub volumes: u8,
     /// Lengths of the engines' tables.
     pub limits: TableLimits,
     /// Options of the connection.
@@ -88,6 +93,7 @@ impl Config {
         Config {
             seed,
             sectors: 131_072,
+            volumes: 1,
             limits,
             net,
             disk,
@@ -138,6 +144,8 @@ pub enum Action {
 pub struct Operation {
     /// Node it runs on.
     pub node: usize,
+    /// Volume.
+    pub volume: VolumeId,
     /// What it is.
     pub action: Action,
     /// First sector.
@@ -184,7 +192,7 @@ enum Own {
     MetadataDone(u64),
     Work,
     Helper { ticket: u32, exit_code: i32 },
-    Released,
+    Released(VolumeId),
     Gate,
     Link,
     Tick,
@@ -251,6 +259,8 @@ pub struct World {
     pub garble: bool,
     /// A node that does not keep to the protocol.
     pub hostile: Option<Hostile>,
+    /// See [`World::at`].
+    volume: VolumeId,
     now_us: u64,
     queue: BTreeMap<(u64, u64, u64), Event>,
     sequence: u64,
@@ -271,9 +281,8 @@ impl World {
         let backing_sectors = if config.internal { config.sectors + 256 } else { config.sectors };
         let layout = layout(config.internal, backing_sectors);
         let config = Config { sectors: layout.usable_sectors, ..config };
-        let node = || Node {
-            incarnation: 1,
-            running: Some(boot(&config)),
+        let disks = || Disks {
+            device: Device::default(),
             data: DataDisk::new(config.sectors),
             meta: MetaDisk::default(),
             backing_sectors,
@@ -283,6 +292,12 @@ impl World {
             unflushed: Vec::new(),
             faults: DiskFaults::default(),
             sync_uuids: [0; 2],
+        };
+        let node = || Node {
+            incarnation: 1,
+            running: Some(boot(&config)),
+            volumes: (0..config.volumes).map(|_| disks()).collect(),
+            looked_at: VOLUME,
         };
         let mut world = World {
             config,
@@ -307,6 +322,7 @@ impl World {
             wrong_secret: [false; 2],
             garble: false,
             hostile: None,
+            volume: VOLUME,
             now_us: MS,
             queue: BTreeMap::new(),
             sequence: 0,
@@ -319,9 +335,30 @@ impl World {
             watched: Default::default(),
             buffer: vec![0; PACKET_BUFFER_BYTES],
         };
-        world.create_md(0);
-        world.create_md(1);
+        for (volume, node) in world.volumes().flat_map(|volume| [(volume, 0), (volume, 1)]) {
+            world.at(volume, |world| world.create_md(node));
+        }
         world
+    }
+
+    /// All volumes.
+    pub fn volumes(&self) -> impl Iterator<Item = VolumeId> {
+        (0..self.config.volumes).map(VolumeId)
+    }
+
+    /// Does something with this volume. Otherwise whatever concerns one is about [`VOLUME`]: its status, its disks, what the
+    /// application does and what it may find.
+    pub fn at<R>(&mut self, volume: VolumeId, what: impl FnOnce(&mut World) -> R) -> R {
+        let before = self.look_at(volume);
+        let result = what(self);
+        self.look_at(before);
+        result
+    }
+
+    fn look_at(&mut self, volume: VolumeId) -> VolumeId {
+        self.nodes.iter_mut().for_each(|node| node.looked_at = volume);
+        self.oracle.looked_at = volume;
+        std::mem::replace(&mut self.volume, volume)
     }
 
     /// The time in microseconds.
@@ -409,14 +446,14 @@ impl World {
         match what {
             Own::Local => self.submit_local(node),
             Own::LocalDone(number) => self.local_done(node, number),
-            Own::Metadata => self.next_metadata(node),
+            Own::Metadata => self.volumes().for_each(|volume| self.at(volume, |world| world.next_metadata(node))),
             Own::MetadataDone(number) => self.metadata_done(node, number),
             Own::Work => self.work(node),
             Own::Helper { ticket, exit_code } => {
                 self.engine(node, |engine, now| engine.helper_done(ticket, exit_code, now))
             }
-            Own::Released => self.release_backing(node),
-            Own::Gate => self.gate(node),
+            Own::Released(volume) => self.at(volume, |world| world.release_backing(node)),
+            Own::Gate => self.volumes().for_each(|volume| self.at(volume, |world| world.gate(node))),
             Own::Link => self.link(node),
             Own::Tick => {
                 let wanted = self.engine(node, |engine, now| {
@@ -462,7 +499,7 @@ impl World {
         let one = |node: usize| match self.nodes[node].running.as_ref() {
             None => "off".into(),
             Some(running) => {
-                let status = running.engine.volume_status(VOLUME).expect("volume");
+                let status = running.engine.volume_status(self.volume).expect("volume");
                 format!(
                     "{} link {} bits {} upper {} lower {} peer {} unacked {} resync {} usage {:?}",
                     status.state,
@@ -483,7 +520,7 @@ impl World {
     /// The state of a node's volume.
     pub fn status(&self, node: usize) -> VolumeStatus {
         let running = self.nodes[node].running.as_ref().expect("the node is on");
-        running.engine.volume_status(VOLUME).expect("volume")
+        running.engine.volume_status(self.volume).expect("volume")
     }
 
     /// True when the application's I/O is suspended.

@@ -113,7 +113,8 @@ pub(super) fn overlap(first: u64, count: u64, other: u64, other_count: u64) -> b
 
 impl World {
     pub(super) fn arrivals(&mut self, node: usize) -> Option<&mut Arrivals> {
-        self.connection.as_mut()?.ends[node].as_mut().map(|end| &mut end.arrivals)
+        let volume = usize::from(self.volume.0);
+        self.connection.as_mut()?.ends[node].as_mut().map(|end| &mut end.arrivals[volume])
     }
 
     /// A packet of the data socket has been received and understood; the engine wants so many bytes of payload written.
@@ -123,8 +124,10 @@ impl World {
         }
         if name == "P_BARRIER" {
             let Ok(Barrier { number }) = Barrier::decode(body) else { return };
-            let Some(arrivals) = self.arrivals(node) else { return };
-            let open = arrivals.0.iter_mut().filter(|write| !write.resync && write.barrier.is_none());
+            // An epoch has the writes of all volumes.
+            let end = self.connection.as_mut().and_then(|connection| connection.ends[node].as_mut());
+            let arrivals = end.into_iter().flat_map(|end| &mut end.arrivals).flat_map(|arrivals| &mut arrivals.0);
+            let open = arrivals.filter(|write| !write.resync && write.barrier.is_none());
             open.for_each(|write| write.barrier = Some(number));
             return;
         }
@@ -173,6 +176,7 @@ impl World {
         if disk_is_there && ordered(transfer) {
             let met = running.transfers.values().find(|other| {
                 overlap(sector, count, other.sector, other.count)
+                    && other.volume == transfer.volume
                     && ordered(other)
                     && (transfer.op.is_write() || other.op.is_write())
             });
@@ -245,7 +249,9 @@ impl World {
             }
             "P_BARRIER_ACK" => {
                 if let Ok(ack) = BarrierAck::decode(body) {
-                    self.check_barrier_ack(node, ack.number);
+                    for volume in self.volumes() {
+                        self.at(volume, |world| world.check_barrier_ack(node, ack.number));
+                    }
                 }
             }
             "P_OV_RESULT" => {
@@ -363,13 +369,13 @@ impl World {
     /// A sector of this range whose bit is not set, on a disk that has a bitmap.
     pub(super) fn unmarked(&self, node: usize, sector: u64, count: u64) -> Option<u64> {
         let engine = self.engine_of(node);
-        (sector..sector + count).step_by(8).find(|&sector| engine.is_out_of_sync(VOLUME, sector) == Some(false))
+        (sector..sector + count).step_by(8).find(|&sector| engine.is_out_of_sync(self.volume, sector) == Some(false))
     }
 
     /// Is every bit still set that was set before a transfer failed?
     pub(super) fn check_still_marked(&self, node: usize, transfer: &Transfer, before: &[u64]) {
         let engine = self.engine_of(node);
-        let cleared = before.iter().find(|&&sector| engine.is_out_of_sync(VOLUME, sector) == Some(false));
+        let cleared = before.iter().find(|&&sector| engine.is_out_of_sync(self.volume, sector) == Some(false));
         assert!(cleared.is_none(), "node {node}: {transfer} failed, and sector {cleared:?} counts as in sync");
     }
 
@@ -378,7 +384,7 @@ impl World {
         let engine = self.engine_of(node);
         (sector..sector + count)
             .step_by(8)
-            .filter(|&sector| engine.is_out_of_sync(VOLUME, sector) == Some(true))
+            .filter(|&sector| engine.is_out_of_sync(self.volume, sector) == Some(true))
             .collect()
     }
 
@@ -403,7 +409,7 @@ impl World {
             return;
         }
         let [zero, one] = [0, 1].map(|node| &self.nodes[node].data);
-        let marked = |sector: u64| (0..2).any(|node| self.engine_of(node).is_marked(VOLUME, sector));
+        let marked = |sector: u64| (0..2).any(|node| self.engine_of(node).is_marked(self.volume, sector));
         let unknown = |sector: &u64| zero.get(*sector) != one.get(*sector) && !marked(*sector);
         if let Some(sector) = self.oracle.sectors().find(unknown) {
             panic!("sector {sector} differs and neither node knows; {}", self.describe());

@@ -81,8 +81,8 @@ impl World {
         let now: Watched = [0, 1].map(|node| {
             let machine = &self.nodes[node];
             let engine = machine.running.as_ref().map(|running| &running.engine);
-            let bit = engine.and_then(|engine| engine.is_out_of_sync(VOLUME, sector));
-            (machine.data.get(sector), bit, engine.is_some_and(|engine| engine.is_marked(VOLUME, sector)))
+            let bit = engine.and_then(|engine| engine.is_out_of_sync(self.volume, sector));
+            (machine.data.get(sector), bit, engine.is_some_and(|engine| engine.is_marked(self.volume, sector)))
         });
         if now != self.watched {
             self.watched = now;

@@ -8,10 +8,20 @@ impl World {
     pub(super) fn work(&mut self, node: usize) {
         let Some(work) = self.engine(node, |engine, _| engine.poll_work()) else { return };
         self.schedule_own(node, 1, Own::Work);
+        let volume = match work {
+            Work::Notice(Notice::State { volume, .. }) => Some(volume),
+            Work::Log(line) => line.volume(),
+            _ => None,
+        };
+        self.at(volume.unwrap_or(VOLUME), |world| world.carry_out(node, work));
+    }
+
+    fn carry_out(&mut self, node: usize, work: Work) {
         match work {
             Work::Notice(notice) => {
                 self.note(|| match notice {
-                    Notice::State { from, to, .. } => format!("node {node} STATE {from} -> {to}"),
+                    Notice::State { volume: VOLUME, from, to, .. } => format!("node {node} STATE {from} -> {to}"),
+                    Notice::State { volume, from, to, .. } => format!("node {node} /{} STATE {from} -> {to}", volume.0),
                     other => format!("node {node} {other:?}"),
                 });
                 if let Notice::State { from, to, .. } = notice {
@@ -70,8 +80,7 @@ impl World {
                 let delay = self.random.between(100, 20_000);
                 self.schedule_own(node, delay, Own::Helper { ticket, exit_code });
             }
-            Work::ReleaseBacking { .. } => self.schedule_own(node, 500, Own::Released),
-            Work::ReadOnly { read_only, .. } => self.nodes[node].running.as_mut().expect("on").read_only = read_only,
+            Work::ReleaseBacking { volume } => self.schedule_own(node, 500, Own::Released(volume)),
             Work::Resize { volume, sectors } => {
                 let tables = engine::bitmap::BitmapTables::new(sectors).ok();
                 let _old = self.engine(node, |engine, now| engine.resize(volume, tables, now));
@@ -81,7 +90,31 @@ impl World {
                 self.tell_algorithms(node, &wanted);
                 self.engine(node, |engine, now| engine.algorithms_looked_for(now));
             }
-            Work::Capacity { .. } | Work::Limits { .. } | Work::Uevent { .. } | Work::ResyncDependencies => {}
+            Work::ResyncDependencies => self.review_dependencies(node),
+            Work::Capacity { .. } | Work::Limits { .. } | Work::ReadOnly { .. } | Work::Uevent { .. } => {}
+        }
+    }
+
+    /// Volumes wait for those that they are to be resynced after. spec: state-machine 17.5
+    fn review_dependencies(&mut self, node: usize) {
+        let after = |world: &World, volume| {
+            let conf = world.engine_of(node).disk_conf(volume);
+            conf.and_then(|conf| u8::try_from(conf.resync_after).ok()).map(VolumeId)
+        };
+        for volume in self.volumes().collect::<Vec<_>>() {
+            let status = |world: &World, volume| world.engine_of(node).volume_status(volume).expect("volume").state;
+            let mut link = after(self, volume);
+            let mut busy = false;
+            while let Some(first) = link {
+                let state = status(self, first);
+                let syncs = (Conn::SyncSource..=Conn::PausedSyncT).contains(&state.conn);
+                busy |= syncs || state.aftr_isp || state.peer_isp || state.user_isp;
+                link = after(self, first);
+            }
+            let state = status(self, volume);
+            if busy != state.aftr_isp && state.disk > Disk::Diskless {
+                self.engine(node, |engine, now| engine.set_paused_by_dependency(volume, busy, now));
+            }
         }
     }
 
@@ -124,7 +157,7 @@ impl World {
         let other = 1 - node;
         let [own, peer] = [&self.nodes[node], &self.nodes[other]];
         let (Some(own), Some(peer)) = (own.running.as_ref(), peer.running.as_ref()) else { return false };
-        let [own, peer] = [own, peer].map(|running| running.engine.volume_status(VOLUME).expect("volume"));
+        let [own, peer] = [own, peer].map(|running| running.engine.volume_status(self.volume).expect("volume"));
         let is_larger = peer.state.disk >= Disk::Inconsistent && own.size_sectors > peer.size_sectors;
         own.state.role == Role::Primary && own.state.disk <= Disk::Failed && is_larger
     }
