@@ -178,3 +178,26 @@ fn a_resync_whose_source_cannot_read_ends_on_both_nodes() {
         assert_eq!(world.status(1).state.disk, Disk::Inconsistent);
     }
 }
+
+/// Seed 1034 of runs with several volumes: the acknowledgement of a write came when another one, of a part of its range, was under way. The
+/// source left all its bits set; the target had cleared its own, asked for nothing there, and was done, and the source was not for ever.
+#[test]
+fn a_write_in_the_midst_of_another_keeps_no_bits_of_it() {
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.net.wire_protocol = WireProtocol::B;
+        (config.disk.c_plan_ahead, config.disk.resync_rate) = (0, 4_000);
+        let mut world = synced_with(config);
+        world.ask(0, AdminRequest::InvalidateRemote { volume: VOLUME });
+        world.run_until("the target", 60_000, |world| world.status(1).state.conn == Conn::SyncTarget);
+        world.nodes[1].faults.slowness = 20;
+        // Far from where the resync is.
+        let far = 100_000;
+        for (sector, count) in [(far, 256), (far + 64, 9), (far + 130, 1), (far + 200, 3)] {
+            world.start(0, WRITE, sector, count);
+        }
+        world.run_until("the writes", 60_000, |world| world.open_operations() == 0);
+        world.nodes[1].faults.slowness = 0;
+        all_the_same(&mut world);
+    }
+}

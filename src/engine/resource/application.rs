@@ -682,12 +682,14 @@ impl<S: Storage> Engine<S> {
         if self.sabotaged(Sabotage::LoseBitmapBit) {
             return;
         }
+        // One that is only announced may have come after the one that the peer speaks of. One that the peer gets as well marks what it lacks
+        // itself, and with its bits left set a resync would not end.
+        let is_only_here = |other: u32| self.requests.at(other as u16).is_some_and(|other| !other.is_mirrored());
         if slot.local != Local::Ok || slot.net != Net::Ok {
             self.mark_out_of_sync(id, sector, size);
-            // While writes are only announced, one of those may have come after the one that the peer speaks of.
         } else if slot.peer_in_sync
             && self.volume(id).is_some_and(|volume| replicates(volume.state))
-            && !self.overlaps.any_application(id.0, sector, size, u32::from(index))
+            && !self.overlaps.any_application(id.0, sector, size, is_only_here)
         {
             self.mark_in_sync(id, sector, size);
             self.check_resync_end(id);

@@ -238,14 +238,20 @@ impl<S: Storage> Overlaps<S> {
         covered
     }
 
-    /// True when a write of the application other than `id` is under way in the range.
-    pub(super) fn any_application(&self, volume: u8, sector: u64, size_bytes: u32, id: u32) -> bool {
+    /// True when a write of the application is under way in the range for whose number `wanted` holds.
+    pub(super) fn any_application(
+        &self,
+        volume: u8,
+        sector: u64,
+        size_bytes: u32,
+        wanted: impl Fn(u32) -> bool,
+    ) -> bool {
         let end = sector.saturating_add(u64::from(size_bytes).div_ceil(512));
         let long = end.saturating_sub(sector) > LONGEST_BUCKETED_SECTORS;
         let range = Entry { present: true, volume, long, first: sector, end, ..ABSENT };
         let mut found = false;
         self.for_each_overlapping(&range, |other, entry| {
-            found |= other != id && entry.active && entry.kind == Kind::Application;
+            found |= entry.active && entry.kind == Kind::Application && wanted(other);
         });
         found
     }
