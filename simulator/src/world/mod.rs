@@ -355,7 +355,8 @@ impl World {
         result
     }
 
-    fn look_at(&mut self, volume: VolumeId) -> VolumeId {
+    /// From now on this is the volume that is looked at; returns the one before.
+    pub fn look_at(&mut self, volume: VolumeId) -> VolumeId {
         self.nodes.iter_mut().for_each(|node| node.looked_at = volume);
         self.oracle.looked_at = volume;
         std::mem::replace(&mut self.volume, volume)

@@ -382,7 +382,7 @@ impl<S: Storage> Engine<S> {
                 self.thaw(Susp { user: true, ..before });
                 self.answer(if before.user { Outcome::NothingToDo.code() } else { Outcome::Success.code() });
             }
-            R::ResumeIo { volume } => self.resume_io(volume),
+            R::ResumeIo { .. } => self.resume_io(),
             R::Outdate { volume } => self.ask(Target::Volume(volume), Change::disk(Disk::Outdated), None),
             R::NewCurrentUuid { volume, clear_bitmap } => self.start_new_current_uuid(volume, clear_bitmap),
             R::Part { volume } => self.ask(Target::Volume(volume), Change::conn(Conn::WFReportParams), None),
@@ -597,16 +597,11 @@ impl<S: Storage> Engine<S> {
         })
     }
 
-    /// spec: state-machine 18.9 resume-io
-    fn resume_io(&mut self, id: VolumeId) {
-        if self.volume(id).is_some_and(|volume| volume.generation_due) {
-            let state = self.volume(id).map(|volume| (volume.state.conn, volume.state.pdsk));
-            if state.is_some_and(|(conn, pdsk)| conn >= Conn::Connected && pdsk >= Disk::Inconsistent) {
-                // The peer is back and has, or gets, all that is here.
-                self.with_volume(id, |volume| volume.generation_due = false);
-            } else {
-                self.new_current_uuid(id);
-            }
+    /// All volumes go on, and each of them begins the generation that it owes. (The C module, told once for each volume by drbdadm,
+    /// lets all of them go on with the first.) spec: state-machine 18.9 resume-io
+    fn resume_io(&mut self) {
+        for id in self.volume_ids() {
+            self.begin_generation_due(id);
         }
         let before = self.susp;
         if before.any() && self.link.conn < Conn::WFReportParams {
@@ -614,6 +609,19 @@ impl<S: Storage> Engine<S> {
         }
         self.thaw(Susp::default());
         self.answer(if before.any() { Outcome::Success.code() } else { Outcome::NothingToDo.code() });
+    }
+
+    /// What was frozen goes on without the peer, unless that is back.
+    fn begin_generation_due(&mut self, id: VolumeId) {
+        let Some(state) = self.volume(id).filter(|volume| volume.generation_due).map(|volume| volume.state) else {
+            return;
+        };
+        if state.conn >= Conn::Connected && state.pdsk >= Disk::Inconsistent {
+            // It has, or gets, all that is here.
+            self.with_volume(id, |volume| volume.generation_due = false);
+        } else {
+            self.new_current_uuid(id);
+        }
     }
 
     /// An application request ended: somebody may wait for the device to be quiet.

@@ -1,0 +1,63 @@
+//! Several volumes of one resource.
+
+use engine::metadata::superblock::UI_BITMAP;
+use engine::netlink::Fencing;
+use engine::resource::{AdminRequest, VolumeId};
+use engine::state::Conn;
+use simulator::scenario::good;
+use simulator::world::Action;
+use simulator::{Config, World};
+
+const WRITE: Action = Action::Write { fua: false };
+const SEEDS: u64 = 10;
+const FIRST: VolumeId = VolumeId(0);
+const SECOND: VolumeId = VolumeId(1);
+
+/// Two volumes, UpToDate and connected, node 0 Primary of both.
+#[track_caller]
+fn synced(mut config: Config) -> World {
+    config.volumes = 2;
+    config.limits.volumes = 2;
+    let mut world = World::new(config);
+    for node in 0..2 {
+        for volume in [FIRST, SECOND] {
+            assert_eq!(world.at(volume, |world| world.attach(node)), 101);
+        }
+        assert_eq!(world.connect(node), 1);
+    }
+    for volume in [FIRST, SECOND] {
+        world.look_at(volume);
+        world.run_until("connected", 10_000, |world| {
+            (0..2).all(|node| world.status(node).state.conn == Conn::Connected)
+        });
+        world.run_for_ms(100);
+        assert_eq!(world.admin(0, AdminRequest::NewCurrentUuid { volume, clear_bitmap: true }), 101);
+        world.run_until("skipped sync", 10_000, good);
+        assert_eq!(world.admin(0, AdminRequest::Primary { volume, force: false }), 1);
+    }
+    world.look_at(FIRST);
+    world
+}
+
+/// Seed 152 of runs with several volumes: I/O was frozen until the peer would be fenced. `resume-io` for one volume let the others go on as
+/// well, and these had not begun a new generation: after a power cut the peer could have taken over without what was acknowledged then.
+#[test]
+fn each_volume_begins_a_new_generation_when_frozen_io_goes_on() {
+    for (seed, asked) in (1..=SEEDS).flat_map(|seed| [(seed, FIRST), (seed, SECOND)]) {
+        let mut config = Config::new(seed);
+        config.disk.fencing = Fencing::ResourceAndStonith;
+        let mut world = synced(config);
+        world.helper_exit_code = 1;
+        world.set_network(false);
+        let writes = [FIRST, SECOND].map(|volume| world.at(volume, |world| world.start(0, WRITE, 64, 8)));
+        world
+            .run_until("frozen", 60_000, |world| world.is_suspended(0) && world.status(0).state.conn < Conn::Connected);
+        world.run_for_ms(1_000);
+        assert_eq!(writes.map(|write| world.operations[write].result), [None; 2]);
+        assert_eq!(world.admin(0, AdminRequest::ResumeIo { volume: asked }), 1);
+        world.run_until("the writes", 10_000, |world| world.open_operations() == 0);
+        for volume in [FIRST, SECOND] {
+            assert_ne!(world.at(volume, |world| world.superblock(0).uuids[UI_BITMAP]), 0, "seed {seed}, {volume:?}");
+        }
+    }
+}
