@@ -11,14 +11,13 @@ mod trouble;
 
 use crate::disk::Stamp;
 use crate::draw;
-use crate::node::VOLUME;
 use crate::world::{Action, Config, World};
 use crate::Random;
 use engine::metadata::superblock::{MetaFlags, UI_BITMAP, UI_CURRENT};
 use engine::netlink::{DiskConf, Fencing, NetConf, OnCongestion, ResizeParms, WireProtocol};
-use engine::resource::{hmac_of, AdminRequest, Fault, TableLimits};
+use engine::resource::{hmac_of, AdminRequest, Fault, TableLimits, VolumeId};
 use engine::state::{Conn, Disk, Role};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
 /// What a run was like.
@@ -65,15 +64,17 @@ pub fn run(seed: u64) -> Report {
 /// What is asked of a run besides its seed.
 #[derive(Clone, Copy, Debug)]
 pub struct Wishes {
-    /// The trace of a failed run notes every change of this sector.
-    pub watch: Option<u64>,
+    /// The trace of a failed run notes every change of this sector of this volume.
+    pub watch: Option<(VolumeId, u64)>,
     /// Percentage of runs in which both nodes may be Primary.
     pub two_primaries: u64,
+    /// Percentage, of the other runs of a careful administrator, in which the resource has several volumes.
+    pub several_volumes: u64,
 }
 
 impl Default for Wishes {
     fn default() -> Self {
-        Wishes { watch: None, two_primaries: 8 }
+        Wishes { watch: None, two_primaries: 8, several_volumes: 20 }
     }
 }
 
@@ -142,10 +143,10 @@ struct Driver {
     weak: usize,
     asked: [Asked; 2],
     detached_primary: bool,
-    /// One of the disks got new meta data in the end.
-    started_over: bool,
-    /// This node's data is being given up, or may be before long.
-    invalidating: Option<usize>,
+    /// Volumes one of whose disks got new meta data in the end.
+    started_over: BTreeSet<VolumeId>,
+    /// The node whose data of a volume is being given up, or may be before long.
+    invalidating: BTreeMap<VolumeId, usize>,
     /// How often the disks have grown.
     grown: u64,
     /// Damages that a verify has found.
@@ -172,9 +173,11 @@ impl Driver {
         // Two Primaries need room for all that the other one may have under way, or both stop reading.
         let peer_slots = random.pick(&[16, 64, 200]);
         let peer_requests = if dual { 2 * slots.max(peer_slots) } else { peer_slots };
-        config.limits = TableLimits { volumes: 1, requests: slots, peer_requests };
+        config.volumes = draw::volumes(seed, kind, wishes.several_volumes);
+        config.limits = TableLimits { volumes: usize::from(config.volumes), requests: slots, peer_requests };
         config.disk = draw::disk(&mut random, kind, config.disk, &net);
         config.resource = draw::resource(&mut random);
+        config.one_by_one = config.volumes > 1 && seed % 2 == 0;
         config.internal = random.percent(70);
         config.sent_us_most = random.pick(&[60, 60, 20_000]);
         let fence = draw::fence(&mut random, kind);
@@ -192,8 +195,8 @@ impl Driver {
             weak,
             asked: [Asked::Nothing; 2],
             detached_primary: false,
-            started_over: false,
-            invalidating: None,
+            started_over: BTreeSet::new(),
+            invalidating: BTreeMap::new(),
             grown: 0,
             damages: 0,
             crashes: 0,
@@ -220,17 +223,25 @@ impl Driver {
     fn set_up(&mut self) {
         let world = &mut self.world;
         for node in 0..2 {
-            assert_eq!(world.attach(node), 101);
+            for volume in world.volumes() {
+                assert_eq!(world.at(volume, |world| world.attach(node)), 101);
+            }
             assert_eq!(world.connect(node), 1);
         }
+        self.each(Driver::set_up_volume);
+    }
+
+    fn set_up_volume(&mut self) {
+        let world = &mut self.world;
+        let volume = world.looked_at();
         world.run_until("first connection", 10_000, |world| {
             (0..2).all(|node| world.status(node).state.conn == Conn::Connected)
         });
-        let primary = AdminRequest::Primary { volume: VOLUME, force: true };
+        let primary = AdminRequest::Primary { volume, force: true };
         if world.config.sectors > 100_000 || self.random.percent(70) {
             // The state packets of the handshake have arrived.
             world.run_for_ms(100);
-            let skip = AdminRequest::NewCurrentUuid { volume: VOLUME, clear_bitmap: true };
+            let skip = AdminRequest::NewCurrentUuid { volume, clear_bitmap: true };
             assert_eq!(world.admin(0, skip), 101);
             world.run_until("skipped sync", 10_000, |world| {
                 (0..2).all(|node| {
@@ -247,18 +258,55 @@ impl Driver {
                     (state.conn, state.disk, state.pdsk) == (Conn::Connected, Disk::UpToDate, Disk::UpToDate)
                 })
             });
-            let primary = AdminRequest::Primary { volume: VOLUME, force: false };
+            let primary = AdminRequest::Primary { volume, force: false };
             assert_eq!(self.world.admin(1, primary), 1);
         }
+    }
+
+    /// The volume that everything is about just now.
+    fn volume(&self) -> VolumeId {
+        self.world.looked_at()
+    }
+
+    fn look_at(&mut self, volume: VolumeId) {
+        self.world.look_at(volume);
+    }
+
+    /// What follows is about any one of the volumes.
+    fn look_at_any(&mut self, random: &mut Random) {
+        let volumes = u64::from(self.world.config.volumes);
+        if volumes > 1 {
+            self.look_at(VolumeId(random.below(volumes) as u8));
+        }
+    }
+
+    /// Does something with each volume.
+    fn each(&mut self, mut what: impl FnMut(&mut Driver)) {
+        let before = self.volume();
+        for volume in self.world.volumes() {
+            self.look_at(volume);
+            what(self);
+        }
+        self.look_at(before);
+    }
+
+    /// True when this holds for all volumes.
+    fn all(&mut self, mut holds: impl FnMut(&Driver) -> bool) -> bool {
+        let mut all = true;
+        self.each(|driver| all &= holds(driver));
+        all
     }
 
     // One thing that happens.
 
     fn step(&mut self) {
         self.poll();
+        let mut random = self.random.clone();
+        self.look_at_any(&mut random);
+        self.random = random;
         match self.random.below(100) {
             0..=2 => self.follow_resync(),
-            3..=44 => self.application(),
+            3..=44 => self.each(Driver::application),
             45..=59 => self.wait(20),
             60..=64 => self.wait(3000),
             65..=71 => self.network(),
@@ -363,7 +411,6 @@ impl Driver {
             self.world.boot(node);
             return;
         }
-        let own = self.world.status(node).state;
         let other = 1 - node;
         if self.dual && !self.is_connected(other) {
             // If both lose their power with one generation neither is the newer one, even if the second was demoted meanwhile:
@@ -374,29 +421,43 @@ impl Driver {
             }
             self.world.overwrite_allowed |= !noted;
         }
+        self.each(|driver| driver.check_before_power_cut(node));
+        self.cut_power(node);
+    }
+
+    fn check_before_power_cut(&self, node: usize) {
+        let own = self.world.status(node).state;
         let mirrored = self.both_good() && self.strict;
         if self.careful && own.disk == Disk::UpToDate && (own.role == Role::Primary || mirrored) {
             if let Err(reason) = self.world.check_acknowledged(node) {
                 panic!("node {node} is UpToDate but lacks an acknowledged write: {reason}");
             }
         }
-        self.cut_power(node);
     }
 
     fn cut_power(&mut self, node: usize) {
         let other = 1 - node;
-        let lacks_good_disk = self.world.is_on(node) && self.world.status(node).state.disk != Disk::UpToDate;
+        let mut lack_good_disk = BTreeSet::new();
+        self.each(|driver| {
+            if driver.world.is_on(node) && driver.world.status(node).state.disk != Disk::UpToDate {
+                lack_good_disk.insert(driver.volume());
+            }
+        });
         self.world.power_cut(node);
-        if lacks_good_disk {
-            // Its power is the second failure: what it had only handed to the network is nowhere.
-            let peer = &self.world.nodes[other].data;
-            self.world.oracle.out_of_reach(node, |sector| peer.get(sector));
-        }
-        let given_up = self.invalidating == Some(other);
-        if given_up || !self.world.is_on(other) || self.world.status(other).state.disk != Disk::UpToDate {
-            // No other copy could take over: what was in the disk's cache is gone, as with any disk.
-            self.world.only_left(node);
-        }
+        self.each(|driver| {
+            let volume = driver.volume();
+            if lack_good_disk.contains(&volume) {
+                // Its power is the second failure: what it had only handed to the network is nowhere.
+                let peer = &driver.world.nodes[other].data;
+                driver.world.oracle.out_of_reach(node, |sector| peer.get(sector));
+            }
+            let given_up = driver.invalidating.get(&volume) == Some(&other);
+            let world = &mut driver.world;
+            if given_up || !world.is_on(other) || world.status(other).state.disk != Disk::UpToDate {
+                // No other copy could take over: what was in the disk's cache is gone, as with any disk.
+                world.only_left(node);
+            }
+        });
         self.asked[node] = Asked::Nothing;
         self.crashes += 1;
     }
@@ -409,10 +470,10 @@ impl Driver {
         if self.is_primary(node) {
             // The device must have been closed, as the module demands.
             if self.world.open_operations_of(node) == 0 {
-                self.ask(node, Asked::Demotion, AdminRequest::Secondary { volume: VOLUME });
+                self.ask(node, Asked::Demotion, AdminRequest::Secondary { volume: self.volume() });
             }
         } else if !self.careful || self.may_promote(node) {
-            self.ask(node, Asked::Promotion, AdminRequest::Primary { volume: VOLUME, force: false });
+            self.ask(node, Asked::Promotion, AdminRequest::Primary { volume: self.volume(), force: false });
         }
     }
 
@@ -485,9 +546,9 @@ impl Driver {
         if !self.world.status(node).has_disk {
             let _begun = self.attach(node);
         } else if self.random.percent(50) {
-            let force = self.random.percent(20) && self.invalidating.is_none();
+            let force = self.random.percent(20) && self.invalidating.is_empty();
             self.detached_primary |= self.is_primary(node);
-            self.ask(node, Asked::Other, AdminRequest::Detach { volume: VOLUME, force });
+            self.ask(node, Asked::Other, AdminRequest::Detach { volume: self.volume(), force });
         }
     }
 
@@ -508,10 +569,14 @@ impl Driver {
     // What must hold.
 
     fn check(&mut self) {
-        if self.asked == [Asked::Nothing; 2] && self.both_good() {
-            self.invalidating = None;
+        if self.asked == [Asked::Nothing; 2] && self.all(Driver::both_good) {
+            self.invalidating.clear();
             self.world.overwrite_allowed = false;
         }
+        self.each(|driver| driver.check_volume());
+    }
+
+    fn check_volume(&self) {
         let world = &self.world;
         if !self.both_good() {
             return;
@@ -533,7 +598,7 @@ impl Driver {
         self.world.note(|| "--- everything is mended".into());
         self.world.set_network(true);
         for node in 0..2 {
-            self.world.nodes[node].faults = Default::default();
+            self.each(|driver| driver.world.nodes[node].faults = Default::default());
             if !self.world.is_on(node) {
                 self.world.boot(node);
             }
@@ -549,19 +614,40 @@ impl Driver {
                 return;
             }
             bad_turns = if self.is_stuck() { bad_turns + 1 } else { 0 };
-            self.mend(turn, bad_turns);
+            self.mend_volumes(turn, bad_turns);
         }
         panic!("the pair does not come together; {}; refusals {:?}", self.world.describe(), self.world.refusals);
     }
 
-    fn in_sync(&self) -> bool {
-        let settled = |node: usize| self.world.status(node).bits_out_of_sync == 0 && self.asked[node] == Asked::Nothing;
-        self.both_good() && settled(0) && settled(1) && self.world.open_operations() == 0
+    fn in_sync(&mut self) -> bool {
+        self.all(Driver::volume_in_sync) && self.asked == [Asked::Nothing; 2] && self.world.open_operations() == 0
+    }
+
+    fn volume_in_sync(&self) -> bool {
+        self.both_good() && (0..2).all(|node| self.world.status(node).bits_out_of_sync == 0)
     }
 
     /// Connected, and nothing goes on.
-    fn is_stuck(&self) -> bool {
-        (0..2).any(|node| self.world.status(node).state.conn == Conn::Connected)
+    fn is_stuck(&mut self) -> bool {
+        let connected = |driver: &Driver| (0..2).any(|node| driver.world.status(node).state.conn == Conn::Connected);
+        let several = self.world.config.volumes > 1;
+        // With several volumes this one may be in sync while another one gets there.
+        self.all(|driver| connected(driver) || (several && driver.volume_in_sync()))
+    }
+
+    /// One request at a time: another volume's turn comes first each time.
+    fn mend_volumes(&mut self, turn: u32, bad_turns: u32) {
+        // Where all are in sync something else is still to be done.
+        let all = self.all(Driver::volume_in_sync);
+        let before = self.volume();
+        let volumes = u32::from(self.world.config.volumes);
+        for number in turn..turn + volumes {
+            self.look_at(VolumeId((number % volumes) as u8));
+            if all || !self.volume_in_sync() {
+                self.mend(turn, bad_turns);
+            }
+        }
+        self.look_at(before);
     }
 
     fn mend(&mut self, turn: u32, bad_turns: u32) {
@@ -573,7 +659,7 @@ impl Driver {
             let poor = (0..2).find(|&node| self.world.status(node).state.disk != Disk::UpToDate);
             let node = poor.unwrap_or_else(|| self.victim());
             // A demotion waits for I/O that is suspended.
-            let volume = VOLUME;
+            let volume = self.volume();
             let suspended = self.world.is_suspended(node);
             let request =
                 if suspended { AdminRequest::ResumeIo { volume } } else { AdminRequest::Secondary { volume } };
@@ -583,7 +669,9 @@ impl Driver {
             // At its rate it takes longer than there is time. Two Primaries must not lose sight of each other for that.
             let both_primary = (0..2).all(|node| self.is_primary(node));
             match (both_primary, self.asked) {
-                (true, [_, Asked::Nothing]) => self.ask(1, Asked::Other, AdminRequest::Secondary { volume: VOLUME }),
+                (true, [_, Asked::Nothing]) => {
+                    self.ask(1, Asked::Other, AdminRequest::Secondary { volume: self.volume() })
+                }
                 (false, [Asked::Nothing, _]) => self.ask(0, Asked::Other, AdminRequest::Disconnect { force: true }),
                 _ => {}
             }
@@ -594,9 +682,9 @@ impl Driver {
             }
             let status = self.world.status(node);
             if self.world.is_suspended(node) {
-                self.ask(node, Asked::Other, AdminRequest::ResumeIo { volume: VOLUME });
+                self.ask(node, Asked::Other, AdminRequest::ResumeIo { volume: self.volume() });
             } else if status.state.user_isp {
-                self.ask(node, Asked::Other, AdminRequest::ResumeSync { volume: VOLUME });
+                self.ask(node, Asked::Other, AdminRequest::ResumeSync { volume: self.volume() });
             } else if turn % 8 == 7 && status.state.conn < Conn::WFReportParams && status.state.conn > Conn::StandAlone
             {
                 // Its options may be those from before the last change.
@@ -604,11 +692,11 @@ impl Driver {
             } else if !status.has_disk {
                 if turn > 20 && self.is_primary(node) && !self.world.refusals.is_empty() {
                     // Its data is refused time and again: whoever is Primary with the other's data does not get out of that.
-                    self.ask(node, Asked::Other, AdminRequest::Secondary { volume: VOLUME });
+                    self.ask(node, Asked::Other, AdminRequest::Secondary { volume: self.volume() });
                 } else if !self.attach(node) {
                     // A Primary without good data has shown what this disk does not have: it has to give up first.
                     for primary in (0..2).filter(|&node| self.is_primary(node)).collect::<Vec<_>>() {
-                        self.ask(primary, Asked::Other, AdminRequest::Secondary { volume: VOLUME });
+                        self.ask(primary, Asked::Other, AdminRequest::Secondary { volume: self.volume() });
                     }
                 }
             } else if status.state.conn == Conn::StandAlone {
@@ -624,7 +712,7 @@ impl Driver {
                     self.world.overwrite_allowed = true;
                     conf.discard_my_data = node == self.victim() && state.role == Role::Secondary;
                     if state.role == Role::Primary {
-                        self.ask(node, Asked::Other, AdminRequest::Secondary { volume: VOLUME });
+                        self.ask(node, Asked::Other, AdminRequest::Secondary { volume: self.volume() });
                         continue;
                     }
                 }
@@ -636,7 +724,7 @@ impl Driver {
                 }
             } else if bad_turns == 5 && node == 0 && self.both_good() {
                 // An invalidate that was interrupted before it began leaves its bits. He repeats it.
-                self.ask(node, Asked::Other, AdminRequest::InvalidateRemote { volume: VOLUME });
+                self.ask(node, Asked::Other, AdminRequest::InvalidateRemote { volume: self.volume() });
             } else if bad_turns > 10 && bad_turns % 10 == 1 && (node == 0 || self.asked[0] != Asked::Nothing) {
                 // Blocks that could not be synced while the disk failed are tried again with the next connection. So does a promotion
                 // wait for it, which finds that the peer has better data (seed 9201291).
@@ -652,7 +740,8 @@ impl Driver {
     /// There is no good disk, or they have no past in common: nothing comes together by itself.
     fn is_hopeless(&self) -> bool {
         let unrelated = |refusal: &String| refusal.contains("never held the same data");
-        !self.started_over && (!self.has_good_disk() || self.world.refusals.iter().any(unrelated))
+        !self.started_over.contains(&self.volume())
+            && (!self.has_good_disk() || self.world.refusals.iter().any(unrelated))
     }
 
     /// One disk is declared to be good, the other one gets new meta data. False: there is nothing to be done just now.
@@ -668,15 +757,15 @@ impl Driver {
             if !state.has_disk {
                 return false;
             }
-            let promote = AdminRequest::Primary { volume: VOLUME, force: true };
-            let demote = AdminRequest::Secondary { volume: VOLUME };
+            let promote = AdminRequest::Primary { volume: self.volume(), force: true };
+            let demote = AdminRequest::Secondary { volume: self.volume() };
             let primary = self.is_primary(better);
             self.ask(better, Asked::Other, if primary { demote } else { promote });
         } else if other.has_disk {
-            self.ask(worse, Asked::Other, AdminRequest::Detach { volume: VOLUME, force: true });
+            self.ask(worse, Asked::Other, AdminRequest::Detach { volume: self.volume(), force: true });
         } else {
             self.world.create_md(worse);
-            self.started_over = true;
+            self.started_over.insert(self.volume());
         }
         true
     }
@@ -708,16 +797,20 @@ impl Driver {
                 "left over on node {node}: {}",
                 world.describe()
             );
+        }
+        let excusable = |fault: &Fault| is_excusable(fault) || (self.grown > 0 && matches!(fault, Fault::Bitmap(_)));
+        if let Some((node, fault)) = world.faults.iter().find(|(_, fault)| !excusable(fault)) {
+            panic!("node {node} gave up a connection: {fault}");
+        }
+        self.each(|driver| driver.verify_volume());
+    }
+
+    fn verify_volume(&self) {
+        let world = &self.world;
+        for node in 0..2 {
             let status = world.status(node);
             let pending = [status.upper_pending, status.lower_pending, status.peer_pending, status.unacked];
             assert_eq!(pending, [0; 4], "counted on node {node} as under way: {}", world.describe());
-        }
-        if let Some(fault) = world
-            .faults
-            .iter()
-            .find(|(_, fault)| !(is_excusable(fault) || (self.grown > 0 && matches!(fault, Fault::Bitmap(_)))))
-        {
-            panic!("node {} gave up a connection: {}", fault.0, fault.1);
         }
         for node in 0..2 {
             let superblock = world.superblock(node);

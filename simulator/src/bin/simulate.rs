@@ -1,7 +1,9 @@
 //! Runs many seeds on all cores, shows how far it is, and keeps what is needed to repeat a failure.
 //!
-//! `simulate [--seeds N] [--first N] [--threads N] [--failures DIRECTORY] [--watch SECTOR] [--two-primaries PERCENT]`
+//! `simulate [--seeds N] [--first N] [--threads N] [--failures DIRECTORY] [--watch [VOLUME/]SECTOR] [--two-primaries PERCENT]
+//! [--several-volumes PERCENT]`
 
+use engine::resource::VolumeId;
 use engine::wire::command::PACKETS;
 use indicatif::{ProgressBar, ProgressStyle};
 use simulator::{run_with, Report, Wishes};
@@ -12,7 +14,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Mutex;
 use std::time::Instant;
 
-const USAGE: &str = "usage: simulate [--seeds N] [--first N] [--threads N] [--failures DIRECTORY] [--watch SECTOR] [--two-primaries PERCENT]";
+const USAGE: &str =
+    "usage: simulate [--seeds N] [--first N] [--threads N] [--failures DIRECTORY] [--watch [VOLUME/]SECTOR] \
+                     [--two-primaries PERCENT] [--several-volumes PERCENT]";
 
 struct Options {
     seeds: u64,
@@ -40,7 +44,8 @@ impl Options {
                 "--seeds" => options.seeds = number()?,
                 "--first" => options.first = number()?,
                 "--threads" => options.threads = number()?.clamp(1, 1024) as usize,
-                "--watch" => options.wishes.watch = Some(number()?),
+                "--watch" => options.wishes.watch = Some(watched(&value)?),
+                "--several-volumes" => options.wishes.several_volumes = number()?.min(100),
                 "--two-primaries" => options.wishes.two_primaries = number()?.min(100),
                 "--failures" => options.failures = value.into(),
                 _ => return Err(format!("{name}: unknown option\n{USAGE}")),
@@ -48,6 +53,14 @@ impl Options {
         }
         Ok(options)
     }
+}
+
+/// `SECTOR` of the first volume, or `VOLUME/SECTOR`.
+fn watched(value: &str) -> Result<(VolumeId, u64), String> {
+    let (volume, sector) = value.split_once('/').unwrap_or(("0", value));
+    let parts = volume.parse().ok().zip(sector.parse().ok());
+    let (volume, sector) = parts.ok_or_else(|| format!("--watch: `{value}` is no VOLUME/SECTOR\n{USAGE}"))?;
+    Ok((VolumeId(volume), sector))
 }
 
 /// Rules of the comparison of generations.

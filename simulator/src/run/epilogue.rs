@@ -10,6 +10,7 @@ impl Driver {
     /// One of the scenarios that suit this run, or none.
     pub(super) fn epilogue(&mut self) {
         let mut random = Random::new(self.world.config.seed ^ 0x0e91_1096);
+        self.look_at_any(&mut random);
         let Some(primary) = self.any_primary() else { return };
         let net = &self.world.config.net;
         let pulls_ahead = net.wire_protocol == WireProtocol::A && net.on_congestion == OnCongestion::PullAhead;
@@ -32,7 +33,7 @@ impl Driver {
         }
         let primary = (0..2).find(|&node| self.is_primary(node));
         primary.or_else(|| {
-            let code = self.world.admin(0, AdminRequest::Primary { volume: VOLUME, force: false });
+            let code = self.world.admin(0, AdminRequest::Primary { volume: self.volume(), force: false });
             (code == 1).then_some(0)
         })
     }
@@ -54,7 +55,7 @@ impl Driver {
     /// Writes and reads of the application where a resync is busy just now, with disks that take their time, and fail.
     fn write_into_resync(&mut self, primary: usize, random: &mut Random) {
         // The Primary is the target if it has been its own disk that was away.
-        let detach = AdminRequest::Detach { volume: VOLUME, force: false };
+        let detach = AdminRequest::Detach { volume: self.volume(), force: false };
         let own = random.percent(40) && self.world.admin(primary, detach) == 1;
         let side = if own { Conn::SyncTarget } else { Conn::SyncSource };
         self.detached_primary |= own;
@@ -92,7 +93,8 @@ impl Driver {
                 break;
             }
             let engine = self.world.engine_of(primary);
-            let is_set = |sector: &u64| engine.is_out_of_sync(VOLUME, *sector) == Some(true);
+            let volume = self.volume();
+            let is_set = |sector: &u64| engine.is_out_of_sync(volume, *sector) == Some(true);
             let next = (0..ROOM + 2048).step_by(8).find(is_set).unwrap_or(0);
             for _ in 0..random.between(1, 4) {
                 let (beside, count) = (random.below(512), random.pick(&[1, 8, 8, 24, 128]));

@@ -16,12 +16,12 @@ impl Driver {
         let state = self.world.status(node).state;
         match self.random.below(12) {
             0 | 1 if self.both_good() => self.start_verify(node),
-            2 if state.user_isp => self.ask(node, Asked::Other, AdminRequest::ResumeSync { volume: VOLUME }),
-            2 => self.ask(node, Asked::Other, AdminRequest::PauseSync { volume: VOLUME }),
+            2 if state.user_isp => self.ask(node, Asked::Other, AdminRequest::ResumeSync { volume: self.volume() }),
+            2 => self.ask(node, Asked::Other, AdminRequest::PauseSync { volume: self.volume() }),
             3 | 4 if self.world.is_suspended(node) => {
-                self.ask(node, Asked::Other, AdminRequest::ResumeIo { volume: VOLUME });
+                self.ask(node, Asked::Other, AdminRequest::ResumeIo { volume: self.volume() });
             }
-            3 | 4 if !self.dual => self.ask(node, Asked::Other, AdminRequest::SuspendIo { volume: VOLUME }),
+            3 | 4 if !self.dual => self.ask(node, Asked::Other, AdminRequest::SuspendIo { volume: self.volume() }),
             5 => self.outdate(node),
             6 if !self.dual && self.both_good() && self.asked == [Asked::Nothing; 2] => self.change_protocol(node),
             7 => self.change_options(node),
@@ -36,7 +36,7 @@ impl Driver {
         let sectors = self.world.config.sectors;
         let start_sector = self.random.pick(&[Some(0), None, Some(sectors / 2)]);
         let stop_sector = self.random.pick(&[None, None, Some(sectors / 2 + 800)]);
-        self.ask(node, Asked::Other, AdminRequest::Verify { volume: VOLUME, start_sector, stop_sector });
+        self.ask(node, Asked::Other, AdminRequest::Verify { volume: self.volume(), start_sector, stop_sector });
     }
 
     fn change_protocol(&mut self, node: usize) {
@@ -81,8 +81,8 @@ impl Driver {
             al_updates: fresh.al_updates,
             ..config.disk
         };
-        let conf = config.disk;
-        self.ask(node, Asked::Other, AdminRequest::DiskOptions { volume: VOLUME, conf: &conf });
+        let conf = self.world.disk_conf();
+        self.ask(node, Asked::Other, AdminRequest::DiskOptions { volume: self.volume(), conf: &conf });
     }
 
     /// Both disks have become larger, and so does the device.
@@ -114,7 +114,8 @@ impl Driver {
             let Some(source) = source else { return };
             let sectors = self.world.config.sectors;
             let engine = self.world.engine_of(source);
-            let is_set = |sector: &u64| engine.is_out_of_sync(VOLUME, *sector) == Some(true);
+            let volume = self.volume();
+            let is_set = |sector: &u64| engine.is_out_of_sync(volume, *sector) == Some(true);
             let Some(next) = (0..sectors.min(1 << 16)).step_by(8).find(is_set) else { return };
             for node in 0..2 {
                 if self.is_primary(node) && self.asked[node] != Asked::Demotion && self.world.open_operations() < 300 {
@@ -151,7 +152,7 @@ impl Driver {
         self.world.run_for_us(us);
         self.cut_power(node);
         self.world.run_for_ms(10);
-        self.ask(1 - node, Asked::Promotion, AdminRequest::Primary { volume: VOLUME, force: false });
+        self.ask(1 - node, Asked::Promotion, AdminRequest::Primary { volume: self.volume(), force: false });
         self.world.run_for_ms(20);
     }
 
@@ -172,7 +173,7 @@ impl Driver {
         let junk = self.world.nodes[victim].data.get(sector) + (1 << 40);
         self.world.nodes[victim].data.write(sector, &[junk], true);
         let asked = self.random.below(2) as usize;
-        let verify = AdminRequest::Verify { volume: VOLUME, start_sector: Some(0), stop_sector: None };
+        let verify = AdminRequest::Verify { volume: self.volume(), start_sector: Some(0), stop_sector: None };
         if !self.both_good() || self.world.admin(asked, verify) != 1 {
             // It was told to know another algorithm meanwhile.
             self.world.nodes[victim].data.write(sector, &[junk - (1 << 40)], true);
@@ -182,7 +183,7 @@ impl Driver {
             .run_until("verify", 600_000, |world| (0..2).all(|node| world.status(node).state.conn == Conn::Connected));
         self.world.run_for_ms(200);
         for node in 0..2 {
-            let known = self.world.engine_of(node).is_out_of_sync(VOLUME, sector);
+            let known = self.world.engine_of(node).is_out_of_sync(self.volume(), sector);
             assert_eq!(known, Some(true), "a verify did not find on node {node} that sector {sector} differs");
         }
         assert_eq!(self.world.admin(victim, AdminRequest::Disconnect { force: false }), 101);
@@ -191,7 +192,7 @@ impl Driver {
         // Where that freezes I/O the peer has to be fenced first: without a new generation nothing is resynced.
         self.world.run_for_ms(500);
         if self.world.is_suspended(primary) {
-            let _code = self.world.admin(primary, AdminRequest::ResumeIo { volume: VOLUME });
+            let _code = self.world.admin(primary, AdminRequest::ResumeIo { volume: self.volume() });
         }
         self.know_algorithms(victim);
         let conf = draw::net_of(victim, &self.world.config.net);
@@ -211,7 +212,7 @@ impl Driver {
     fn outdate(&mut self, node: usize) {
         let good = |node: usize| self.world.is_on(node) && self.world.status(node).state.disk == Disk::UpToDate;
         if !self.dual && !self.is_primary(node) && !self.is_connected(node) && good(1 - node) {
-            self.ask(node, Asked::Other, AdminRequest::Outdate { volume: VOLUME });
+            self.ask(node, Asked::Other, AdminRequest::Outdate { volume: self.volume() });
         }
     }
 
@@ -224,9 +225,9 @@ impl Driver {
     pub(super) fn invalidate(&mut self) {
         let node = self.random.below(2) as usize;
         let (request, victim) = if self.random.percent(50) {
-            (AdminRequest::Invalidate { volume: VOLUME }, node)
+            (AdminRequest::Invalidate { volume: self.volume() }, node)
         } else {
-            (AdminRequest::InvalidateRemote { volume: VOLUME }, 1 - node)
+            (AdminRequest::InvalidateRemote { volume: self.volume() }, 1 - node)
         };
         // What a Primary has acknowledged under protocol A or B may be nowhere else.
         let sure = self.strict || !self.is_primary(victim);
@@ -234,7 +235,7 @@ impl Driver {
         let survivor = &self.world.nodes[1 - victim].faults;
         let sound = survivor.is_sound() || survivor.hangs;
         if self.both_good() && self.world.config.sectors < 100_000 && sound && (sure || !self.careful) {
-            self.invalidating = Some(victim);
+            self.invalidating.insert(self.volume(), victim);
             self.world.overwrite_allowed = true;
             self.ask(node, Asked::Other, request);
         }
@@ -242,7 +243,7 @@ impl Driver {
 
     pub(super) fn disk_faults(&mut self) {
         let weak = self.weak;
-        if self.invalidating.is_some_and(|victim| victim != weak) {
+        if self.invalidating.values().any(|&victim| victim != weak) {
             return;
         }
         let percent = self.random.pick(&[0, 1, 10]);

@@ -10,6 +10,7 @@ impl Driver {
     /// One kind of trouble, or none.
     pub(super) fn trouble(&mut self) {
         let mut random = Random::new(self.world.config.seed ^ 0x7b0b_1e00);
+        self.look_at_any(&mut random);
         // Two Primaries must not lose each other.
         let Some(primary) = self.any_primary().filter(|_| !self.dual) else { return };
         match random.below(8) {
@@ -82,7 +83,7 @@ impl Driver {
     /// One of the nodes is without its disk for a while, and the connection is lost before that comes back, or after.
     fn be_without_disk(&mut self, primary: usize, random: &mut Random) {
         let node = if random.percent(60) { primary } else { 1 - primary };
-        let detach = AdminRequest::Detach { volume: VOLUME, force: random.percent(30) };
+        let detach = AdminRequest::Detach { volume: self.volume(), force: random.percent(30) };
         if self.world.admin(node, detach) != 1 {
             return;
         }
@@ -182,11 +183,11 @@ impl Driver {
             return;
         }
         let victim = 1 - primary;
-        self.invalidating = Some(victim);
+        self.invalidating.insert(self.volume(), victim);
         self.world.overwrite_allowed = true;
         let (node, request) = match random.percent(50) {
-            true => (victim, AdminRequest::Invalidate { volume: VOLUME }),
-            false => (primary, AdminRequest::InvalidateRemote { volume: VOLUME }),
+            true => (victim, AdminRequest::Invalidate { volume: self.volume() }),
+            false => (primary, AdminRequest::InvalidateRemote { volume: self.volume() }),
         };
         self.ask(node, Asked::Other, request);
         self.step_on(random, 400);
@@ -203,7 +204,7 @@ impl Driver {
     /// What was under way when I/O was suspended is not over when the connection is lost.
     fn lose_peer_while_suspended(&mut self, primary: usize, random: &mut Random) {
         self.some_io(primary, random, 20);
-        if self.world.admin(primary, AdminRequest::SuspendIo { volume: VOLUME }) != 1 {
+        if self.world.admin(primary, AdminRequest::SuspendIo { volume: self.volume() }) != 1 {
             return;
         }
         self.step_on(random, 30);
@@ -213,7 +214,7 @@ impl Driver {
         }
         self.world.run_for_ms(random.below(40));
         if random.percent(50) {
-            self.ask(primary, Asked::Other, AdminRequest::ResumeIo { volume: VOLUME });
+            self.ask(primary, Asked::Other, AdminRequest::ResumeIo { volume: self.volume() });
             self.some_io(primary, random, 10);
         }
     }

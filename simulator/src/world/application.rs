@@ -175,9 +175,10 @@ impl World {
         }
     }
 
-    /// Those of one node.
+    /// Those of one node's volume.
     pub fn open_operations_of(&self, node: usize) -> usize {
-        let open = |operation: &&Operation| operation.is_open() && operation.node == node;
+        let here = |operation: &Operation| (operation.node, operation.volume) == (node, self.volume);
+        let open = |operation: &&Operation| operation.is_open() && here(operation);
         self.operations.iter().filter(open).count()
     }
 

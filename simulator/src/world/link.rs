@@ -246,9 +246,10 @@ impl World {
             world.check_promise(node, name, body);
             world.check_told(node, name, body);
             world.note_coming(node, name, body, payload_bytes);
+            let range = || trace::packet_range(name, &head, true);
+            world.note(|| format!("node {node} {} > {name} {}", SOCKETS[socket], range()));
         });
         *self.packets_sent.entry(name).or_default() += 1;
-        self.note(|| format!("node {node} {} > {name} {}", SOCKETS[socket], trace::packet_range(name, &head, true)));
         let most = if self.random.percent(3) { 5000 } else { 200 };
         let arrival = now_us + self.random.between(30, most);
         let Some(connection) = self.connection.as_mut().filter(|connection| connection.number == link) else { return };

@@ -133,7 +133,7 @@ impl World {
             meta_sectors: self.device_sizes(node).meta_sectors,
             limits: LIMITS,
         };
-        let conf = self.config.disk;
+        let conf = self.disk_conf();
         self.note(|| format!("node {node} attach"));
         let volume = self.volume;
         let plan = match self.engine_of(node).plan_attach(volume, &conf, &backing) {

@@ -64,6 +64,8 @@ pub struct Config {
     pub net: NetConf,
     /// Options of the disks.
     pub disk: DiskConf,
+    /// Each volume is resynced after the one before it.
+    pub one_by_one: bool,
     /// Options of the resource.
     pub resource: ResourceOpts,
     /// The meta data is on the data disk: what makes it durable makes data durable that was written before.
@@ -77,8 +79,8 @@ pub struct Config {
     pub offers: Option<(u32, u32)>,
     /// Keep a readable trace.
     pub trace: bool,
-    /// Note every change of this sector in the trace.
-    pub watch: Option<u64>,
+    /// Note every change of this sector of this volume in the trace.
+    pub watch: Option<(VolumeId, u64)>,
     /// How the engines of both nodes are broken.
     #[cfg(feature = "sabotage")]
     pub sabotage: Option<engine::resource::Sabotage>,
@@ -97,6 +99,7 @@ impl Config {
             limits,
             net,
             disk,
+            one_by_one: false,
             resource: ResourceOpts::default(),
             internal: true,
             sent_us_most: 60,
@@ -346,8 +349,13 @@ impl World {
         (0..self.config.volumes).map(VolumeId)
     }
 
-    /// Does something with this volume. Otherwise whatever concerns one is about [`VOLUME`]: its status, its disks, what the
-    /// application does and what it may find.
+    /// The volume that is looked at. Whatever concerns a volume is about this one: its status, its disks, what the application does and
+    /// what it may find.
+    pub fn looked_at(&self) -> VolumeId {
+        self.volume
+    }
+
+    /// Looks at this volume for as long as something is done with it.
     pub fn at<R>(&mut self, volume: VolumeId, what: impl FnOnce(&mut World) -> R) -> R {
         let before = self.look_at(volume);
         let result = what(self);
@@ -379,7 +387,8 @@ impl World {
             } else if self.trace.len() >= TRACE_LINES {
                 self.trace.pop_front();
             }
-            self.trace.push_back(format!("{:>12.3} ms  {}", self.now_us as f64 / 1000.0, line()));
+            let volume = if self.config.volumes > 1 { format!("/{} ", self.volume.0) } else { String::new() };
+            self.trace.push_back(format!("{:>12.3} ms  {volume}{}", self.now_us as f64 / 1000.0, line()));
         }
     }
 
@@ -497,25 +506,36 @@ impl World {
 
     /// Both nodes in one line.
     pub fn describe(&self) -> String {
-        let one = |node: usize| match self.nodes[node].running.as_ref() {
-            None => "off".into(),
-            Some(running) => {
-                let status = running.engine.volume_status(self.volume).expect("volume");
-                format!(
-                    "{} link {} bits {} upper {} lower {} peer {} unacked {} resync {} usage {:?}",
-                    status.state,
-                    running.engine.connection_status().state,
-                    status.bits_out_of_sync,
-                    status.upper_pending,
-                    status.lower_pending,
-                    status.peer_pending,
-                    status.unacked,
-                    status.resync_pending,
-                    running.engine.usage()
-                )
-            }
+        format!("node 0: {}; node 1: {}", self.describe_node(0), self.describe_node(1))
+    }
+
+    fn describe_node(&self, node: usize) -> String {
+        let Some(running) = self.nodes[node].running.as_ref() else { return "off".into() };
+        let one = |volume: VolumeId| {
+            let status = running.engine.volume_status(volume).expect("volume");
+            let is_set = |sector: &u64| running.engine.is_out_of_sync(volume, *sector) == Some(true);
+            let first = (0..status.size_sectors).step_by(8).find(is_set);
+            format!(
+                "{} link {} bits {} {} upper {} lower {} peer {} unacked {} resync {}",
+                status.state,
+                running.engine.connection_status().state,
+                status.bits_out_of_sync,
+                first.map(|sector| format!("(first sector {sector})")).unwrap_or_default(),
+                status.upper_pending,
+                status.lower_pending,
+                status.peer_pending,
+                status.unacked,
+                status.resync_pending,
+            )
         };
-        format!("node 0: {}; node 1: {}", one(0), one(1))
+        let volumes: Vec<String> = self.volumes().map(one).collect();
+        format!("{} usage {:?}", volumes.join(" | "), running.engine.usage())
+    }
+
+    /// The options for the disk of the volume.
+    pub fn disk_conf(&self) -> DiskConf {
+        let resync_after = if self.config.one_by_one { i32::from(self.volume.0) - 1 } else { -1 };
+        DiskConf { resync_after, ..self.config.disk }
     }
 
     /// The state of a node's volume.

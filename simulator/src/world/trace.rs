@@ -77,7 +77,12 @@ pub(super) type Watched = [(Stamp, Option<bool>, bool); 2];
 impl World {
     /// Notes what has become of the watched sector.
     pub(super) fn watch(&mut self) {
-        let Some(sector) = self.config.watch else { return };
+        if let Some((volume, sector)) = self.config.watch {
+            self.at(volume, |world| world.watch_sector(sector));
+        }
+    }
+
+    fn watch_sector(&mut self, sector: u64) {
         let now: Watched = [0, 1].map(|node| {
             let machine = &self.nodes[node];
             let engine = machine.running.as_ref().map(|running| &running.engine);

@@ -20,8 +20,7 @@ impl World {
         match work {
             Work::Notice(notice) => {
                 self.note(|| match notice {
-                    Notice::State { volume: VOLUME, from, to, .. } => format!("node {node} STATE {from} -> {to}"),
-                    Notice::State { volume, from, to, .. } => format!("node {node} /{} STATE {from} -> {to}", volume.0),
+                    Notice::State { from, to, .. } => format!("node {node} STATE {from} -> {to}"),
                     other => format!("node {node} {other:?}"),
                 });
                 if let Notice::State { from, to, .. } = notice {
@@ -95,27 +94,30 @@ impl World {
         }
     }
 
-    /// Volumes wait for those that they are to be resynced after. spec: state-machine 17.5
+    /// Volumes wait for those that they are to be resynced after, as the owner of several resources sees to it.
+    /// spec: state-machine 17.5
     fn review_dependencies(&mut self, node: usize) {
-        let after = |world: &World, volume| {
-            let conf = world.engine_of(node).disk_conf(volume);
-            conf.and_then(|conf| u8::try_from(conf.resync_after).ok()).map(VolumeId)
-        };
-        for volume in self.volumes().collect::<Vec<_>>() {
-            let status = |world: &World, volume| world.engine_of(node).volume_status(volume).expect("volume").state;
-            let mut link = after(self, volume);
-            let mut busy = false;
-            while let Some(first) = link {
-                let state = status(self, first);
-                let syncs = (Conn::SyncSource..=Conn::PausedSyncT).contains(&state.conn);
-                busy |= syncs || state.aftr_isp || state.peer_isp || state.user_isp;
-                link = after(self, first);
-            }
-            let state = status(self, volume);
-            if busy != state.aftr_isp && state.disk > Disk::Diskless {
+        // A volume that pauses or goes on changes those that follow it.
+        for volume in self.volumes().chain(self.volumes()) {
+            let state = self.at(volume, |world| world.status(node).state);
+            let busy = self.follows_busy(node, volume);
+            if busy != state.aftr_isp && (state.conn > Conn::StandAlone || state.disk > Disk::Diskless) {
                 self.engine(node, |engine, now| engine.set_paused_by_dependency(volume, busy, now));
             }
         }
+    }
+
+    /// One of those that come before the volume is being resynced, or paused.
+    fn follows_busy(&self, node: usize, volume: VolumeId) -> bool {
+        let engine = self.engine_of(node);
+        let before = |volume: &VolumeId| {
+            let conf = engine.disk_conf(*volume)?;
+            u8::try_from(conf.resync_after).ok().map(VolumeId)
+        };
+        std::iter::successors(before(&volume), before).any(|first| {
+            let state = engine.volume_status(first).expect("volume").state;
+            (Conn::SyncSource..=Conn::PausedSyncT).contains(&state.conn) || state.paused()
+        })
     }
 
     fn exit_code(&mut self, node: usize, helper: Helper) -> i32 {
@@ -131,13 +133,15 @@ impl World {
         if !self.is_on(other) {
             return 5;
         }
-        let state = self.status(other).state;
-        match (state.role, state.disk) {
-            (Role::Primary, _) => 6,
-            (_, Disk::Inconsistent) => 3,
-            (_, Disk::Outdated) => 4,
+        let states = self.volumes().map(|volume| self.engine_of(other).volume_status(volume).expect("volume").state);
+        let states: Vec<State> = states.collect();
+        let all = |disk: Disk| states.iter().all(|state| state.disk == disk);
+        match () {
+            () if states.iter().any(|state| state.role == Role::Primary) => 6,
+            () if all(Disk::Inconsistent) => 3,
+            () if all(Disk::Outdated) => 4,
             // It cannot be reached, and may be as good as this one.
-            _ => 1,
+            () => 1,
         }
     }
 
