@@ -131,9 +131,8 @@ pub fn fence(random: &mut Random, kind: Kind) -> Fence {
 /// Number of volumes. From a generator of its own: the runs with one are as they were before there were any with more.
 pub fn volumes(seed: u64, kind: Kind, percent: u64) -> u8 {
     let mut random = Random::new(seed ^ 0x0b01_00e5);
-    // An administrator who lets volumes diverge has to give up the same node's data of all of them, and two Primaries must not lose
-    // each other for any.
-    let several = random.percent(percent) && kind.careful && !kind.dual;
+    // Two Primaries must not lose each other for any of the volumes.
+    let several = random.percent(percent) && !kind.dual;
     if several {
         random.pick(&[2, 2, 3])
     } else {

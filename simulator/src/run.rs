@@ -659,19 +659,17 @@ impl Driver {
             let poor = (0..2).find(|&node| self.world.status(node).state.disk != Disk::UpToDate);
             let node = poor.unwrap_or_else(|| self.victim());
             // A demotion waits for I/O that is suspended.
-            let volume = self.volume();
-            let suspended = self.world.is_suspended(node);
-            let request =
-                if suspended { AdminRequest::ResumeIo { volume } } else { AdminRequest::Secondary { volume } };
-            self.ask(node, Asked::Other, request);
+            if self.world.is_suspended(node) {
+                self.ask(node, Asked::Other, AdminRequest::ResumeIo { volume: self.volume() });
+            } else {
+                self.demote(node);
+            }
         }
         if turn >= 500 && matches!(self.world.status(0).state.conn, Conn::VerifyS | Conn::VerifyT) {
             // At its rate it takes longer than there is time. Two Primaries must not lose sight of each other for that.
             let both_primary = (0..2).all(|node| self.is_primary(node));
             match (both_primary, self.asked) {
-                (true, [_, Asked::Nothing]) => {
-                    self.ask(1, Asked::Other, AdminRequest::Secondary { volume: self.volume() })
-                }
+                (true, [_, Asked::Nothing]) => self.demote(1),
                 (false, [Asked::Nothing, _]) => self.ask(0, Asked::Other, AdminRequest::Disconnect { force: true }),
                 _ => {}
             }
@@ -692,11 +690,11 @@ impl Driver {
             } else if !status.has_disk {
                 if turn > 20 && self.is_primary(node) && !self.world.refusals.is_empty() {
                     // Its data is refused time and again: whoever is Primary with the other's data does not get out of that.
-                    self.ask(node, Asked::Other, AdminRequest::Secondary { volume: self.volume() });
+                    self.demote(node);
                 } else if !self.attach(node) {
                     // A Primary without good data has shown what this disk does not have: it has to give up first.
                     for primary in (0..2).filter(|&node| self.is_primary(node)).collect::<Vec<_>>() {
-                        self.ask(primary, Asked::Other, AdminRequest::Secondary { volume: self.volume() });
+                        self.demote(primary);
                     }
                 }
             } else if status.state.conn == Conn::StandAlone {
@@ -708,11 +706,12 @@ impl Driver {
                     continue;
                 }
                 if refused {
-                    let state = status.state;
                     self.world.overwrite_allowed = true;
-                    conf.discard_my_data = node == self.victim() && state.role == Role::Secondary;
-                    if state.role == Role::Primary {
-                        self.ask(node, Asked::Other, AdminRequest::Secondary { volume: self.volume() });
+                    conf.discard_my_data = node == self.victim();
+                    if self.is_primary(node) {
+                        self.demote(node);
+                    }
+                    if !self.all(|driver| !driver.is_primary(node)) {
                         continue;
                     }
                 }
@@ -730,6 +729,13 @@ impl Driver {
                 // wait for it, which finds that the peer has better data (seed 9201291).
                 self.ask(1, Asked::Other, AdminRequest::Disconnect { force: true });
             }
+        }
+    }
+
+    /// The module refuses while the device is open, as it is while somebody waits for the gate.
+    fn demote(&mut self, node: usize) {
+        if self.world.nodes[node].device.parked.is_empty() {
+            self.ask(node, Asked::Other, AdminRequest::Secondary { volume: self.volume() });
         }
     }
 
@@ -774,8 +780,8 @@ impl Driver {
         (0..2).any(|node| self.world.status(node).state.disk == Disk::UpToDate)
     }
 
-    /// After a split brain: whose changes are given up.
-    fn victim(&self) -> usize {
+    /// After a split brain: whose changes are given up, of all volumes.
+    fn victim(&mut self) -> usize {
         // A node that met a Primary without disk may have begun a generation before that one refused its old data.
         // So may one whose consent to the detach of the Primary was lost with the connection. The protocol is like that;
         // neither of them has written anything.
@@ -783,8 +789,8 @@ impl Driver {
         // With the disks that fail kept, there may be no good one: one of the nodes has to be forced.
         let excused = excused || self.world.passes_on();
         assert!(excused, "refused: {:?}", self.world.refusals);
-        let complete = |node: usize| self.world.check_acknowledged(node).is_ok();
-        usize::from(complete(0) || !complete(1))
+        let [zero, one] = [0, 1].map(|node| self.all(|driver| driver.world.check_acknowledged(node).is_ok()));
+        usize::from(zero || !one)
     }
 
     fn verify(&mut self) {
