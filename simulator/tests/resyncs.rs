@@ -201,3 +201,32 @@ fn a_write_in_the_midst_of_another_keeps_no_bits_of_it() {
         all_the_same(&mut world);
     }
 }
+
+/// Seed 12000495: the source could not write down the generation with which the resync began, and let its disk go. The packet that tells
+/// of it went out all the same, and with it the target had what this disk, attached again, began the next resync as.
+#[test]
+fn a_resync_generation_that_no_disk_has_is_not_told() {
+    for seed in 1..=SEEDS {
+        let mut world = synced_with(Config::new(seed));
+        world.set_network(false);
+        assert_eq!(world.io(0, WRITE, 0, 64), Ok(()));
+        world.run_until("loss noticed", 60_000, |world| world.status(1).state.conn == Conn::WFConnection);
+        let before = world.superblock(1).uuids;
+        world.set_network(true);
+        world.run_until("the exchange of the bitmaps", 60_000, |world| world.status(0).state.conn == Conn::WFBitMapS);
+        world.nodes[0].faults.meta_percent = 100;
+        world.run_until("the failure", 60_000, |world| !world.status(0).has_disk);
+        world.run_for_ms(50);
+        let [source, target] = [0, 1].map(|node| world.status(node).state);
+        assert_eq!(target.pdsk, Disk::Diskless, "seed {seed}: the target has not heard of it");
+        assert_eq!((source.conn, target.conn), (Conn::Connected, Conn::Connected), "seed {seed}");
+        assert_eq!(
+            world.superblock(1).uuids,
+            before,
+            "seed {seed}: the target has a generation that no other disk has"
+        );
+        world.nodes[0].faults = Default::default();
+        assert_eq!(world.attach(0), 101);
+        all_the_same(&mut world);
+    }
+}

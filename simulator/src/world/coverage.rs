@@ -240,7 +240,15 @@ impl World {
 
     /// A packet is about to be sent that tells of what has to be on the disk.
     pub(super) fn check_told(&mut self, node: usize, name: &str, body: &[u8]) {
-        if self.hostile.is_some() || self.status(node).state.disk <= Disk::Failed {
+        if self.hostile.is_some() {
+            return;
+        }
+        if let ("P_SYNC_UUID", Ok(SyncUuid { uuid })) = (name, SyncUuid::decode(body)) {
+            // Also when that disk has failed since: it may be attached again.
+            self.check_generation(node, name, uuid);
+            self.check_sync_generation(node, uuid);
+        }
+        if self.status(node).state.disk <= Disk::Failed {
             return;
         }
         match name {
@@ -248,12 +256,6 @@ impl World {
                 if let Ok(Uuids { uuids, .. }) = Uuids::decode(body) {
                     self.check_generation(node, name, uuids[UI_CURRENT]);
                     self.check_generation(node, name, uuids[UI_BITMAP]);
-                }
-            }
-            "P_SYNC_UUID" => {
-                if let Ok(SyncUuid { uuid }) = SyncUuid::decode(body) {
-                    self.check_generation(node, name, uuid);
-                    self.check_sync_generation(node, uuid);
                 }
             }
             "P_STATE" => {

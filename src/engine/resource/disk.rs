@@ -431,6 +431,7 @@ impl<S: Storage> Engine<S> {
         volume.negotiated = None;
         volume.generation_version = None;
         volume.loss_version = None;
+        self.forget_unwritten_resync(id, |version| disk.pipeline.is_durable(version));
         // Jobs that were still queued went with the disk.
         self.admin_job_done(id, false);
         self.resize_failed(id);

@@ -79,13 +79,15 @@ pub(super) enum Control {
     },
     /// As many packets as it takes.
     Bitmap(VolumeId),
+    /// What stood here must not be sent any more.
+    Nothing,
 }
 
 impl Control {
     /// The volume it concerns.
     pub(super) fn volume(&self) -> Option<VolumeId> {
         match *self {
-            Control::Features | Control::AuthChallenge | Control::AuthResponse => None,
+            Control::Features | Control::AuthChallenge | Control::AuthResponse | Control::Nothing => None,
             Control::Protocol | Control::ProtocolUpdate | Control::ConnectionRequest { .. } => None,
             Control::SyncParam(volume) | Control::Bitmap(volume) => Some(volume),
             Control::Sizes { volume, .. }
@@ -442,7 +444,7 @@ impl<S: Storage> Engine<S> {
             let _taken = (self.control.pop(), self.data_out.pop());
         }
         let Some(head_bytes) = head else {
-            // The volume is gone.
+            // The volume is gone, or what there was to be told of it.
             return self.take_data(buffer);
         };
         self.link.sending = Sending::Control;
@@ -532,8 +534,20 @@ impl<S: Storage> Engine<S> {
                 let command = if self.link.apv >= 100 { Command::ConnStChgReq } else { Command::StateChgReq };
                 self.packet(buffer, command, 0, 0, |body| request.encode(body))
             }
-            Control::Bitmap(_) => None,
+            Control::Bitmap(_) | Control::Nothing => None,
         }
+    }
+
+    /// The disk is gone; only that version of its superblock has been written. A later generation of a resync is on no disk: the next
+    /// resync from this disk would begin as the same one, and its target must not have it by then. The resync has ended with the disk. (The
+    /// C module tells of it all the same.) Packets that wait for the disk have nothing to wait for.
+    pub(super) fn forget_unwritten_resync(&mut self, id: VolumeId, is_durable: impl Fn(u32) -> bool) {
+        self.control.for_each_mut(|packet| {
+            if matches!(*packet, Control::SyncUuid { volume, version, .. } if volume == id && !is_durable(version)) {
+                *packet = Control::Nothing;
+            }
+        });
+        self.wakes.insert(Wakes::DATA_SENDER);
     }
 
     /// One packet of the bitmap; the flag says whether it was the last. spec: wire-protocol 8.3

@@ -80,6 +80,11 @@ impl<T: Copy + 'static, S: Storage> Ring<T, S> {
         while self.pop().is_some() {}
     }
 
+    /// Changes entries where they are.
+    pub(super) fn for_each_mut(&mut self, change: impl FnMut(&mut T)) {
+        self.table.iter_mut().flatten().for_each(change);
+    }
+
     /// Keeps the entries for which `keep` holds, in order.
     pub(super) fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
         for _ in 0..self.len {
@@ -107,6 +112,9 @@ mod tests {
             assert_eq!(ring.front(), Some(round * 3 + 1));
             ring.retain(|entry| entry % 3 == 2);
             assert_eq!((ring.len(), ring.free()), (1, 2));
+            let mut seen = 0;
+            ring.for_each_mut(|_| seen += 1);
+            assert_eq!(seen, 1, "what was taken is still there");
             assert_eq!(ring.pop(), Some(round * 3 + 2));
             assert!(ring.is_empty() && ring.pop().is_none());
         }
