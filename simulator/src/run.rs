@@ -142,7 +142,6 @@ struct Driver {
     /// The node whose disk may fail.
     weak: usize,
     asked: [Asked; 2],
-    detached_primary: bool,
     /// Volumes one of whose disks got new meta data in the end.
     started_over: BTreeSet<VolumeId>,
     /// The node whose data of a volume is being given up, or may be before long.
@@ -194,7 +193,6 @@ impl Driver {
             touched_us: 0,
             weak,
             asked: [Asked::Nothing; 2],
-            detached_primary: false,
             started_over: BTreeSet::new(),
             invalidating: BTreeMap::new(),
             grown: 0,
@@ -547,7 +545,6 @@ impl Driver {
             let _begun = self.attach(node);
         } else if self.random.percent(50) {
             let force = self.random.percent(20) && self.invalidating.is_empty();
-            self.detached_primary |= self.is_primary(node);
             self.ask(node, Asked::Other, AdminRequest::Detach { volume: self.volume(), force });
         }
     }
@@ -783,9 +780,9 @@ impl Driver {
     /// After a split brain: whose changes are given up, of all volumes.
     fn victim(&mut self) -> usize {
         // A node that met a Primary without disk may have begun a generation before that one refused its old data.
-        // So may one whose consent to the detach of the Primary was lost with the connection. The protocol is like that;
-        // neither of them has written anything.
-        let excused = !self.careful || self.world.old_data_refused > 0 || self.detached_primary;
+        // So may one with which the Primary lost the connection when it had just lost its disk: that Primary does not hear of it, and
+        // attaches its disk again (seed 12003488). The protocol is like that; neither of them has written anything.
+        let excused = !self.careful || self.world.old_data_refused > 0 || self.world.has_unheard_generation();
         // With the disks that fail kept, there may be no good one: one of the nodes has to be forced.
         let excused = excused || self.world.passes_on();
         assert!(excused, "refused: {:?}", self.world.refusals);

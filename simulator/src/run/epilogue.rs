@@ -58,7 +58,6 @@ impl Driver {
         let detach = AdminRequest::Detach { volume: self.volume(), force: false };
         let own = random.percent(40) && self.world.admin(primary, detach) == 1;
         let side = if own { Conn::SyncTarget } else { Conn::SyncSource };
-        self.detached_primary |= own;
         if !own {
             self.cuts += 1;
             self.world.set_network(false);

@@ -74,8 +74,6 @@ impl Driver {
             self.some_io(primary, random, 20);
         }
         if random.percent(30) {
-            // If that is the peer it may have begun a generation of which a Primary without its disk has not heard.
-            self.detached_primary |= node == primary;
             self.cut_power(random.below(2) as usize);
         }
     }
@@ -87,7 +85,6 @@ impl Driver {
         if self.world.admin(node, detach) != 1 {
             return;
         }
-        self.detached_primary |= node == primary;
         self.some_io(primary, random, 30);
         let early = random.percent(50);
         if early {

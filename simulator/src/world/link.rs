@@ -462,6 +462,7 @@ impl World {
         };
         self.note_arrival(node, head.name(), bytes, payload_bytes);
         self.note_sync_generation(node, head.name(), bytes);
+        self.note_heard(node, head.name(), bytes);
         Ok(match next {
             Next::Packet => Reading::Header,
             Next::Authenticate => {

@@ -248,6 +248,8 @@ pub struct World {
     pub refusals: Vec<String>,
     /// Connections that a node without a disk refused because the peer's data is older than what it has shown.
     pub old_data_refused: u64,
+    /// Generations that a node began for its own data while it was connected with a Primary, which has not heard of them since.
+    unheard: BTreeSet<(VolumeId, u64)>,
     /// Events carried out.
     pub events: u64,
     /// Reasons why connections were given up.
@@ -318,6 +320,7 @@ impl World {
             resyncs: 0,
             refusals: Vec::new(),
             old_data_refused: 0,
+            unheard: BTreeSet::new(),
             events: 0,
             faults: Vec::new(),
             packets_sent: BTreeMap::new(),

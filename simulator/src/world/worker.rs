@@ -3,6 +3,7 @@
 use super::*;
 use engine::handshake::DecidedBy;
 use engine::state::State;
+use engine::wire::Uuids;
 
 impl World {
     pub(super) fn work(&mut self, node: usize) {
@@ -59,8 +60,13 @@ impl World {
                         self.only_left(1 - node)
                     }
                     LogLine::DiskError { .. } => self.overwrite_allowed = true,
+                    LogLine::NewGeneration { uuids, .. } => self.note_generation(node, uuids[UI_CURRENT]),
                     LogLine::PeerExposedDataDiffers { .. } => self.old_data_refused += 1,
-                    LogLine::ResyncDone { source: false, .. } => self.resyncs += 1,
+                    LogLine::ResyncDone { source: false, .. } => {
+                        self.resyncs += 1;
+                        let volume = self.volume;
+                        self.unheard.retain(|(of, _)| *of != volume);
+                    }
                     LogLine::Decision { comparison, decision, by, .. } => {
                         self.rules.insert(format!("{:?}", comparison.rule));
                         self.overwrite_allowed |= matches!(by, DecidedBy::Policy(_) | DecidedBy::DiscardMyData);
@@ -118,6 +124,28 @@ impl World {
             let state = engine.volume_status(first).expect("volume").state;
             (Conn::SyncSource..=Conn::PausedSyncT).contains(&state.conn) || state.paused()
         })
+    }
+
+    /// A node whose peer has lost its disk goes on alone.
+    fn note_generation(&mut self, node: usize, current: u64) {
+        let other = 1 - node;
+        let has_primary = self.is_on(other) && self.status(other).state.role == Role::Primary;
+        if has_primary && self.status(node).state.conn >= Conn::Connected {
+            self.unheard.insert((self.volume, current & !1));
+        }
+    }
+
+    /// The peer's generations have arrived.
+    pub(super) fn note_heard(&mut self, node: usize, name: &str, body: &[u8]) {
+        let connected = self.status(node).state.conn >= Conn::Connected;
+        if let ("P_UUIDS", true, Ok(Uuids { uuids, .. })) = (name, connected, Uuids::decode(body)) {
+            self.unheard.remove(&(self.volume, uuids[UI_CURRENT] & !1));
+        }
+    }
+
+    /// One of the nodes has begun a generation of which the peer, which was Primary, did not hear before they lost each other.
+    pub fn has_unheard_generation(&self) -> bool {
+        !self.unheard.is_empty()
     }
 
     fn exit_code(&mut self, node: usize, helper: Helper) -> i32 {
