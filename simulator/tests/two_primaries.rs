@@ -214,6 +214,25 @@ fn who_is_about_to_get_everything_anew_reads_from_the_peer() {
     assert!(early > 5, "only {early} read before the bits were set");
 }
 
+/// Seed 12014425: a Primary gives up its own data, and the other one has agreed. What that one wrote from then on was not mirrored, and until
+/// the consent arrived this one read what it had itself.
+#[test]
+fn who_has_asked_to_get_everything_anew_reads_from_the_peer() {
+    let mut early = 0;
+    for seed in 1..=SEEDS {
+        let mut world = two_primaries(seed);
+        warm_up(&mut world);
+        world.ask(1, AdminRequest::Invalidate { volume: VOLUME });
+        world.run_until("the consent", 1_000, |world| world.status(0).state.pdsk == Disk::Inconsistent);
+        let write = world.start(0, Action::Write { fua: false }, 0, 8);
+        world.run_until("the write", 1_000, |world| world.operations[write].result.is_some());
+        world.run_for_us(1);
+        early += usize::from(world.status(1).state.disk == Disk::UpToDate);
+        assert_eq!(world.io(1, Action::Read, 0, 8), Ok(()));
+    }
+    assert!(early > 5, "only {early} read before the consent had arrived");
+}
+
 /// Seed 10006270: a write of the peer waits for one of this node, which is detached from its disk and attached to it again. It went to that
 /// disk, whose generations and activity log do not tell of it.
 #[test]

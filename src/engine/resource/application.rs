@@ -143,6 +143,7 @@ impl<S: Storage> Engine<S> {
     fn read_path(&mut self, request: RequestId) -> ReadPath {
         let Some(slot) = self.requests.at(request.index).copied() else { return ReadPath::Nowhere };
         let stale = self.sabotaged(Sabotage::ReadStaleBlocks);
+        let gives_up_data = self.gives_up_data(slot.volume);
         let Some(volume) = self.volume_mut(slot.volume) else { return ReadPath::Nowhere };
         let readable = match volume.state.disk {
             Disk::UpToDate => true,
@@ -159,7 +160,7 @@ impl<S: Storage> Engine<S> {
             (true, false) => ReadPath::Local,
             (false, true) => ReadPath::Peer,
             (true, true) => {
-                if volume.prefers_peer(slot.io.sector) {
+                if gives_up_data || volume.prefers_peer(slot.io.sector) {
                     ReadPath::Peer
                 } else {
                     ReadPath::Local

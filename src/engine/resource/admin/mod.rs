@@ -597,6 +597,15 @@ impl<S: Storage> Engine<S> {
         })
     }
 
+    /// The peer has been asked to overwrite the data here, or that was asked before the command was given up. It may have agreed, and then
+    /// it does not send its own writes any more.
+    pub(super) fn gives_up_data(&self, id: VolumeId) -> bool {
+        let asked = self.admin.ask.iter().filter(|ask| ask.sent);
+        asked
+            .chain(self.admin.abandoned.iter().flatten())
+            .any(|ask| ask.target == Target::Volume(id) && ask.change.wanted_conn() == Some(Conn::StartingSyncT))
+    }
+
     /// All volumes go on, and each of them begins the generation that it owes. (The C module, told once for each volume by drbdadm,
     /// lets all of them go on with the first.) spec: state-machine 18.9 resume-io
     fn resume_io(&mut self) {
