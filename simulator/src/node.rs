@@ -151,6 +151,8 @@ pub struct Device {
 pub struct Node {
     /// Number of its boots.
     pub incarnation: u32,
+    /// When it was booted last.
+    pub booted_us: u64,
     /// `None`: switched off.
     pub running: Option<Running>,
     /// By volume.

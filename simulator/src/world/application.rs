@@ -22,6 +22,7 @@ impl World {
             lost: false,
             answered: false,
             on_disk: false,
+            disk_failed: false,
         });
         self.note(|| format!("node {node} app {action:?} sector {sector} count {count} stamp {stamp} (#{number})"));
         let device = &mut self.nodes[node].device;

@@ -130,7 +130,9 @@ impl World {
         let peer = peer && self.status(1 - node).state.disk == Disk::UpToDate && sound(1 - node);
         // A disk that came back meanwhile is not asked again.
         let stayed = self.nodes[node].device.released_us < operation.start_us;
-        let own = state.disk == Disk::UpToDate && sound(node) && stayed;
+        // Nor is one that is kept though it failed to do just this, and counts as good again because the peer's data is given up
+        // (seed 10014794).
+        let own = state.disk == Disk::UpToDate && sound(node) && stayed && !operation.disk_failed;
         assert!(
             !(own || peer) || operation.action != Action::Read || self.hostile.is_some(),
             "node {node}: {operation:?} fails, and a good disk could have done it; {state}"

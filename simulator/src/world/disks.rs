@@ -162,8 +162,9 @@ impl World {
                 let running = self.nodes[node].running.as_mut().expect("on");
                 let wanted = running.engine.request(request).is_some_and(|view| view.on_disk);
                 let operation = running.uppers[usize::from(request.index)].as_ref();
-                if let Some(upper) = operation.filter(|upper| wanted && !fails && upper.request == request) {
-                    self.operations[upper.operation].on_disk = true;
+                if let Some(upper) = operation.filter(|upper| wanted && upper.request == request) {
+                    self.operations[upper.operation].on_disk |= !fails;
+                    self.operations[upper.operation].disk_failed |= fails;
                 }
                 if transfer.op == Op::Read && !fails && wanted {
                     let upper = running.uppers[usize::from(request.index)].as_mut();

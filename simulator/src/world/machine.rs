@@ -41,6 +41,7 @@ impl World {
         self.note(|| format!("node {node} boots"));
         assert!(self.nodes[node].running.is_none());
         self.nodes[node].running = Some(boot(&self.config));
+        self.nodes[node].booted_us = self.now_us;
         // It knows nothing of its old connection.
         let now_us = self.now_us;
         if let Some(connection) = self.connection.as_mut() {

@@ -167,6 +167,8 @@ pub struct Operation {
     pub answered: bool,
     /// The local disk has said so.
     pub on_disk: bool,
+    /// The local disk has failed to do it.
+    pub disk_failed: bool,
 }
 
 impl Operation {
@@ -300,6 +302,7 @@ impl World {
         };
         let node = || Node {
             incarnation: 1,
+            booted_us: 0,
             running: Some(boot(&config)),
             volumes: (0..config.volumes).map(|_| disks()).collect(),
             looked_at: VOLUME,

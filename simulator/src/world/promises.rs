@@ -554,7 +554,9 @@ impl World {
         let peer = &self.nodes[1 - node].data;
         let lacks = (operation.sector..operation.sector + operation.count).find(|&sector| peer.get(sector) != stamp);
         // What is on a disk that fails, or has lost its power, is another matter; nor is the other Primary's write a loss.
-        let there = self.is_on(1 - node) && self.status(1 - node).state.role != Role::Primary;
+        // Also if that one has been booted since (seed 10015066).
+        let there = self.is_on(1 - node) && self.nodes[1 - node].booted_us < operation.start_us;
+        let there = there && self.status(1 - node).state.role != Role::Primary;
         assert!(
             strict || !there || lacks.is_none() || self.nodes[1 - node].faults.write_percent > 0,
             "node {node}: {operation:?} is acknowledged, and no disk has sector {lacks:?}; {state}"
