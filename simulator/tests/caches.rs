@@ -1,5 +1,6 @@
 //! What is in a disk's volatile cache when nobody has it in mind any more, and a power cut follows.
 
+use engine::metadata::superblock::MetaFlags;
 use engine::netlink::{Fencing, OnNoData, WireProtocol};
 use engine::resource::AdminRequest;
 use engine::state::{Conn, Disk, Role};
@@ -103,4 +104,42 @@ fn what_was_written_without_an_activity_log_is_flushed_before_the_bits_go() {
         all_the_same(&mut world);
         world.check_acknowledged(0).unwrap_or_else(|reason| panic!("seed {seed}: {reason}"));
     }
+}
+
+/// Seed 12019260: a node whose peer had been Primary without a disk became Primary itself while its own disk was writing down that it is
+/// none. The disk still said that it is, but not for long, and the first writes relied on the activity log.
+#[test]
+fn a_promotion_overtakes_the_end_of_the_last_one() {
+    let mut met = 0;
+    for seed in 1..=SEEDS {
+        let mut world = synced_with(config(seed));
+        // For a Primary without a disk the peer keeps the activity log.
+        assert_eq!(world.admin(0, AdminRequest::Detach { volume: VOLUME, force: false }), 1);
+        assert_eq!(world.io(0, WRITE, 0, 8), Ok(()));
+        assert_eq!(world.io(0, Action::Flush, 0, 0), Ok(()));
+        world.run_for_ms(500);
+        world.power_cut(0);
+        world.nodes[1].faults.slowness = 50;
+        assert_eq!(world.admin(1, AdminRequest::Disconnect { force: true }), 101);
+        world.run_until("the superblock is on its way", 1_000, |world| {
+            let running = world.nodes[1].running.as_ref().expect("on");
+            running.meta_transfers.values().any(|transfer| transfer.io.durable)
+        });
+        let before = world.superblock(1).flags;
+        world.ask(1, AdminRequest::Primary { volume: VOLUME, force: false });
+        world.run_until("promoted", 1_000, |world| world.status(1).state.role == Role::Primary);
+        met += u32::from(before.contains(MetaFlags::PRIMARY_IND));
+        // Its extent is in the log since the peer wrote there; its bit is not set.
+        world.start(1, WRITE, 64, 8);
+        world.run_until("the write", 60_000, |world| world.open_operations() == 0);
+        world.nodes[1].faults = Default::default();
+        world.run_for_ms(200);
+        world.power_cut(1);
+        for node in 0..2 {
+            come_back(&mut world, node);
+        }
+        all_the_same(&mut world);
+        assert_eq!(world.check_acknowledged(0), Ok(()), "seed {seed}");
+    }
+    assert!(met > 0, "the superblock was never late");
 }

@@ -231,8 +231,13 @@ impl Pipeline {
     }
 
     /// The superblock on the disk says that a crash has to be followed by a replay of the activity log.
-    pub(super) fn log_is_meaningful(&self) -> bool {
+    pub(super) fn counts_as_primary(&self) -> bool {
         self.primary_on_disk
+    }
+
+    /// So it does, and so does the one that is on its way there, if there is one: that may take the other's place at any moment.
+    pub(super) fn log_is_meaningful(&self) -> bool {
+        self.primary_on_disk && self.primary_written
     }
 
     fn is_on_disk(&mut self, version: u32) {

@@ -465,7 +465,7 @@ impl<S: Storage> Engine<S> {
         let disk = disk.and_then(|volume| volume.disk.as_ref());
         secondary
             && disk.is_some_and(|disk| {
-                disk.pipeline.log_is_meaningful() && !disk.superblock.flags.contains(MetaFlags::PRIMARY_IND)
+                disk.pipeline.counts_as_primary() && !disk.superblock.flags.contains(MetaFlags::PRIMARY_IND)
             })
     }
 
