@@ -26,6 +26,8 @@ pub enum BadChange {
     Value(BadState),
     /// A connection state that a node cannot ask of its peer.
     Conn(Conn),
+    /// A state of the receiver's disk that only its own node can bring about.
+    Disk(Disk),
 }
 
 impl fmt::Display for BadChange {
@@ -34,6 +36,7 @@ impl fmt::Display for BadChange {
             Self::PartialMask { mask } => write!(out, "mask {mask:#010x} covers a field only in part"),
             Self::Value(bad) => bad.fmt(out),
             Self::Conn(conn) => write!(out, "a peer cannot ask for {conn}"),
+            Self::Disk(disk) => write!(out, "a peer cannot ask that the disk here is {disk}"),
         }
     }
 }
@@ -122,8 +125,11 @@ impl Change {
         let known = FIELDS.iter().fold(0, |known, field| known | field.mask());
         let change = Self { mask: mask & known, val: val & mask & known };
         State::from_word(change.val).map_err(BadChange::Value)?;
-        match change.wanted_conn() {
-            Some(conn) if mirrored_conn(conn).is_none() => Err(BadChange::Conn(conn)),
+        // A disk cannot begin to be attached, or be good, because the peer says so: nobody here would go on with it. What a peer may
+        // do is to declare that its data is old.
+        match (change.wanted_conn(), change.wanted_pdsk()) {
+            (Some(conn), _) if mirrored_conn(conn).is_none() => Err(BadChange::Conn(conn)),
+            (_, Some(disk)) if !matches!(disk, Disk::Inconsistent | Disk::Outdated) => Err(BadChange::Disk(disk)),
             _ => Ok(change),
         }
     }
@@ -352,6 +358,11 @@ mod tests {
         assert_eq!(Change::from_request(0x0001, 1), Err(BadChange::PartialMask { mask: 1 }));
         assert!(matches!(Change::from_request(0x3, 0x3), Err(BadChange::Value(_))));
         assert!(matches!(Change::from_request(0x1f0, 0x1f0), Err(BadChange::Value(_))));
+        // The disk here, as the peer sees it (seed 11 of the hostile peer): it counted as being attached for ever.
+        for disk in [Disk::Attaching, Disk::Negotiating, Disk::UpToDate] {
+            let (mask, val) = Change::pdsk(disk).request();
+            assert_eq!(Change::from_request(mask, val), Err(BadChange::Disk(disk)));
+        }
         // Values outside the mask, and bits without meaning, do nothing.
         assert_eq!(Change::from_request(0xff80_0003, 0xffff_fffd), Ok(Change::role(Role::Primary)));
     }
