@@ -1,7 +1,7 @@
 //! Several volumes of one resource.
 
 use engine::metadata::superblock::UI_BITMAP;
-use engine::netlink::Fencing;
+use engine::netlink::{Fencing, OnNoData};
 use engine::resource::{AdminRequest, VolumeId};
 use engine::state::Conn;
 use simulator::scenario::good;
@@ -56,6 +56,34 @@ fn each_volume_begins_a_new_generation_when_frozen_io_goes_on() {
         assert_eq!(writes.map(|write| world.operations[write].result), [None; 2]);
         assert_eq!(world.admin(0, AdminRequest::ResumeIo { volume: asked }), 1);
         world.run_until("the writes", 10_000, |world| world.open_operations() == 0);
+        for volume in [FIRST, SECOND] {
+            assert_ne!(world.at(volume, |world| world.superblock(0).uuids[UI_BITMAP]), 0, "seed {seed}, {volume:?}");
+        }
+    }
+}
+
+/// One volume had no data in reach, and I/O of all of them was frozen when the peer was lost. When its disk was back the other one went on
+/// without the generation that it owed.
+#[test]
+fn a_volume_that_waited_with_another_for_its_data_begins_a_new_generation() {
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.resource.on_no_data = OnNoData::SuspendIo;
+        let mut world = synced(config);
+        world.set_network(false);
+        world.nodes[0].faults.read_percent = 100;
+        let read = world.start(0, Action::Read, 64, 8);
+        world.run_until("the disk is let go", 10_000, |world| !world.status(0).has_disk);
+        world.nodes[0].faults.read_percent = 0;
+        world
+            .run_until("frozen", 60_000, |world| world.is_suspended(0) && world.status(0).state.conn < Conn::Connected);
+        let write = world.at(SECOND, |world| world.start(0, WRITE, 64, 8));
+        world.run_for_ms(100);
+        assert_eq!([read, write].map(|number| world.operations[number].result), [None; 2]);
+        assert_eq!(world.attach(0), 101);
+        world.run_until("both", 10_000, |world| world.open_operations() == 0);
+        // A read does not wait for the meta data.
+        world.run_for_ms(100);
         for volume in [FIRST, SECOND] {
             assert_ne!(world.at(volume, |world| world.superblock(0).uuids[UI_BITMAP]), 0, "seed {seed}, {volume:?}");
         }

@@ -569,8 +569,25 @@ impl<S: Storage> Engine<S> {
         if before != susp {
             self.notify(Notice::Suspended { from: before, to: susp, role: self.overall().role });
             if !susp.any() {
+                // Whatever it was frozen for, and for which of the volumes.
+                for id in self.volume_ids() {
+                    self.begin_generation_due(id);
+                }
                 self.settle_all();
             }
+        }
+    }
+
+    /// What was frozen goes on without the peer, unless that is back.
+    fn begin_generation_due(&mut self, id: VolumeId) {
+        let Some(state) = self.volume(id).filter(|volume| volume.generation_due).map(|volume| volume.state) else {
+            return;
+        };
+        if state.conn >= Conn::Connected && state.pdsk >= Disk::Inconsistent {
+            // It has, or gets, all that is here.
+            self.with_volume(id, |volume| volume.generation_due = false);
+        } else {
+            self.new_current_uuid(id);
         }
     }
 

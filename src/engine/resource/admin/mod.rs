@@ -606,31 +606,15 @@ impl<S: Storage> Engine<S> {
             .any(|ask| ask.target == Target::Volume(id) && ask.change.wanted_conn() == Some(Conn::StartingSyncT))
     }
 
-    /// All volumes go on, and each of them begins the generation that it owes. (The C module, told once for each volume by drbdadm,
-    /// lets all of them go on with the first.) spec: state-machine 18.9 resume-io
+    /// All volumes go on. (The C module, told once for each volume by drbdadm, lets all of them go on with the first, and a volume
+    /// begins its generation when it is named.) spec: state-machine 18.9 resume-io
     fn resume_io(&mut self) {
-        for id in self.volume_ids() {
-            self.begin_generation_due(id);
-        }
         let before = self.susp;
         if before.any() && self.link.conn < Conn::WFReportParams {
             self.fail_network_parts();
         }
         self.thaw(Susp::default());
         self.answer(if before.any() { Outcome::Success.code() } else { Outcome::NothingToDo.code() });
-    }
-
-    /// What was frozen goes on without the peer, unless that is back.
-    fn begin_generation_due(&mut self, id: VolumeId) {
-        let Some(state) = self.volume(id).filter(|volume| volume.generation_due).map(|volume| volume.state) else {
-            return;
-        };
-        if state.conn >= Conn::Connected && state.pdsk >= Disk::Inconsistent {
-            // It has, or gets, all that is here.
-            self.with_volume(id, |volume| volume.generation_due = false);
-        } else {
-            self.new_current_uuid(id);
-        }
     }
 
     /// An application request ended: somebody may wait for the device to be quiet.
