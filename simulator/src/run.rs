@@ -226,28 +226,37 @@ impl Driver {
             }
             assert_eq!(world.connect(node), 1);
         }
-        self.each(Driver::set_up_volume);
+        // All of them before any resync: where a volume has to wait for another one's, its state packets cross this.
+        if self.world.config.sectors > 100_000 || self.random.percent(70) {
+            self.each(Driver::skip_first_sync);
+        }
+        self.each(Driver::promote_first);
     }
 
-    fn set_up_volume(&mut self) {
+    fn skip_first_sync(&mut self) {
+        let world = &mut self.world;
+        let skip = AdminRequest::NewCurrentUuid { volume: world.looked_at(), clear_bitmap: true };
+        world.run_until("first connection", 10_000, |world| {
+            (0..2).all(|node| world.status(node).state.conn == Conn::Connected)
+        });
+        // The state packets of the handshake have arrived.
+        world.run_for_ms(100);
+        assert_eq!(world.admin(0, skip), 101);
+        world.run_until("skipped sync", 10_000, |world| {
+            (0..2).all(|node| {
+                let state = world.status(node).state;
+                state.disk == Disk::UpToDate && state.pdsk == Disk::UpToDate
+            })
+        });
+    }
+
+    fn promote_first(&mut self) {
         let world = &mut self.world;
         let volume = world.looked_at();
         world.run_until("first connection", 10_000, |world| {
             (0..2).all(|node| world.status(node).state.conn == Conn::Connected)
         });
         let primary = AdminRequest::Primary { volume, force: true };
-        if world.config.sectors > 100_000 || self.random.percent(70) {
-            // The state packets of the handshake have arrived.
-            world.run_for_ms(100);
-            let skip = AdminRequest::NewCurrentUuid { volume, clear_bitmap: true };
-            assert_eq!(world.admin(0, skip), 101);
-            world.run_until("skipped sync", 10_000, |world| {
-                (0..2).all(|node| {
-                    let state = world.status(node).state;
-                    state.disk == Disk::UpToDate && state.pdsk == Disk::UpToDate
-                })
-            });
-        }
         assert_eq!(world.admin(0, primary), 1);
         if self.dual {
             self.world.run_until("both good", 600_000, |world| {
