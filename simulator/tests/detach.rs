@@ -54,3 +54,29 @@ fn what_a_disk_has_in_its_cache_when_it_is_let_go_is_on_it_before_a_flush_ends()
         lose_power_and_come_back(&mut world, seed);
     }
 }
+
+/// Seed 12001947: the next disk was attached before the peer had told that it knows of the loss of this one. Then nobody looked
+/// after the write any more, everything that overlapped it waited for ever, and with that the resync.
+#[test]
+fn what_is_held_back_until_the_peer_knows_outlasts_the_next_attach() {
+    for seed in 1..=SEEDS {
+        let mut world = synced_with(config(seed));
+        // The acknowledgement is on its way when the disk is let go, and the peer does not hear of that.
+        world.set_direction(1, false);
+        let write = world.start(0, Action::Write { fua: false }, 0, 8);
+        world.run_for_ms(50);
+        world.set_direction(0, false);
+        assert_eq!(world.admin(0, AdminRequest::Detach { volume: VOLUME, force: true }), 1);
+        world.set_direction(1, true);
+        world.run_for_ms(50);
+        assert!(world.operations[write].on_disk && world.operations[write].answered);
+        assert_eq!(world.attach(0), 101);
+        world.run_for_ms(50);
+        assert!(world.operations[write].is_open(), "seed {seed}: acknowledged before the peer knows");
+        world.set_direction(0, true);
+        // It is the peer that tells, and not the end of the time for that.
+        world.run_until("the end of the write", 1_000, |world| !world.operations[write].is_open());
+        assert_eq!(world.operations[write].result, Some(Ok(())));
+        all_the_same(&mut world);
+    }
+}

@@ -195,7 +195,6 @@ impl<S: Storage> Engine<S> {
         volume.counters = Counters::default();
         volume.force_detach = false;
         volume.failure_seen = false;
-        volume.failure_unseen_until_ms = None;
         volume.attached_ms = now_ms;
         volume.holds += 1;
         let full = superblock.la_size_sectors == 0

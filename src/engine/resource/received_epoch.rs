@@ -173,12 +173,15 @@ impl<S: Storage> Engine<S> {
 
     /// The peer knows that the disk of this volume has failed.
     pub(super) fn peer_saw_failure(&mut self, id: VolumeId) {
-        let Some(volume) = self.volume_mut(id).filter(|volume| volume.state.disk <= Disk::Failed) else { return };
-        volume.failure_seen = true;
-        if self.link.failures_unseen != 0 {
-            self.link.failures_unseen &= !(1 << id.0);
-            self.release_held_acks();
+        let Some(volume) = self.volume_mut(id) else { return };
+        if volume.state.disk <= Disk::Failed {
+            volume.failure_seen = true;
+            if self.link.failures_unseen != 0 {
+                self.link.failures_unseen &= !(1 << id.0);
+                self.release_held_acks();
+            }
         }
+        // The next disk may be attached by now: what is held back since the loss of this one waits for the same.
         self.peers_knowledge_shown(id);
     }
 

@@ -339,7 +339,7 @@ pub(super) struct Volume<S: Storage> {
     /// cache, are on its own list of what has to be resynced.
     pub(super) failure_seen: bool,
     /// The disk of this Primary has failed, or is being detached, and the peer has not shown that it knows: until then, but not
-    /// longer than this, nothing is acknowledged because the peer has it.
+    /// longer than this, nothing is acknowledged because the peer has it. The attach of the next disk does not change that.
     pub(super) failure_unseen_until_ms: Option<u64>,
     pub(super) degraded_wait: bool,
     pub(super) force_detach: bool,
