@@ -2,7 +2,7 @@
 //! administrator wants it.
 
 use engine::metadata::superblock::{UI_BITMAP, UI_CURRENT};
-use engine::netlink::{Fencing, OnNoData, ResourceOpts};
+use engine::netlink::{Fencing, OnIoError, OnNoData, ResourceOpts};
 use engine::resource::{AdminRequest, Helper};
 use engine::state::{Conn, Disk, Role};
 use simulator::node::VOLUME;
@@ -70,6 +70,32 @@ fn a_read_that_the_peer_cannot_do_waits_for_data_with_the_others() {
         assert_eq!(world.attach(1), 101, "seed {seed}");
         let done = |world: &World| reads.iter().all(|&read| world.operations[read].result == Some(Ok(())));
         world.run_until("the reads", 10_000, done);
+    }
+}
+
+/// Seed 12004469: what the gate had held back began with the demotion, reads and writes that waited for the activity log and then
+/// failed, and was taken for writes that the peer may lose.
+#[test]
+fn a_demotion_without_data_lets_the_reads_go_on_and_the_writes_fail() {
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.disk.on_io_error = OnIoError::PassOn;
+        let mut world = World::new(config);
+        synced(&mut world);
+        suspend_without_data(&mut world);
+        assert_eq!(world.admin(1, AdminRequest::Detach { volume: VOLUME, force: false }), 1);
+        world.nodes[0].faults.write_percent = 100;
+        let mut writes = vec![world.start(0, WRITE, 0, 8)];
+        world.run_until("no data", 10_000, |world| world.is_suspended(0));
+        world.nodes[0].faults.write_percent = 0;
+        // Each in an extent of its own.
+        writes.extend((2..15).map(|extent| world.start(0, WRITE, 8_192 * extent, 8)));
+        let reads: Vec<usize> = (0..100).map(|turn| world.start(0, Action::Read, 8_000 + 8 * turn, 8)).collect();
+        assert_eq!(world.admin(0, AdminRequest::Secondary { volume: VOLUME }), 1);
+        world.run_for_ms(1_000);
+        let result = |operation: &usize| world.operations[*operation].result;
+        assert!(writes.iter().all(|write| matches!(result(write), Some(Err(_)))), "seed {seed}");
+        assert!(reads.iter().all(|read| result(read) == Some(Ok(()))), "seed {seed}");
     }
 }
 

@@ -332,7 +332,7 @@ impl World {
             told.role != Role::Secondary || own.role == Role::Primary || needs_log || !was_primary,
             "node {node} tells that it is Secondary, and the disk says Primary; {own}"
         );
-        let kept = self.engine_of(node).usage().requests;
+        let kept = self.writes_kept(node);
         // Those of another volume are counted with them.
         let alone = self.config.volumes == 1;
         // What was frozen may be sent again when the nodes have just met.
@@ -341,6 +341,19 @@ impl World {
             told.role != Role::Secondary || own.role == Role::Primary || settled,
             "node {node} tells that it is Secondary, with {kept} writes that the peer may still lose; {own}"
         );
+    }
+
+    /// Writes that somebody may have: each has a request of the engine until the peer cannot lose it any more. Others have one as well,
+    /// reads, flushes, and writes that wait for their turn; those that the gate held back begin when a demotion without data ends
+    /// what was frozen (seed 12004469).
+    fn writes_kept(&self, node: usize) -> usize {
+        let engine = self.engine_of(node);
+        let uppers = self.nodes[node].running.as_ref().into_iter().flat_map(|running| running.uppers.iter().flatten());
+        let others = uppers.filter(|upper| {
+            let view = engine.request(upper.request);
+            view.is_some_and(|view| !view.started || self.operations[upper.operation].stamp == 0)
+        });
+        engine.usage().requests - others.count()
     }
 
     /// The disk says that it is being overwritten, and with what.
