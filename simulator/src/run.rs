@@ -866,6 +866,7 @@ fn is_excusable(fault: &Fault) -> bool {
             | Fault::PeerRebooted
             | Fault::PingTimeout
             | Fault::SameSide { .. }
+            | Fault::SourceFailed
             | Fault::StateRefused(_)
             | Fault::UnexpectedBitmap { .. }
             | Fault::Algorithm { .. }

@@ -1,6 +1,6 @@
 //! Resyncs that are interrupted and begun anew.
 
-use engine::netlink::{OnCongestion, OnIoError, WireProtocol};
+use engine::netlink::{OnCongestion, OnIoError, ResizeParms, WireProtocol};
 use engine::resource::{AdminRequest, Fault};
 use engine::state::{Conn, Disk};
 use simulator::node::VOLUME;
@@ -229,4 +229,35 @@ fn a_resync_generation_that_no_disk_has_is_not_told() {
         assert_eq!(world.attach(0), 101);
         all_the_same(&mut world);
     }
+}
+
+/// Seed 13010008 of runs with several volumes: the device had grown, and the disk that was to be the source of the resync failed and was
+/// kept. It counted as good again, and overwrote what only the peer had.
+#[test]
+fn a_disk_that_failed_is_not_the_source_of_what_has_grown() {
+    let mut failed = 0;
+    for seed in 1..=2 * SEEDS {
+        let mut config = Config::new(seed);
+        config.disk.on_io_error = OnIoError::PassOn;
+        let mut world = synced_with(config);
+        assert_eq!(world.io(0, WRITE, 0, 8), Ok(()));
+        for node in 0..2 {
+            world.grow_disk(node, 16_384, 0);
+        }
+        world.start_resize(0, &ResizeParms::default());
+        let sends = |world: &World| world.packets_sent.get("P_SIZES").copied().unwrap_or(0);
+        let before = sends(&world);
+        world.run_until("told of the size", 60_000, |world| sends(world) > before);
+        world.nodes[0].faults.write_percent = 100;
+        world.start(0, WRITE, 0, 8);
+        world.run_until("the failure", 1_000, |world| world.status(0).state.disk == Disk::Inconsistent);
+        world.nodes[0].faults.write_percent = 0;
+        world.run_until("the write", 60_000, |world| world.open_operations() == 0);
+        world.run_for_ms(5_000);
+        let _code = world.poll_admin(0);
+        failed += u32::from(world.faults.iter().any(|(_, fault)| *fault == Fault::SourceFailed));
+        all_the_same(&mut world);
+        assert_eq!(world.check_acknowledged(0), Ok(()), "seed {seed}");
+    }
+    assert!(failed > 0, "the disk never failed in time");
 }

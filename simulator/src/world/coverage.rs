@@ -336,7 +336,11 @@ impl World {
         // Those of another volume are counted with them.
         let alone = self.config.volumes == 1;
         // What was frozen may be sent again when the nodes have just met.
+        // Where no disk is good I/O was frozen, and what a peer without a disk has refused is marked; only the end of its epoch is
+        // still awaited (seed 13002549).
+        let refused = own.disk == Disk::Inconsistent && own.pdsk <= Disk::Failed;
         let settled = !alone || needs_log || own.conn != Conn::Connected || self.config.net.two_primaries || kept == 0;
+        let settled = settled || refused;
         assert!(
             told.role != Role::Secondary || own.role == Role::Primary || settled,
             "node {node} tells that it is Secondary, with {kept} writes that the peer may still lose; {own}"

@@ -90,6 +90,7 @@ pub enum Fault {
     PingTimeout,
     TooManyEpochs,
     NotDurable,
+    SourceFailed,
     MissingSequence { seq: u32 },
     Integrity,
     DigestSize { command: Command, found: usize, expected: u8 },
@@ -166,6 +167,7 @@ impl fmt::Display for Fault {
             }
             Fault::TooManyEpochs => f.write_str("the peer has more epochs under way than can be remembered"),
             Fault::NotDurable => f.write_str("the disk failed before the peer's writes were durable: connecting anew"),
+            Fault::SourceFailed => f.write_str("the disk failed before it was the source of a resync: connecting anew"),
             Fault::Integrity => f.write_str("data arrived that is not what its digest says"),
             Fault::DigestSize { command, found, expected } => {
                 write!(f, "{} with a digest of {found} bytes, expected {expected}", command.name())

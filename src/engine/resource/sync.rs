@@ -128,6 +128,12 @@ impl<S: Storage> Engine<S> {
         if volume.state.conn < Conn::Connected || volume.state.disk < Disk::Negotiating {
             return;
         }
+        if side == Conn::SyncSource && volume.state.disk == Disk::Inconsistent {
+            // Both were good, and the device has grown; then this disk failed, and is kept. As the source it would count as good, and
+            // the peer's, which alone has what was written since, would be overwritten. (The C module does that.)
+            self.fail(Fault::SourceFailed, Conn::NetworkFailure);
+            return;
+        }
         use crate::state::And;
         let change = if side == Conn::SyncTarget {
             Change::conn(side).disk(Disk::Inconsistent)
