@@ -3,8 +3,8 @@
 use engine::metadata::superblock::UI_BITMAP;
 use engine::netlink::{Fencing, OnNoData};
 use engine::resource::{AdminRequest, VolumeId};
-use engine::state::Conn;
-use simulator::scenario::good;
+use engine::state::{Conn, Disk};
+use simulator::scenario::{all_the_same, good};
 use simulator::world::Action;
 use simulator::{Config, World};
 
@@ -87,5 +87,35 @@ fn a_volume_that_waited_with_another_for_its_data_begins_a_new_generation() {
         for volume in [FIRST, SECOND] {
             assert_ne!(world.at(volume, |world| world.superblock(0).uuids[UI_BITMAP]), 0, "seed {seed}, {volume:?}");
         }
+    }
+}
+
+/// Seed 13010042: I/O was frozen for want of the data of one volume, whose disk came back when the connection was lost. A write of another
+/// volume, which the peer had not answered, ended before that volume had begun a new generation.
+#[test]
+fn a_volume_that_gets_its_data_back_does_not_let_others_go_on_without_a_generation() {
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.resource.on_no_data = OnNoData::SuspendIo;
+        let mut world = synced(config);
+        assert_eq!(world.admin(1, AdminRequest::Detach { volume: FIRST, force: false }), 1);
+        world.set_network(false);
+        let write = world.at(SECOND, |world| world.start(0, WRITE, 64, 8));
+        world.run_for_ms(100);
+        assert_eq!(world.admin(0, AdminRequest::Detach { volume: FIRST, force: true }), 1);
+        world.run_until("detached", 1_000, |world| !world.status(0).has_disk);
+        assert!(world.is_suspended(0));
+        assert_eq!(world.start_attach(0), Ok(()));
+        world.run_until("attached", 1_000, |world| world.status(0).state.disk == Disk::Negotiating);
+        assert_eq!(world.operations[write].result, None);
+        // What is compared here is compared when the write ends.
+        world.reset_connection();
+        world.run_until("the write", 60_000, |world| world.open_operations() == 0);
+        assert_ne!(world.at(SECOND, |world| world.superblock(0).uuids[UI_BITMAP]), 0, "seed {seed}");
+        world.set_network(true);
+        let _code = world.admin_answer(0);
+        world.at(SECOND, all_the_same);
+        assert_eq!(world.attach(1), 101);
+        all_the_same(&mut world);
     }
 }

@@ -139,6 +139,9 @@ impl<S: Storage> Engine<S> {
                 let _outcome = self.change(id, Self::for_volume(change, old, ignore_outdate), Kind::Hard);
             }
         }
+        if core::mem::take(&mut self.data_back) {
+            self.thaw_with_own_disks();
+        }
         if before != self.link.conn {
             self.connection_changed(before, volumes_part);
         }
@@ -392,13 +395,12 @@ impl<S: Storage> Engine<S> {
                 self.thaw(Susp { no_data: false, ..self.susp });
             }
             Effect::ThawNoDataRestartDisk => {
-                self.record_loss_of_peer(id);
-                if self.link.conn < Conn::WFReportParams {
-                    // The connection that it was sent on is gone, and nobody waits for the next one.
-                    self.fail_network_parts();
+                // The connection is being lost, and some volumes have yet to be told: then they are first.
+                let parts = |volume: &super::Volume<S>| volume.state.conn >= Conn::Connected;
+                self.data_back = self.link.conn < Conn::WFReportParams && self.volumes.iter().flatten().any(parts);
+                if !self.data_back {
+                    self.thaw_with_own_disks();
                 }
-                self.restart_failed();
-                self.thaw(Susp { no_data: false, ..self.susp });
             }
             Effect::ThawFencing => {
                 for other in self.volume_ids() {
@@ -560,6 +562,20 @@ impl<S: Storage> Engine<S> {
             }
         }
         self.reopen_gate();
+    }
+
+    /// All data is here again. What was frozen goes on for all volumes, each of which begins the generation that it owes.
+    fn thaw_with_own_disks(&mut self) {
+        for id in self.volume_ids() {
+            self.record_loss_of_peer(id);
+        }
+        if self.link.conn < Conn::WFReportParams {
+            // The connection that it was sent on is gone, and nobody waits for the next one.
+            self.fail_network_parts();
+        }
+        self.restart_failed();
+        self.thaw(Susp { no_data: false, ..self.susp });
+        self.settle_all();
     }
 
     /// A reason for suspended I/O is gone.

@@ -191,6 +191,8 @@ pub struct Engine<S: Storage> {
     options: ResourceOpts,
     /// Reasons why application I/O is suspended.
     susp: Susp,
+    /// No volume lacks its data any more; frozen I/O goes on when all of them know that the connection is lost.
+    data_back: bool,
     link: Link,
     volumes: S::Table<Option<Volume<S>>>,
     /// No entry of `volumes` from here on was ever used.
@@ -251,6 +253,7 @@ impl<S: Storage> Engine<S> {
             now_ms: 0,
             options: *options,
             susp: Susp::default(),
+            data_back: false,
             link: Link::new(),
             volumes: S::table(volumes, |_| None)?,
             volumes_end: 0,
