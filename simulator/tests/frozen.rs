@@ -2,7 +2,7 @@
 //! administrator wants it.
 
 use engine::metadata::superblock::{UI_BITMAP, UI_CURRENT};
-use engine::netlink::{Fencing, OnIoError, OnNoData, ResourceOpts};
+use engine::netlink::{Fencing, OnIoError, OnNoData, ReadBalancing, ResourceOpts};
 use engine::resource::{AdminRequest, Helper};
 use engine::state::{Conn, Disk, Role};
 use simulator::node::VOLUME;
@@ -96,6 +96,23 @@ fn a_demotion_without_data_lets_the_reads_go_on_and_the_writes_fail() {
         let result = |operation: &usize| world.operations[*operation].result;
         assert!(writes.iter().all(|write| matches!(result(write), Some(Err(_)))), "seed {seed}");
         assert!(reads.iter().all(|read| result(read) == Some(Ok(()))), "seed {seed}");
+    }
+}
+
+/// Seed 16000262: the peer's refusal of a read was here before the sender had told that the request is out. The read went to the peer again,
+/// and that was taken for being told of this packet, which was then never sent.
+#[test]
+fn a_read_that_is_refused_while_it_is_sent_is_tried_again() {
+    for seed in 1..=20 * SEEDS {
+        let mut config = Config::new(seed);
+        config.disk.read_balancing = ReadBalancing::PreferRemote;
+        config.sent_us_most = 20_000;
+        let mut world = World::new(config);
+        synced(&mut world);
+        world.nodes[1].faults.read_percent = 100;
+        let reads = [0, 64, 128, 192].map(|sector| world.start(0, Action::Read, sector, 8));
+        let done = |world: &World| reads.iter().all(|&read| world.operations[read].result == Some(Ok(())));
+        world.run_until("the reads", 10_000, done);
     }
 }
 

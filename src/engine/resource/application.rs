@@ -586,6 +586,7 @@ impl<S: Storage> Engine<S> {
         }
         slot.forget_local();
         slot.net = Net::None;
+        self.answered_while_sent(request);
         if self.read_path(request) == ReadPath::Nowhere {
             return false;
         }

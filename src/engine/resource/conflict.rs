@@ -10,7 +10,7 @@
 use super::api::{PeerId, RequestId, Wakes};
 use super::incoming::Fault;
 use super::link::SequenceWait;
-use super::outgoing::{MetaOut, Sending};
+use super::outgoing::MetaOut;
 use super::overlaps::Kind;
 use super::received_epoch::ReceivedEpoch;
 use super::slots::{Local, Net, PeerPhase, PeerRequest, Phase, Request};
@@ -265,10 +265,7 @@ impl<S: Storage> Engine<S> {
         self.leave_log(index);
         self.leave_overlaps(u32::from(index));
         let request = self.requests.id(index);
-        if self.link.sending == Sending::Request(request) {
-            // The answer was here before the owner told that the packet is out: what it tells is not about the next packet.
-            self.link.sending = Sending::Control;
-        }
+        self.answered_while_sent(request);
         let Some(slot) = self.requests.at_mut(index) else { return };
         let pending = matches!(slot.net, Net::Queued | Net::Waiting);
         slot.postponed = false;

@@ -591,6 +591,14 @@ impl<S: Storage> Engine<S> {
         }
     }
 
+    /// A request takes another path. If the answer was here before the owner has told that its packet is out, what it tells is not about
+    /// the next packet.
+    pub(super) fn answered_while_sent(&mut self, request: RequestId) {
+        if self.link.sending == Sending::Request(request) {
+            self.link.sending = Sending::Control;
+        }
+    }
+
     /// The next packet for the meta socket.
     pub fn next_meta(&mut self, buffer: &mut [u8], now_ms: u64) -> Option<Outgoing> {
         self.now_ms = now_ms;
