@@ -612,7 +612,8 @@ impl Driver {
             }
         }
         let mut bad_turns = 0;
-        for turn in 0..600 {
+        // Volumes may have to be copied one after the other.
+        for turn in 0..600 * u32::from(self.world.config.volumes) {
             if self.in_sync() {
                 return;
             }
