@@ -788,3 +788,26 @@ fn a_peer_that_comes_back_without_its_disk_means_a_new_generation() {
         all_the_same(&mut world);
     }
 }
+
+/// Seed 14001740: a demotion while the device was made larger. The last superblock of that said that this node is not Primary, though
+/// what it had written was in the disk's cache and not marked; after a power cut nothing told of it.
+#[test]
+fn a_demotion_while_the_device_grows_waits_for_the_disks_cache() {
+    for seed in 1..=2 * SEEDS {
+        let mut world = synced_with(Config { internal: false, ..Config::new(seed) });
+        for node in 0..2 {
+            world.grow_disk(node, 10_008, 1 << (50 + node));
+        }
+        assert_eq!(world.io(0, WRITE, 0, 8), Ok(()));
+        world.start_resize(1, &ResizeParms::default());
+        world.run_for_us(500 + seed * 25);
+        world.ask(0, SECONDARY);
+        let demoted = |world: &World| !world.superblock(0).flags.contains(MetaFlags::PRIMARY_IND);
+        world.run_until("the superblock tells of it", 1_000, demoted);
+        world.power_cut(0);
+        world.boot(0);
+        assert_eq!(world.attach(0), 101);
+        let differs = world.nodes[0].data.first_difference(&world.nodes[1].data, 8).is_some();
+        assert!(!differs || world.engine_of(0).is_out_of_sync(VOLUME, 0) == Some(true), "seed {seed}");
+    }
+}

@@ -163,6 +163,8 @@ pub(super) struct Pipeline {
     /// PRIMARY_IND of the superblock on the disk, and of the one on its way there.
     primary_on_disk: bool,
     primary_written: bool,
+    /// PRIMARY_IND of the one on the disk when everything began to be written anew.
+    primary_before: bool,
     /// The disk's cache may hold data that neither a bit nor the activity log covers: bits were cleared because of it, or it was
     /// written before the disk was attached, and the log applied since, or while the log was not used.
     unflushed: bool,
@@ -192,6 +194,7 @@ impl Pipeline {
             durable: version,
             primary_on_disk,
             primary_written: primary_on_disk,
+            primary_before: primary_on_disk,
             unflushed: true,
             resumed: false,
             loaded: false,
@@ -406,9 +409,13 @@ impl<S: Storage> AttachedDisk<S> {
 
     /// While there is no log where it will be, also where the disk has failed before it was there, the superblock must not ask
     /// the tools to replay it after a crash: they would find none and give up. That a Primary crashed is told by the other flag;
-    /// the full sync takes the place of the log.
+    /// the full sync takes the place of the log. A demotion while everything is written anew is told by the superblock after that, in
+    /// its order with the disk's cache and the bitmap.
     fn superblock_to_write(&self) -> Superblock {
         let mut superblock = self.superblock;
+        if self.pipeline.primary_before && matches!(self.pipeline.current, Current::Rewrite(..)) {
+            superblock.flags.assign(MetaFlags::PRIMARY_IND, true);
+        }
         if self.pipeline.log_absent && superblock.flags.contains(MetaFlags::PRIMARY_IND) {
             superblock.flags.assign(MetaFlags::PRIMARY_IND, false);
             superblock.flags.assign(MetaFlags::CRASHED_PRIMARY, true);
@@ -418,6 +425,7 @@ impl<S: Storage> AttachedDisk<S> {
 
     /// Size or place have changed in core: everything is written anew. spec: metadata 7.2 (5)
     pub(super) fn begin_rewrite(&mut self, rewrite: Rewrite) {
+        self.pipeline.primary_before = self.pipeline.primary_on_disk;
         self.assign_flag(MetaFlags::FULL_SYNC, true);
         self.assign_flag(MetaFlags::AL_DISABLED, true);
         if rewrite.moved {
@@ -449,6 +457,9 @@ impl<S: Storage> AttachedDisk<S> {
             }
             Stage::Close { version } => {
                 self.pipeline.is_on_disk(version);
+                if self.pipeline.primary_on_disk && !self.superblock.flags.contains(MetaFlags::PRIMARY_IND) {
+                    self.pipeline.touch();
+                }
                 self.pipeline.current = Current::Idle;
                 return Step::Event(Event::JobDone(Job::Rewrite(rewrite)));
             }
