@@ -3,7 +3,7 @@
 
 use engine::netlink::WireProtocol;
 use engine::resource::AdminRequest;
-use engine::state::Disk;
+use engine::state::{Disk, Role};
 use simulator::node::VOLUME;
 use simulator::scenario::{all_the_same, come_back, synced_with};
 use simulator::world::Action;
@@ -79,4 +79,23 @@ fn what_is_held_back_until_the_peer_knows_outlasts_the_next_attach() {
         assert_eq!(world.operations[write].result, Some(Ok(())));
         all_the_same(&mut world);
     }
+}
+
+/// Seed 4595: the peer agreed to a promotion and let its disk go. The promotion failed then, and the peer believed in it.
+#[test]
+fn the_peer_hears_that_nothing_came_of_a_promotion() {
+    let mut stopped = 0;
+    for seed in 1..=SEEDS {
+        let mut world = synced_with(config(seed));
+        assert_eq!(world.admin(0, AdminRequest::Secondary { volume: VOLUME }), 1);
+        assert_eq!(world.admin(1, AdminRequest::Detach { volume: VOLUME, force: false }), 1);
+        world.run_for_ms(100);
+        world.ask(1, AdminRequest::Primary { volume: VOLUME, force: false });
+        world.run_until("agreed", 10_000, |world| world.status(0).state.peer == Role::Primary);
+        world.ask(0, AdminRequest::Detach { volume: VOLUME, force: true });
+        world.run_for_ms(3_000);
+        stopped += u64::from(world.status(1).state.role == Role::Secondary);
+        assert_eq!(world.status(0).state.peer, world.status(1).state.role, "seed {seed}: {}", world.describe());
+    }
+    assert!(stopped > 0);
 }

@@ -1,5 +1,6 @@
 //! Resyncs that are interrupted and begun anew.
 
+use engine::metadata::superblock::UI_CURRENT;
 use engine::netlink::{OnCongestion, OnIoError, ResizeParms, WireProtocol};
 use engine::resource::{AdminRequest, Fault};
 use engine::state::{Conn, Disk};
@@ -260,4 +261,22 @@ fn a_disk_that_failed_is_not_the_source_of_what_has_grown() {
         assert_eq!(world.check_acknowledged(0), Ok(()), "seed {seed}");
     }
     assert!(failed > 0, "the disk never failed in time");
+}
+
+/// A disk that comes back with the generation from before the last resync is recognized by the history.
+#[test]
+fn the_generation_before_a_resync_is_in_the_history_after_it() {
+    let mut world = synced_with(Config::new(1));
+    let before = world.superblock(0).uuids[UI_CURRENT];
+    world.set_network(false);
+    world.reset_connection();
+    world.run_for_ms(20);
+    assert_eq!(world.io(0, WRITE, 0, 8), Ok(()));
+    world.set_network(true);
+    all_the_same(&mut world);
+    for node in 0..2 {
+        let [_, _, history @ ..] = world.superblock(node).uuids;
+        let is_there = history.iter().any(|uuid| (uuid ^ before) & !1 == 0);
+        assert!(is_there, "node {node}: {before:x} is not in {history:x?}");
+    }
 }

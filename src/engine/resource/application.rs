@@ -316,7 +316,9 @@ impl<S: Storage> Engine<S> {
         let local = state.disk >= Disk::Inconsistent && (state.disk == Disk::UpToDate || state.pdsk == Disk::UpToDate);
         let announces = !replicate && sends_out_of_sync(state);
         let silent = self.sabotaged(Sabotage::AnnounceWithoutMark);
-        let marks = announces && !silent && self.mark_out_of_sync(id, slot.io.sector, slot.io.size_bytes);
+        // A peer that has sent its bitmap marks what it does not know yet to be written here too; our bitmap goes next.
+        let marks = ((announces && !silent) || state.conn == Conn::WFBitMapT)
+            && self.mark_out_of_sync(id, slot.io.sector, slot.io.size_bytes);
         // Before that the peer does not understand it; what waits is in the bitmap that it gets, see `mark_writes_under_way`.
         let announces = announces && self.link.apv >= NOTICE_PROTOCOL;
         // While Ahead it is told even if nothing changes here: an earlier write of the same blocks may be on its way, and the peer

@@ -506,14 +506,19 @@ impl<S: Storage> Engine<S> {
         self.admin.abandoned = [None; MAX_ABANDONED];
     }
 
-    /// The peer agreed to be overwritten and has given up its data; meanwhile this node's disk has failed. Nobody has
-    /// good data now, and no write that only the peer has counts as written.
+    /// The peer agreed, and has changed its view of this node; here nothing comes of it, because something has happened meanwhile.
     fn peer_went_ahead(&mut self, ask: &Ask) {
-        if let (Target::Volume(id), Some(Conn::StartingSyncS)) = (ask.target, ask.change.wanted_conn()) {
-            let connected = self.volume(id).is_some_and(|volume| volume.state.conn >= Conn::Connected);
-            if connected {
+        let Target::Volume(id) = ask.target else { return };
+        let Some(state) = self.volume_state(id).filter(|state| state.conn >= Conn::Connected) else { return };
+        if ask.change.wanted_conn() == Some(Conn::StartingSyncS) {
+            // It was to be overwritten and has given up its data, and this node's disk has failed. Nobody has good data now, and no
+            // write that only the peer has counts as written.
+            if state.pdsk > Disk::Inconsistent {
                 let _outcome = self.change(id, Change::pdsk(Disk::Inconsistent), Kind::Hard);
             }
+        } else if ask.change.wanted_conn().is_none() {
+            // It takes this node for a Primary, or its disk for one that has been let go. (The C module leaves it at that.)
+            self.send_state(id, state);
         }
     }
 
