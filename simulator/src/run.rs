@@ -5,6 +5,7 @@
 //! may ever be refused. The *careless* one promotes as he likes; then only convergence is asked for, after one side was
 //! told to give up its changes.
 
+mod aftermath;
 mod epilogue;
 mod special;
 mod trouble;
@@ -216,6 +217,7 @@ impl Driver {
         }
         self.epilogue();
         self.trouble();
+        self.aftermath();
     }
 
     fn set_up(&mut self) {
@@ -229,6 +231,8 @@ impl Driver {
         // All of them before any resync: where a volume has to wait for another one's, its state packets cross this.
         if self.world.config.sectors > 100_000 || self.random.percent(70) {
             self.each(Driver::skip_first_sync);
+        } else {
+            self.each(|driver| driver.world.leave_junk(1));
         }
         self.each(Driver::promote_first);
     }

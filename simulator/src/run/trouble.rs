@@ -25,7 +25,7 @@ impl Driver {
         self.mended();
     }
 
-    fn mended(&mut self) {
+    pub(super) fn mended(&mut self) {
         self.repair();
         self.verify();
         self.check();

@@ -119,6 +119,7 @@ impl World {
     pub(super) fn finish(&mut self, number: usize, result: IoResult, data: &[Stamp]) {
         let now_us = self.now_us;
         self.operations[number].result = Some(result);
+        self.note_progress();
         let operation = self.operations[number].clone();
         self.note(|| format!("node {} app #{number} done {result:?}", operation.node));
         if result.is_err() {

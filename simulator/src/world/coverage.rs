@@ -92,11 +92,12 @@ impl World {
         if (sector..end).all(|sector| zero.get(sector) == one.get(sector)) {
             return false;
         }
-        // What a disk has lost that fails, its own node knows.
+        // What a disk has lost that fails, its own node knows. So it does what it writes when it has given the connection up.
         let other = 1 - node;
         let faults = self.nodes[other].faults;
-        let fails = faults.write_percent > 0 || self.status(other).state.disk < Disk::Inconsistent;
-        if fails && self.engine_of(other).is_out_of_sync(self.volume, sector) != Some(false) {
+        let state = self.status(other).state;
+        let knows = faults.write_percent > 0 || state.disk < Disk::Inconsistent || state.conn < Conn::Connected;
+        if knows && self.engine_of(other).is_out_of_sync(self.volume, sector) != Some(false) {
             return false;
         }
         !(0..2).any(|node| self.is_being_written(node, sector, end - sector))

@@ -7,7 +7,11 @@ impl World {
         let slowness = self.nodes[node].faults.slowness + 1;
         // Now and then a transfer is very late.
         let most = if self.random.percent(3) { 20_000 } else { 300 };
-        self.random.between(20, most) * slowness
+        let takes_us = self.random.between(20, most) * slowness;
+        if slowness > 1 {
+            self.note_slow_transfer(takes_us);
+        }
+        takes_us
     }
 
     fn has_bio(&self, node: usize, request: RequestId) -> bool {

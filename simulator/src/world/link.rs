@@ -188,9 +188,8 @@ impl World {
         if full {
             if end.blocked_since_us[socket].is_none() {
                 end.blocked_since_us[socket] = Some(now_us);
-                let net = &self.config.net;
-                let patience_ms = u64::from(net.timeout) * 100 * u64::from(net.ko_count.max(1));
-                self.schedule(patience_ms * MS, Event::Patience { node, link, socket, blocked_at_us: now_us });
+                let patience_us = self.send_patience_ms() * MS;
+                self.schedule(patience_us, Event::Patience { node, link, socket, blocked_at_us: now_us });
             }
             return;
         }
@@ -245,6 +244,7 @@ impl World {
         self.at(self.volume_named(&head), |world| {
             world.check_promise(node, name, body);
             world.check_told(node, name, body);
+            world.check_paused(node, name);
             world.note_coming(node, name, body, payload_bytes);
             let range = || trace::packet_range(name, &head, true);
             world.note(|| format!("node {node} {} > {name} {}", SOCKETS[socket], range()));
@@ -268,6 +268,12 @@ impl World {
         self.schedule_at(at_us, Event::Receive { node: 1 - node, link, socket });
         let delay = self.random.between(1, self.config.sent_us_most);
         self.schedule(delay, Event::Sent { node, link, socket });
+    }
+
+    /// How long a sender waits for a socket.
+    pub(super) fn send_patience_ms(&self) -> u64 {
+        let net = &self.config.net;
+        u64::from(net.timeout) * 100 * u64::from(net.ko_count.max(1))
     }
 
     pub(super) fn sent(&mut self, node: usize, link: u64, socket: usize) {

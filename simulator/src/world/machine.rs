@@ -53,6 +53,17 @@ impl World {
         }
     }
 
+    /// Before the first resync: much of a disk holds something that nobody has written. A block that is not copied is noticed.
+    pub fn leave_junk(&mut self, node: usize) {
+        let mut random = Random::new(self.config.seed ^ 0x0000_1a57_c0de);
+        let mut sector = random.below(600);
+        while sector < self.config.sectors {
+            let count = random.between(1, 400).min(self.config.sectors - sector);
+            self.nodes[node].data.write(sector, &vec![JUNK; count as usize], true);
+            sector += count + random.below(1200);
+        }
+    }
+
     /// As `drbdadm create-md`.
     pub fn create_md(&mut self, node: usize) {
         let layout = self.layout(node);
@@ -246,6 +257,8 @@ impl World {
 }
 
 const META_SECTORS: u64 = 1 << 16;
+/// What a disk holds that had been used for something else.
+const JUNK: Stamp = 1 << 52;
 
 pub(super) fn boot(config: &Config) -> Running {
     #[allow(unused_mut)] // Only changed to be broken.

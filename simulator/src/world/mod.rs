@@ -9,6 +9,7 @@
 
 mod admin;
 mod application;
+mod calm;
 mod coverage;
 mod disks;
 mod hostile;
@@ -196,7 +197,7 @@ enum Own {
     Metadata,
     MetadataDone(u64),
     Work,
-    Helper { ticket: u32, exit_code: i32 },
+    Helper { helper: Helper, ticket: u32, exit_code: i32 },
     Released(VolumeId),
     Gate,
     Link,
@@ -279,6 +280,7 @@ pub struct World {
     beginning: Vec<String>,
     trace: VecDeque<String>,
     watched: trace::Watched,
+    calm: calm::Calm,
     buffer: Vec<u8>,
 }
 
@@ -342,6 +344,7 @@ impl World {
             beginning: Vec::new(),
             trace: VecDeque::new(),
             watched: Default::default(),
+            calm: Default::default(),
             buffer: vec![0; PACKET_BUFFER_BYTES],
         };
         for (volume, node) in world.volumes().flat_map(|volume| [(volume, 0), (volume, 1)]) {
@@ -439,6 +442,7 @@ impl World {
                 let blocked =
                     self.end(node, link).is_some_and(|end| end.blocked_since_us[socket] == Some(blocked_at_us));
                 if blocked {
+                    self.check_timeout(node, self.send_patience_ms(), "a socket that takes nothing");
                     self.link_failed(node, link, LinkFailure::SendTimeout);
                 }
             }
@@ -465,13 +469,12 @@ impl World {
             Own::Metadata => self.volumes().for_each(|volume| self.at(volume, |world| world.next_metadata(node))),
             Own::MetadataDone(number) => self.metadata_done(node, number),
             Own::Work => self.work(node),
-            Own::Helper { ticket, exit_code } => {
-                self.engine(node, |engine, now| engine.helper_done(ticket, exit_code, now))
-            }
+            Own::Helper { helper, ticket, exit_code } => self.helper_ended(node, helper, ticket, exit_code),
             Own::Released(volume) => self.at(volume, |world| world.release_backing(node)),
             Own::Gate => self.volumes().for_each(|volume| self.at(volume, |world| world.gate(node))),
             Own::Link => self.link(node),
             Own::Tick => {
+                self.check_calm();
                 let wanted = self.engine(node, |engine, now| {
                     engine.tick(now);
                     engine.wants_tick()

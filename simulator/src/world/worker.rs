@@ -46,12 +46,19 @@ impl World {
                 self.note(|| format!("node {node} LOG {line}"));
                 match line {
                     LogLine::Fault { fault } => {
+                        // A ping waits behind what is queued for the socket.
+                        if fault == Fault::PingTimeout && self.config.sent_us_most < MS {
+                            self.check_timeout(node, u64::from(self.config.net.ping_timeo) * 100, fault);
+                        }
                         if let Fault::SameSide { .. } = fault {
                             self.refusals.push(format!("node {node}: {fault}"));
                         }
                         if !(fault == Fault::SizeRefused && self.has_outgrown_its_peer(node)) {
                             self.faults.push((node, fault));
                         }
+                    }
+                    LogLine::RequestTimeout { limit_ms } | LogLine::DiskTimeout { limit_ms, .. } => {
+                        self.check_timeout(node, limit_ms, line);
                     }
                     // The other node has lost its power, and now this disk fails: that is two failures.
                     LogLine::DiskError { .. } if !self.is_on(1 - node) => self.only_left(1 - node),
@@ -83,7 +90,8 @@ impl World {
                 self.helpers.push((node, helper));
                 self.note(|| format!("node {node} helper {helper} -> {exit_code}"));
                 let delay = self.random.between(100, 20_000);
-                self.schedule_own(node, delay, Own::Helper { ticket, exit_code });
+                let delay = self.late(helper, ticket).unwrap_or(delay);
+                self.schedule_own(node, delay, Own::Helper { helper, ticket, exit_code });
             }
             Work::ReleaseBacking { volume } => self.schedule_own(node, 500, Own::Released(volume)),
             Work::Resize { volume, sectors } => {
@@ -146,6 +154,20 @@ impl World {
     /// One of the nodes has begun a generation of which the peer, which was Primary, did not hear before they lost each other.
     pub fn has_unheard_generation(&self) -> bool {
         !self.unheard.is_empty()
+    }
+
+    /// A program that fences may take so long that the peer is back when it ends. A generator of its own decides.
+    fn late(&self, helper: Helper, ticket: u32) -> Option<u64> {
+        let mut random = Random::new(self.config.seed ^ self.now_us ^ (u64::from(ticket) << 32));
+        (helper == Helper::FencePeer && random.percent(25)).then(|| random.between(100 * MS, 8_000 * MS))
+    }
+
+    /// A helper program ends. What fences looks once more, if the peer is not back.
+    pub(super) fn helper_ended(&mut self, node: usize, helper: Helper, ticket: u32, exit_code: i32) {
+        let truthful = helper == Helper::FencePeer && self.fence == Fence::Truthful;
+        let away = self.status(node).state.conn < Conn::Connected;
+        let exit_code = if truthful && away { self.truth_about_peer(1 - node) } else { exit_code };
+        self.engine(node, |engine, now| engine.helper_done(ticket, exit_code, now));
     }
 
     fn exit_code(&mut self, node: usize, helper: Helper) -> i32 {

@@ -137,7 +137,8 @@ impl<S: Storage> Engine<S> {
                 size_bytes: slot.size_bytes,
             });
         }
-        if slot.kind == PeerKind::Write && self.wants_receive_ack(slot.flags) {
+        let forgets = self.sabotaged(Sabotage::ForgetReceiveAck);
+        if slot.kind == PeerKind::Write && self.wants_receive_ack(slot.flags) && !forgets {
             // Before any disk I/O and before waiting for anybody: that is what protocol B promises.
             self.queue_meta(MetaOut::Ack {
                 command: Command::RecvAck,

@@ -36,12 +36,14 @@ pub enum Sabotage {
     AnnounceWithoutMark,
     OvertakeResyncData,
     ReadWhileWriting,
+    ForgetReceiveAck,
+    AskWhilePaused,
 }
 
 #[cfg(feature = "sabotage")]
 impl Sabotage {
     /// All of them.
-    pub const ALL: [Sabotage; 25] = [
+    pub const ALL: [Sabotage; 27] = [
         Sabotage::AcknowledgeWithoutPeer,
         Sabotage::AcknowledgeBeforeDisk,
         Sabotage::SkipBarrierFlush,
@@ -67,6 +69,8 @@ impl Sabotage {
         Sabotage::AnnounceWithoutMark,
         Sabotage::OvertakeResyncData,
         Sabotage::ReadWhileWriting,
+        Sabotage::ForgetReceiveAck,
+        Sabotage::AskWhilePaused,
     ];
 }
 

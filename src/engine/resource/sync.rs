@@ -253,8 +253,9 @@ impl<S: Storage> Engine<S> {
     /// Makes the resync requests that the rate controller allows in this turn.
     pub(super) fn resync_turn(&mut self, id: VolumeId) {
         let now_ms = self.now_ms;
+        let goes_on = self.sabotaged(Sabotage::AskWhilePaused);
         let Some(volume) = self.volume_mut(id) else { return };
-        if volume.state.conn != Conn::SyncTarget {
+        if volume.state.conn != Conn::SyncTarget && !(goes_on && volume.state.conn == Conn::PausedSyncT) {
             return;
         }
         let weight = volume.weight();

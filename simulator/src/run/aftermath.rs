@@ -1,0 +1,208 @@
+//! The last part of most runs: what the parts before come to so seldom that a fault of the engine there would go unnoticed. A
+//! generator of its own here as well.
+
+use super::*;
+
+/// Sectors of the device that the writes are about.
+const ROOM: u64 = 4000;
+/// What a damaged sector holds, beside what it held.
+const DAMAGE: Stamp = 1 << 40;
+
+impl Driver {
+    /// One kind of it, or none.
+    pub(super) fn aftermath(&mut self) {
+        let mut random = Random::new(self.world.config.seed ^ 0xaf7e_3a74);
+        self.look_at_any(&mut random);
+        let Some(primary) = self.any_primary() else { return };
+        if self.dual {
+            self.fight(&mut random);
+        } else {
+            match random.below(12) {
+                0 | 1 => self.lose_what_is_on_its_way(primary, &mut random),
+                2 | 3 => self.damage_and_verify(primary, &mut random),
+                4 => self.hang_a_disk(primary, &mut random),
+                5 => self.pause_a_resync(primary, &mut random),
+                6 => self.meet_while_attaching(primary, &mut random),
+                _ => return,
+            }
+        }
+        self.mended();
+    }
+
+    fn write_some(&mut self, node: usize, random: &mut Random, most: u64, room: u64) {
+        for _ in 0..random.between(1, most) {
+            let (sector, count) = (random.below(room), random.pick(&[1, 8, 8, 8, 24, 128]));
+            let action = random.pick(&[
+                Action::Write { fua: false },
+                Action::Write { fua: false },
+                Action::Write { fua: false },
+                Action::Write { fua: true },
+                Action::Discard,
+                Action::Read,
+            ]);
+            if self.is_primary(node) && self.world.open_operations() < 100 {
+                self.world.start(node, action, sector, count);
+            }
+            let us = random.below(200);
+            self.world.run_for_us(us);
+        }
+    }
+
+    /// The network has stopped, perhaps under I/O that is suspended, and what it holds is gone with the connection.
+    fn lose_what_is_on_its_way(&mut self, primary: usize, random: &mut Random) {
+        self.write_some(primary, random, 10, ROOM);
+        self.world.set_direction(primary, false);
+        self.write_some(primary, random, 20, ROOM);
+        let suspends = random.percent(70);
+        if suspends {
+            self.ask(primary, Asked::Other, AdminRequest::SuspendIo { volume: self.volume() });
+            self.world.run_for_ms(random.below(20));
+        }
+        self.cuts += 1;
+        self.world.reset_connection();
+        self.world.set_direction(primary, true);
+        self.world.run_for_ms(random.below(60));
+        self.poll();
+        if suspends {
+            self.ask(primary, Asked::Other, AdminRequest::ResumeIo { volume: self.volume() });
+        }
+        self.write_some(primary, random, 10, ROOM);
+    }
+
+    /// Blocks differ, also the first and the last one of the device, and a verify that begins and ends somewhere, or is interrupted,
+    /// finds them.
+    fn damage_and_verify(&mut self, primary: usize, random: &mut Random) {
+        let sectors = self.world.status(primary).size_sectors;
+        let victim = 1 - primary;
+        if self.world.config.net.verify_alg.is_empty() || sectors > 100_000 || self.is_primary(victim) {
+            return;
+        }
+        self.world.run_for_ms(500);
+        let anywhere = random.below(sectors);
+        let first = random.pick(&[0, 0, 8, anywhere]);
+        let end = first + 8 + random.below(sectors);
+        let stop = random.pick(&[None, None, Some(end)]).filter(|&stop| stop < sectors);
+        let places = BTreeSet::from([first, sectors - 1, random.below(sectors), stop.map_or(first, |stop| stop - 1)]);
+        let damaged: Vec<(u64, Stamp)> =
+            places.into_iter().map(|sector| (sector, self.world.nodes[victim].data.get(sector))).collect();
+        for &(sector, held) in &damaged {
+            self.world.nodes[victim].data.write(sector, &[held + DAMAGE], true);
+        }
+        let asked = random.below(2) as usize;
+        let verify = AdminRequest::Verify { volume: self.volume(), start_sector: Some(first), stop_sector: stop };
+        let begun = self.both_good() && self.world.admin(asked, verify) == 1;
+        if begun {
+            self.world.run_until("verify", 600_000, |world| {
+                (0..2).all(|node| world.status(node).state.conn == Conn::Connected)
+            });
+            self.world.run_for_ms(200);
+        }
+        let seen = first / 8 * 8..stop.unwrap_or(sectors);
+        for (sector, held) in damaged {
+            for node in 0..2 {
+                let known = self.world.engine_of(node).is_out_of_sync(self.volume(), sector) == Some(true);
+                assert!(
+                    !begun || known || !seen.contains(&sector),
+                    "a verify of {seen:?} did not find on node {node} that sector {sector} differs"
+                );
+            }
+            self.world.nodes[victim].data.write(sector, &[held], true);
+        }
+        self.damages += u64::from(begun);
+        // What it has marked is copied by the next connection.
+        self.ask(victim, Asked::Other, AdminRequest::Disconnect { force: false });
+        self.world.run_for_ms(100);
+    }
+
+    /// A disk does not answer for longer than `disk-timeout`, if there is one.
+    fn hang_a_disk(&mut self, primary: usize, random: &mut Random) {
+        let node = random.below(2) as usize;
+        self.write_some(primary, random, 6, ROOM);
+        self.world.nodes[node].faults.hangs = true;
+        self.write_some(primary, random, 20, ROOM);
+        self.world.run_for_ms(random.pick(&[100, 2500, 4000]));
+        self.write_some(primary, random, 6, ROOM);
+        if random.percent(20) {
+            let detach = AdminRequest::Detach { volume: self.volume(), force: true };
+            self.ask(node, Asked::Other, detach);
+            self.world.run_for_ms(random.below(500));
+        }
+        self.world.nodes[node].faults.hangs = false;
+    }
+
+    /// A resync that stops and goes on, by the will of either node.
+    fn pause_a_resync(&mut self, primary: usize, random: &mut Random) {
+        self.cuts += 1;
+        self.world.set_network(false);
+        self.world.reset_connection();
+        self.world.run_for_ms(20);
+        self.write_some(primary, random, 30, ROOM);
+        let node = random.below(2) as usize;
+        let early = random.percent(50);
+        if early {
+            self.ask(node, Asked::Other, AdminRequest::PauseSync { volume: self.volume() });
+        }
+        self.world.set_network(true);
+        for _ in 0..4000 {
+            self.poll();
+            if self.world.status(primary).state.conn > Conn::WFBitMapT {
+                break;
+            }
+            self.world.step();
+        }
+        if !early {
+            self.ask(node, Asked::Other, AdminRequest::PauseSync { volume: self.volume() });
+        }
+        self.write_some(primary, random, 10, ROOM);
+        self.world.run_for_ms(random.pick(&[10, 1500, 2500]));
+        self.poll();
+        self.ask(node, Asked::Other, AdminRequest::ResumeSync { volume: self.volume() });
+    }
+
+    /// Disks come and go while the nodes come together.
+    fn meet_while_attaching(&mut self, primary: usize, random: &mut Random) {
+        for _ in 0..3 {
+            let node = if random.percent(30) { primary } else { 1 - primary };
+            self.ask(node, Asked::Other, AdminRequest::Detach { volume: self.volume(), force: random.percent(20) });
+            self.write_some(primary, random, 10, ROOM);
+            self.world.run_for_ms(30);
+            self.poll();
+            self.cuts += 1;
+            self.world.reset_connection();
+            self.world.run_for_us(random.below(8000));
+            if self.asked[node] == Asked::Nothing && !self.world.status(node).has_disk {
+                let _begun = self.attach(node);
+            }
+            self.world.run_for_us(random.below(8000));
+            self.write_some(primary, random, 10, ROOM);
+            self.mended();
+            if self.any_primary() != Some(primary) {
+                return;
+            }
+        }
+    }
+
+    /// Both nodes write to the same few blocks at once.
+    fn fight(&mut self, random: &mut Random) {
+        for node in 0..2 {
+            self.world.nodes[node].faults.slowness = random.pick(&[0, 0, 3, 10]);
+        }
+        for _ in 0..random.between(20, 60) {
+            for node in 0..2 {
+                if self.is_primary(node) && self.world.open_operations() < 60 {
+                    let sector = 8 * random.below(6) + random.pick(&[0, 0, 0, 3]);
+                    let count = random.pick(&[1, 8, 8, 8, 16, 24, 40]);
+                    let action =
+                        random.pick(&[Action::Write { fua: false }, Action::Write { fua: false }, Action::Read]);
+                    self.world.start(node, action, sector, count);
+                }
+            }
+            let us = random.pick(&[0, 20, 200, 1000]);
+            self.world.run_for_us(us);
+        }
+        self.world.run_for_ms(random.below(100));
+        for node in 0..2 {
+            self.world.nodes[node].faults.slowness = 0;
+        }
+    }
+}
