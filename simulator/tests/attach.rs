@@ -157,3 +157,28 @@ fn a_resync_is_paused_while_the_nodes_meet() {
         all_the_same(&mut world, seed);
     }
 }
+
+/// Seed 16002313: the nodes had met without disks, and that of the Primary was attached before the other one had told that it has none. It went on
+/// without the generation that tells that the peer's disk lacks what is written now.
+#[test]
+fn a_disk_that_hears_in_the_end_that_the_peer_has_none_begins_a_new_generation() {
+    let mut negotiated = 0;
+    for seed in 1..=SEEDS {
+        let mut world = synced(seed);
+        assert_eq!(world.admin(0, AdminRequest::Detach { volume: VOLUME, force: true }), 1);
+        world.power_cut(1);
+        world.run_until("the loss", 60_000, |world| world.status(0).state.conn < Conn::Connected);
+        world.boot(1);
+        assert_eq!(world.connect(1), 1);
+        world.run_until("the peer", 60_000, |world| world.status(0).state.conn == Conn::Connected);
+        assert_eq!(world.attach(0), 101);
+        negotiated += usize::from(world.status(0).state.disk == Disk::Negotiating);
+        // Whether it is told there is compared with the disks when it ends.
+        assert_eq!(world.io(0, WRITE, 128, 8), Ok(()));
+        assert_eq!(world.attach(1), 101);
+        // Of the power cut.
+        world.faults.clear();
+        all_the_same(&mut world, seed);
+    }
+    assert!(negotiated > 0, "no attach was met by the handshake");
+}

@@ -242,6 +242,9 @@ impl<S: Storage> Engine<S> {
         for effect in set {
             self.carry_out(id, old, new, susp_before, effect);
         }
+        if old.disk == Disk::Negotiating && new.disk > Disk::Negotiating {
+            self.record_loss_of_peer(id);
+        }
         let refusals_explained = old.pdsk == Disk::UpToDate && new.pdsk != Disk::UpToDate;
         if refusals_explained {
             self.explain_refusals(id);
