@@ -349,6 +349,7 @@ impl<S: Storage> Engine<S> {
         if replicate {
             self.mirror(index);
         } else if notice {
+            self.overtake_mirrored(index);
             self.queue_data(DataOut::OutOfSync(request));
         }
         if local {
@@ -367,6 +368,7 @@ impl<S: Storage> Engine<S> {
         let epoch = self.link.epoch;
         let Some(slot) = self.requests.at_mut(index) else { return };
         slot.net = Net::Queued;
+        slot.overtaken = false;
         slot.epoch = epoch;
         let id = slot.volume;
         let mut log = self.log;
@@ -692,7 +694,8 @@ impl<S: Storage> Engine<S> {
         if slot.local != Local::Ok || slot.net != Net::Ok {
             self.mark_out_of_sync(id, sector, size);
         } else if slot.peer_in_sync
-            && self.volume(id).is_some_and(|volume| replicates(volume.state))
+            && !slot.overtaken
+            && self.volume(id).is_some_and(|volume| replicates(volume.state) || volume.state.conn == Conn::Ahead)
             && !self.overlaps.any_application(id.0, sector, size, is_only_here)
         {
             self.mark_in_sync(id, sector, size);

@@ -89,6 +89,8 @@ pub(super) struct Request {
     pub(super) copied: bool,
     /// A discard that failed on the own disk, where zeroes are written instead.
     pub(super) zeroed_here: bool,
+    /// A later write of the same blocks was only announced: that the peer has this one does not make them equal.
+    pub(super) overtaken: bool,
     /// Epoch in which it was given to the data socket's queue.
     pub(super) epoch: u32,
     /// Protocol in force when it was created.
@@ -134,6 +136,7 @@ impl Request {
         in_overlaps: false,
         copied: false,
         zeroed_here: false,
+        overtaken: false,
         epoch: 0,
         protocol: WireProtocol::C,
         start_ms: 0,
@@ -152,6 +155,12 @@ impl Request {
         if self.local != Local::Aborted {
             self.local = Local::None;
         }
+    }
+
+    /// First sector, and the one after the last.
+    pub(super) fn sectors(&self) -> [u64; 2] {
+        let sectors = u64::from(self.io.size_bytes.div_ceil(512));
+        [self.io.sector, self.io.sector.saturating_add(sectors)]
     }
 
     /// The peer has this write, or is about to get it.
