@@ -766,3 +766,11 @@ fn a_write_that_began_without_a_disk_is_in_the_bitmap_of_the_disk_that_is_attach
         all_the_same(&mut world);
     }
 }
+
+/// The connection was lost when the disk of a Primary, attached again, was about to hear what it lacks: its bitmap did not tell, and it served
+/// reads of the application.
+#[test]
+fn a_disk_that_has_not_heard_what_it_lacks_serves_no_reads() {
+    let report = simulator::run(61338);
+    assert_eq!(report.failure, None);
+}

@@ -106,8 +106,9 @@ impl World {
         assert_eq!(mirrored, one.conn, "the nodes do not agree; {}", self.describe());
     }
 
-    /// A source that was ahead meanwhile can have bits left that its target has cleared before it heard of that (seeds 53, 20972). It
-    /// goes on from there with the next connection.
+    /// A source that was ahead meanwhile can have bits left of blocks that its target had written for the resync before it heard of that
+    /// (seed 30762): what is acknowledged then does not count, because a write of these blocks may have been announced since. It goes
+    /// on from there with the next connection.
     fn is_behind_its_target(&self) -> bool {
         let source = |node: usize| matches!(self.status(node).state.conn, Conn::SyncSource | Conn::PausedSyncS);
         let node = usize::from(!source(0));

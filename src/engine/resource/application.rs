@@ -148,7 +148,7 @@ impl<S: Storage> Engine<S> {
         let readable = match volume.state.disk {
             Disk::UpToDate => true,
             Disk::Inconsistent if stale => true,
-            Disk::Inconsistent => volume.disk.as_ref().is_some_and(|disk| {
+            Disk::Inconsistent if volume.lacks_are_marked => volume.disk.as_ref().is_some_and(|disk| {
                 !disk.pipeline.is_about_to_set_all() && !disk.bitmap.any_set(slot.io.sector, slot.io.size_bytes)
             }),
             _ => false,
@@ -688,8 +688,7 @@ impl<S: Storage> Engine<S> {
         if self.sabotaged(Sabotage::LoseBitmapBit) {
             return;
         }
-        // One that is only announced may have come after the one that the peer speaks of. One that the peer gets as well marks what it lacks
-        // itself, and with its bits left set a resync would not end.
+        // One that is only announced may have come later. One that is mirrored marks what it lacks itself; a resync would not end.
         let is_only_here = |other: u32| self.requests.at(other as u16).is_some_and(|other| !other.is_mirrored());
         if slot.local != Local::Ok || slot.net != Net::Ok {
             self.mark_out_of_sync(id, sector, size);

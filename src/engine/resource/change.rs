@@ -184,6 +184,7 @@ impl<S: Storage> Engine<S> {
         let susp_before = self.susp;
         if let Some(volume) = self.volume_mut(id) {
             volume.state = new;
+            volume.note_lacks(old);
             if new.disk != Disk::Negotiating {
                 // However it ended: what was found at attach must not speak for the disk any more.
                 volume.negotiated = None;

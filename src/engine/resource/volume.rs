@@ -329,6 +329,8 @@ pub(super) struct Volume<S: Storage> {
     pub(super) discard_my_data: bool,
     /// A new generation is due as soon as I/O is resumed.
     pub(super) generation_due: bool,
+    /// Whatever a disk that is not good lacks is marked: what is not can be read there. Not before the bitmaps were exchanged.
+    pub(super) lacks_are_marked: bool,
     /// Superblock version that must be durable before writes of this node alone are acknowledged.
     pub(super) generation_version: Option<u32>,
     /// The disk of this Primary has failed: superblock version that says so. What only the peer has is acknowledged when
@@ -411,6 +413,7 @@ impl<S: Storage> Volume<S> {
             consider_resync: false,
             discard_my_data: false,
             generation_due: false,
+            lacks_are_marked: false,
             generation_version: None,
             loss_version: None,
             loss_known: false,
@@ -546,6 +549,19 @@ impl<S: Storage> Volume<S> {
     pub(super) fn is_left_behind(&self) -> bool {
         let recorded = self.peer.uuids.and_then(|peer| peer.uuids.get(UI_BITMAP).copied()).unwrap_or(0);
         recorded != 0 && self.disk.as_ref().is_some_and(|disk| (disk.current() ^ recorded) & !1 == 0)
+    }
+
+    /// The state has changed: does the bitmap still mark all that the disk lacks? What the peer writes while this node
+    /// is away, and not Primary, is in the peer's bitmap alone.
+    pub(super) fn note_lacks(&mut self, old: State) {
+        let new = self.state;
+        self.lacks_are_marked = match new.disk {
+            Disk::UpToDate => true,
+            Disk::Inconsistent if matches!(new.conn, Conn::SyncTarget | Conn::PausedSyncT) => true,
+            Disk::Inconsistent if new.conn < Conn::Connected && new.role != Role::Primary => false,
+            Disk::Inconsistent => self.lacks_are_marked && old.disk >= Disk::Inconsistent,
+            _ => false,
+        };
     }
 
     /// True while the cache of the disk can be flushed, also when the disk has just failed.
