@@ -1,7 +1,7 @@
 //! A disk is attached while the nodes meet: the command waits for the end of the handshake and attaches then.
 
 use anyhow::ensure;
-use lab::Machine;
+use lab::{Machine, Module};
 use machine_tests::config::Config;
 use machine_tests::guest::Workload;
 use machine_tests::pair::{Pair, Pairing, SOON};
@@ -60,11 +60,22 @@ fn attach_while_meeting(pairing: Pairing) -> Result<()> {
         pair.both("drbdadm detach r0")?;
         let pause = round % 10 * 3;
         pair.both(&format!("drbdadm connect r0 && sleep 0.0{pause:02} && drbdadm attach r0"))?;
+        attach_again_what_c_let_go(&pair, pairing)?;
         pair.wait_in_sync(SOON)?;
     }
     pair.compare_disks()?;
     pair.one_by_one("drbdadm down r0")?;
     pair.finish()
+}
+
+/// Where an attach ends in the moment in which the nodes meet, the C module lets the disk go again and answers that all went well.
+fn attach_again_what_c_let_go(pair: &Pair, pairing: Pairing) -> Result<()> {
+    for (machine, module) in pair.machines().iter().zip(pairing.replaced().modules) {
+        if module == Module::Stock {
+            machine.run_ok("drbdadm dstate r0 | grep -qv '^Diskless/' || drbdadm attach r0")?;
+        }
+    }
+    Ok(())
 }
 
 /// `machine` meets the other one, which has been writing meanwhile, and gets its disk before that is over.
