@@ -589,6 +589,32 @@ fn a_resync_begins_anew_while_blocks_of_the_last_one_are_on_a_slow_disk() {
     }
 }
 
+/// Seed 70359: the read of a resync block waited for a write in the same place while the disk was let go and attached again; that it found no
+/// disk then counted as an error of the new one.
+#[test]
+fn a_read_that_lost_its_disk_says_nothing_about_the_next_one() {
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.disk.resync_rate = 100_000;
+        let mut world = synced_with(config);
+        world.ask(1, AdminRequest::Invalidate { volume: VOLUME });
+        world.run_until("the target", 60_000, |world| world.status(1).state.conn == Conn::SyncTarget);
+        assert_eq!(world.poll_admin(1), Some(1), "seed {seed}");
+        world.nodes[1].faults.slowness = 2_000;
+        for block in 0..200 {
+            world.start(0, WRITE, block * 160, 8);
+        }
+        world.run_for_ms(300 + 10 * seed);
+        assert_eq!(world.admin(0, AdminRequest::Detach { volume: VOLUME, force: true }), 1);
+        world.run_until("the source has no disk", 60_000, |world| !world.status(0).has_disk);
+        assert_eq!(world.attach(0), 101);
+        world.run_until("all operations", 60_000, |world| world.open_operations() == 0);
+        world.nodes[1].faults.slowness = 0;
+        assert!(world.status(0).has_disk, "seed {seed}");
+        all_the_same(&mut world);
+    }
+}
+
 /// The end of the sockets was noticed before the sender had told that the consent to the peer's disconnect is out: a
 /// NetworkFailure in place of TearDown.
 #[test]

@@ -334,9 +334,16 @@ impl<S: Storage> Engine<S> {
             (PeerKind::VerifyRead, _) => self.verify_digest_made(peer, &slot, Finding::Failed),
             (PeerKind::Verify, _) => self.verify_compared(peer, &slot, false),
         }
-        let verifying = matches!(slot.kind, PeerKind::VerifyRead | PeerKind::Verify);
-        if verifying && result.is_err() {
-            self.disk_failed(slot.volume, DiskError::Read);
+        if matches!(slot.kind, PeerKind::VerifyRead | PeerKind::Verify) {
+            self.failed_on_disk(&slot, DiskError::Read);
+        }
+    }
+
+    /// A peer request is over that may have met an error of the disk. One that found no disk, or waited while that was let go, says
+    /// nothing about the one that is attached now.
+    fn failed_on_disk(&mut self, slot: &super::slots::PeerRequest, error: DiskError) {
+        if slot.result.is_err() && !slot.no_disk {
+            self.disk_failed(slot.volume, error);
         }
     }
 
@@ -376,9 +383,7 @@ impl<S: Storage> Engine<S> {
         self.restart_postponed(peer);
         self.leave_overlaps(self.overlap_entry(peer.index, false));
         self.end_peer(peer, slot.volume);
-        if slot.result.is_err() && !slot.no_disk {
-            self.disk_failed(slot.volume, DiskError::Write);
-        }
+        self.failed_on_disk(slot, DiskError::Write);
         if slot.result.is_ok() {
             // Also when the connection is gone by now: it may have been acknowledged when it was received.
             self.link.received_epoch.written |= 1 << slot.volume.0;
@@ -474,9 +479,7 @@ impl<S: Storage> Engine<S> {
             self.refuse_read(Command::NegDreply, slot);
         }
         self.end_peer(peer, slot.volume);
-        if slot.result.is_err() {
-            self.disk_failed(slot.volume, DiskError::Read);
-        }
+        self.failed_on_disk(slot, DiskError::Read);
     }
 
     pub(super) fn resync_read_done(&mut self, peer: PeerId, slot: &super::slots::PeerRequest) {
@@ -497,9 +500,7 @@ impl<S: Storage> Engine<S> {
         self.leave_overlaps(self.overlap_entry(peer.index, false));
         if !answer {
             self.end_peer(peer, slot.volume);
-            if slot.result.is_err() {
-                self.disk_failed(slot.volume, DiskError::Read);
-            }
+            self.failed_on_disk(slot, DiskError::Read);
         }
     }
 
@@ -637,9 +638,7 @@ impl<S: Storage> Engine<S> {
         }
         self.leave_overlaps(self.overlap_entry(peer.index, true));
         self.end_resync_request(peer);
-        if slot.result.is_err() {
-            self.disk_failed(slot.volume, DiskError::Write);
-        }
+        self.failed_on_disk(slot, DiskError::Write);
         self.check_resync_end(slot.volume);
     }
 
