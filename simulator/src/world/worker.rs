@@ -78,6 +78,7 @@ impl World {
                         self.rules.insert(format!("{:?}", comparison.rule));
                         self.overwrite_allowed |= matches!(by, DecidedBy::Policy(_) | DecidedBy::DiscardMyData);
                         if let SyncDecision::Refuse(reason) = decision {
+                            self.refused_unheard |= !self.unheard.is_empty();
                             self.refusals.push(format!("node {node}: {reason}"));
                         }
                     }
@@ -151,9 +152,10 @@ impl World {
         }
     }
 
-    /// One of the nodes has begun a generation of which the peer, which was Primary, did not hear before they lost each other.
+    /// One of the nodes has begun a generation of which the peer, which was Primary, did not hear before they lost each other; at present, or
+    /// when they refused each other.
     pub fn has_unheard_generation(&self) -> bool {
-        !self.unheard.is_empty()
+        self.refused_unheard || !self.unheard.is_empty()
     }
 
     /// A program that fences may take so long that the peer is back when it ends. A generator of its own decides.
