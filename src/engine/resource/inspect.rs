@@ -379,7 +379,8 @@ impl<S: Storage> Engine<S> {
             return;
         }
         if self.runs_resync(id, Conn::SyncTarget) {
-            self.mark_in_sync(id, sector, size_bytes);
+            // It may have been written a moment ago, and be in the disk's cache still.
+            self.written_in_sync(id, sector, size_bytes);
             self.count_equal(id, size_bytes);
         }
         self.with_volume(id, |volume| volume.resync.arrived_sectors += u64::from(size_bytes / 512));

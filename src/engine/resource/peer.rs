@@ -397,8 +397,8 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// What was just written here is what the peer has. spec: metadata 5.2
-    fn written_in_sync(&mut self, id: VolumeId, sector: u64, size_bytes: u32) {
+    /// What was just written here, and may be in the cache only, is what the peer has. spec: metadata 5.2
+    pub(super) fn written_in_sync(&mut self, id: VolumeId, sector: u64, size_bytes: u32) {
         self.with_disk(id, |disk| disk.written_in_sync(sector, size_bytes));
     }
 
