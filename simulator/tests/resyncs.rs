@@ -280,3 +280,61 @@ fn the_generation_before_a_resync_is_in_the_history_after_it() {
         assert!(is_there, "node {node}: {before:x} is not in {history:x?}");
     }
 }
+
+/// A pair in which node 0 pulls ahead early; its disk, and that of its target, are about to be compared block by block.
+fn pulls_ahead(seed: u64) -> World {
+    let mut config = Config::new(seed);
+    config.net.wire_protocol = WireProtocol::A;
+    config.net.on_congestion = OnCongestion::PullAhead;
+    config.net.cong_fill = 100;
+    config.disk.resync_rate = 50_000;
+    let mut world = synced_with(config);
+    world.ask(1, AdminRequest::Invalidate { volume: VOLUME });
+    world.run_until("the target", 60_000, |world| world.status(1).state.conn == Conn::SyncTarget);
+    world.run_until("some blocks", 60_000, |world| world.status(0).bits_out_of_sync < 15_000);
+    world
+}
+
+/// Nothing is left that the source takes for different and the target does not: that resync would not end.
+fn ends_by_itself(world: &mut World, seed: u64) {
+    world.run_until("ahead", 60_000, |world| world.status(0).state.conn == Conn::Ahead);
+    world.run_until("the end", 60_000, good);
+    assert!(world.faults.is_empty(), "seed {seed}: {:?}", world.faults);
+    all_the_same(world);
+}
+
+/// Seeds 21464, 30732 and 30762: the source pulled ahead while acknowledgements of the resync were on their way. They did not count, the
+/// target was done without these blocks, and the source stayed one until the next connection.
+#[test]
+fn a_source_that_pulls_ahead_tells_what_did_not_count() {
+    for seed in 1..=4 * SEEDS {
+        let mut world = pulls_ahead(seed);
+        world.run_until("acknowledgements", 60_000, |world| world.status(1).resync_pending > 2);
+        world.set_direction(1, false);
+        for block in 0..20 {
+            world.start(0, WRITE, block * 16, 8);
+        }
+        world.run_for_ms(5 + seed);
+        world.set_direction(1, true);
+        ends_by_itself(&mut world, seed);
+    }
+}
+
+/// Seed 1361: the same with a mirrored write, a part of which was written anew and only announced.
+#[test]
+fn a_source_that_pulls_ahead_tells_what_was_overtaken() {
+    for seed in 1..=4 * SEEDS {
+        let mut world = pulls_ahead(seed);
+        world.set_direction(1, false);
+        world.start(0, WRITE, 100_000, 64);
+        world.run_for_ms(2);
+        for block in 1..8 {
+            world.start(0, WRITE, 100_000 + block * 64, 64);
+        }
+        world.run_until("ahead", 1_000, |world| world.status(0).state.conn == Conn::Ahead);
+        world.start(0, WRITE, 100_024, 8);
+        world.run_for_ms(100);
+        world.set_direction(1, true);
+        ends_by_itself(&mut world, seed);
+    }
+}

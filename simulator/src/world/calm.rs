@@ -11,7 +11,6 @@
 //! * whoever pauses a resync asks for none of its blocks.
 
 use super::*;
-use engine::netlink::WireProtocol;
 use engine::state::State;
 
 /// How long none may end of those that are under way.
@@ -82,11 +81,13 @@ impl World {
         if !(known(zero) && known(one)) {
             return;
         }
-        let says = |state: engine::state::State| (state.role, state.disk);
-        let hears = |state: engine::state::State| (state.peer, state.pdsk);
-        if self.is_behind_its_target() {
+        // Behind what waits for a slow network, or another volume's resync, the news may come late.
+        let queued = (0..2).any(|node| self.engine_of(node).usage().queued > 0);
+        if queued || self.keeps_a_source_that_failed() {
             return;
         }
+        let says = |state: engine::state::State| (state.role, state.disk);
+        let hears = |state: engine::state::State| (state.peer, state.pdsk);
         if hears(zero) != says(one) || hears(one) != says(zero) {
             let marked = [0, 1].map(|node| self.marked(node, 0, self.status(node).size_sectors).first().copied());
             panic!(
@@ -106,14 +107,13 @@ impl World {
         assert_eq!(mirrored, one.conn, "the nodes do not agree; {}", self.describe());
     }
 
-    /// A source that was ahead meanwhile can have bits left of blocks that its target had written for the resync before it heard of that
-    /// (seed 30762): what is acknowledged then does not count, because a write of these blocks may have been announced since. It goes
-    /// on from there with the next connection.
-    fn is_behind_its_target(&self) -> bool {
+    /// A source has not got on its own disk what its target has, and keeps that disk all the same: it does not end the resync (nor does the
+    /// C module).
+    fn keeps_a_source_that_failed(&self) -> bool {
         let source = |node: usize| matches!(self.status(node).state.conn, Conn::SyncSource | Conn::PausedSyncS);
         let node = usize::from(!source(0));
         let done = source(node) && self.status(1 - node).state.conn == Conn::Connected;
-        done && self.config.net.wire_protocol == WireProtocol::A && self.status(node).bits_out_of_sync > 0
+        done && self.passes_on() && self.status(node).bits_out_of_sync > 0
     }
 
     /// An operation has ended.

@@ -699,6 +699,8 @@ impl<S: Storage> Engine<S> {
         {
             self.mark_in_sync(id, sector, size);
             self.check_resync_end(id);
+        } else if slot.peer_in_sync {
+            self.do_not_count(id, sector, size);
         }
     }
 

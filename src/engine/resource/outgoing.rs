@@ -10,7 +10,9 @@ use super::api::{Outgoing, Payload, PeerId, RequestId, VolumeId, Wakes};
 use super::inspect::Direction;
 use super::link::VERSION_BEFORE_FEATURES;
 use super::slots::{Net, PeerKind, PeerPhase};
+use super::sync::SCAN_WORDS;
 use super::Engine;
+use crate::bitmap::Scan;
 use crate::metadata::superblock::MetaFlags;
 use crate::state::{Conn, Disk, Role, State, Susp};
 use crate::storage::Storage;
@@ -20,6 +22,9 @@ use crate::wire::{
     Controller, Protocol, Sizes, StateReply, StateRequest, StateWord, SyncParam, SyncUuid, UuidFlags, Uuids,
 };
 use crate::wire::{OWN_FEATURES, PRO_VERSION_MAX, PRO_VERSION_MIN};
+
+/// Bound: words of the bitmap that one P_OUT_OF_SYNC of [`Control::Marks`] is about, 4 MiB of the device.
+const MARKS_WORDS: usize = 16;
 
 /// A place in the order of the data socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +84,8 @@ pub(super) enum Control {
     },
     /// As many packets as it takes.
     Bitmap(VolumeId),
+    /// What is marked of `Resync::uncounted`. As many packets as it takes.
+    Marks(VolumeId),
     /// What stood here must not be sent any more.
     Nothing,
 }
@@ -89,7 +96,7 @@ impl Control {
         match *self {
             Control::Features | Control::AuthChallenge | Control::AuthResponse | Control::Nothing => None,
             Control::Protocol | Control::ProtocolUpdate | Control::ConnectionRequest { .. } => None,
-            Control::SyncParam(volume) | Control::Bitmap(volume) => Some(volume),
+            Control::SyncParam(volume) | Control::Bitmap(volume) | Control::Marks(volume) => Some(volume),
             Control::Sizes { volume, .. }
             | Control::Uuids { volume, .. }
             | Control::State { volume, .. }
@@ -438,12 +445,18 @@ impl<S: Storage> Engine<S> {
         }
         let (head, done) = match packet {
             Control::Bitmap(id) => self.bitmap_packet(id, buffer),
+            Control::Marks(id) => self.marks_packet(id, buffer),
             _ => (self.control_packet(packet, buffer), true),
         };
         if done {
             let _taken = (self.control.pop(), self.data_out.pop());
         }
         let Some(head_bytes) = head else {
+            if !done {
+                // Not found yet: others may have the lock now.
+                self.wakes.insert(Wakes::DATA_SENDER);
+                return None;
+            }
             // The volume is gone, or what there was to be told of it.
             return self.take_data(buffer);
         };
@@ -534,7 +547,7 @@ impl<S: Storage> Engine<S> {
                 let command = if self.link.apv >= 100 { Command::ConnStChgReq } else { Command::StateChgReq };
                 self.packet(buffer, command, 0, 0, |body| request.encode(body))
             }
-            Control::Bitmap(_) | Control::Nothing => None,
+            Control::Bitmap(_) | Control::Marks(_) | Control::Nothing => None,
         }
     }
 
@@ -572,6 +585,39 @@ impl<S: Storage> Engine<S> {
             self.bitmap_sent(id);
         }
         (head, last)
+    }
+
+    /// One P_OUT_OF_SYNC of [`Control::Marks`]; the flag says whether nothing is left. spec: wire-protocol 10.3
+    fn marks_packet(&mut self, id: VolumeId, buffer: &mut [u8]) -> (Option<usize>, bool) {
+        let number = self.number(id);
+        let Some(volume) = self.volume_mut(id) else { return (None, true) };
+        let (Some([from, last]), Some(disk)) = (volume.resync.uncounted, volume.disk.as_ref()) else {
+            return (None, true);
+        };
+        let first = match disk.bitmap.next_set(from, SCAN_WORDS) {
+            Scan::Continue(bit) if bit <= last => {
+                volume.resync.uncounted = Some([bit, last]);
+                return (None, false);
+            }
+            Scan::Found(bit) if bit <= last => bit,
+            _ => {
+                volume.resync.uncounted = None;
+                return (None, true);
+            }
+        };
+        let clear = match disk.bitmap.next_clear(first, MARKS_WORDS) {
+            Scan::Found(bit) | Scan::Continue(bit) => bit,
+            Scan::None => disk.bitmap.bits(),
+        };
+        let end = clear.min(last.saturating_add(1));
+        volume.resync.uncounted = Some([end, last]).filter(|_| end <= last);
+        let done = volume.resync.uncounted.is_none();
+        let sectors = end.saturating_mul(8).min(volume.size_sectors).saturating_sub(first.saturating_mul(8));
+        let Some(size_bytes) = u32::try_from(sectors).ok().and_then(|sectors| sectors.checked_mul(512)) else {
+            return (None, true);
+        };
+        let notice = BlockDesc { sector: first.saturating_mul(8), size_bytes };
+        (self.packet(buffer, Command::OutOfSync, number, 0, |body| notice.encode(body)), done)
     }
 
     /// The packet of the last [`Engine::next_data`] has been sent, or could not be.

@@ -258,6 +258,9 @@ pub(super) struct Resync {
     pub(super) peer_failed: bool,
     /// The resync was agreed on, by a request of one node, and the target has not been heard of since (source).
     pub(super) target_unheard: bool,
+    /// First and last bit of what the target has acknowledged and does not count here, since it may have been written anew and only
+    /// announced: this node is, or was, Ahead (source).
+    pub(super) uncounted: Option<[u64; 2]>,
     /// Nothing is left to be done since then (target).
     pub(super) done_since_ms: Option<u64>,
     /// Bits when it started.
@@ -442,6 +445,7 @@ impl<S: Storage> Volume<S> {
                 peer_done: false,
                 peer_failed: false,
                 target_unheard: false,
+                uncounted: None,
                 done_since_ms: None,
                 total_bits: 0,
                 failed_bits: 0,
