@@ -119,3 +119,30 @@ fn a_volume_that_gets_its_data_back_does_not_let_others_go_on_without_a_generati
         all_the_same(&mut world);
     }
 }
+
+/// Seed 2910: I/O was frozen, and the peer came back with one disk outdated: everything counted as not sent, and only the volume of that disk
+/// began a new generation. What the other one had under way was acknowledged, and the peer, which lacked it, counted as equal.
+#[test]
+fn a_volume_whose_writes_will_not_be_sent_again_begins_a_new_generation() {
+    for (seed, outdated) in (1..=SEEDS).flat_map(|seed| [(seed, FIRST), (seed, SECOND)]) {
+        let mut config = Config::new(seed);
+        config.disk.fencing = Fencing::ResourceAndStonith;
+        let mut world = synced(config);
+        world.helper_exit_code = 1;
+        world.set_network(false);
+        let writes = [FIRST, SECOND].map(|volume| world.at(volume, |world| world.start(0, WRITE, 64, 8)));
+        let lost = |world: &World| (0..2).all(|node| world.status(node).state.conn < Conn::Connected);
+        world.run_until("loss noticed", 60_000, lost);
+        assert_eq!(world.admin(1, AdminRequest::Outdate { volume: outdated }), 1);
+        world.run_for_ms(1_000);
+        assert!(world.is_suspended(0), "seed {seed}");
+        world.helper_exit_code = 0;
+        world.set_network(true);
+        world.run_until("the writes", 60_000, |world| world.open_operations() == 0);
+        assert_eq!(writes.map(|write| world.operations[write].result), [Some(Ok(())); 2], "seed {seed}");
+        for volume in [FIRST, SECOND] {
+            world.look_at(volume);
+            all_the_same(&mut world);
+        }
+    }
+}

@@ -272,8 +272,13 @@ impl<S: Storage> Engine<S> {
             PeerStateAction::FinishVerify => self.peer_finished_verify(id),
             PeerStateAction::Refuse(PeerStateRefusal::GoingDown) => return Err(Fault::Closing),
             PeerStateAction::Refuse(PeerStateRefusal::PeerRebooted) => {
+                // Of all volumes: none of them sends again what it has under way.
                 self.fail_network_parts();
-                self.new_current_uuid(id);
+                for id in self.volume_ids() {
+                    if self.volume(id).is_some_and(|volume| volume.generation_due) {
+                        self.new_current_uuid(id);
+                    }
+                }
                 self.thaw(Susp { user: false, ..self.susp });
                 return Err(Fault::PeerRebooted);
             }
