@@ -142,9 +142,13 @@ impl World {
     /// A packet is about to be sent.
     pub(super) fn check_paused(&self, node: usize, name: &str) {
         let asks = matches!(name, "P_RS_DATA_REQUEST" | "P_RS_THIN_REQ" | "P_CSUM_RS_REQUEST");
-        let paused = || matches!(self.status(node).state.conn, Conn::PausedSyncS | Conn::PausedSyncT);
+        let state = self.status(node).state;
+        // It was not, at the last look.
+        let is_news =
+            || self.calm.states.get(usize::from(self.volume.0)).is_none_or(|states| states[node] != Some(state));
+        let paused = matches!(state.conn, Conn::PausedSyncS | Conn::PausedSyncT);
         assert!(
-            !asks || !paused() || self.calm_for_us() < PAUSED_US,
+            !asks || !paused || is_news() || self.calm_for_us() < PAUSED_US,
             "node {node}: {name} while the resync is paused; {}",
             self.describe()
         );

@@ -146,8 +146,10 @@ impl World {
 
     /// The peer's generations have arrived.
     pub(super) fn note_heard(&mut self, node: usize, name: &str, body: &[u8]) {
-        let connected = self.status(node).state.conn >= Conn::Connected;
-        if let ("P_UUIDS", true, Ok(Uuids { uuids, .. })) = (name, connected, Uuids::decode(body)) {
+        let state = self.status(node).state;
+        // The peer consented to a detach, and the consent did not arrive: both go on with a disk that the other one takes for old.
+        let as_told = state.conn >= Conn::Connected && state.disk <= Disk::Failed;
+        if let ("P_UUIDS", true, Ok(Uuids { uuids, .. })) = (name, as_told, Uuids::decode(body)) {
             self.unheard.remove(&(self.volume, uuids[UI_CURRENT] & !1));
         }
     }
