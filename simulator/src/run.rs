@@ -798,7 +798,7 @@ impl Driver {
         // A node that met a Primary without disk may have begun a generation before that one refused its old data.
         // So may one with which the Primary lost the connection when it had just lost its disk: that Primary does not hear of it, and
         // attaches its disk again (seed 12003488). The protocol is like that; neither of them has written anything.
-        let excused = !self.careful || self.world.old_data_refused > 0 || self.world.has_unheard_generation();
+        let excused = !self.careful || self.world.old_data_refused > 0 || self.world.is_excused();
         // With the disks that fail kept, there may be no good one: one of the nodes has to be forced.
         let excused = excused || self.world.passes_on();
         assert!(excused, "refused: {:?}", self.world.refusals);

@@ -253,8 +253,9 @@ pub struct World {
     pub old_data_refused: u64,
     /// Generations that a node began for its own data while it was connected with a Primary, which has not heard of them since.
     unheard: BTreeSet<(VolumeId, u64)>,
-    /// There were some when the nodes refused each other.
-    refused_unheard: bool,
+    /// There were some when the nodes refused each other; or the Primary was the target of a resync whose source missed the end, and then that
+    /// is to be its source again (rule 35; the C module refuses as well).
+    refused_excusably: bool,
     /// Events carried out.
     pub events: u64,
     /// Reasons why connections were given up.
@@ -328,7 +329,7 @@ impl World {
             refusals: Vec::new(),
             old_data_refused: 0,
             unheard: BTreeSet::new(),
-            refused_unheard: false,
+            refused_excusably: false,
             events: 0,
             faults: Vec::new(),
             packets_sent: BTreeMap::new(),

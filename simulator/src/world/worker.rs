@@ -1,7 +1,7 @@
 //! The worker of a resource: notices, helper programs, orders to the owner.
 
 use super::*;
-use engine::handshake::DecidedBy;
+use engine::handshake::{DecidedBy, RefuseReason, Rule};
 use engine::state::State;
 use engine::wire::Uuids;
 
@@ -78,7 +78,9 @@ impl World {
                         self.rules.insert(format!("{:?}", comparison.rule));
                         self.overwrite_allowed |= matches!(by, DecidedBy::Policy(_) | DecidedBy::DiscardMyData);
                         if let SyncDecision::Refuse(reason) = decision {
-                            self.refused_unheard |= !self.unheard.is_empty();
+                            self.refused_excusably |= !self.unheard.is_empty()
+                                || (comparison.rule == Rule::PeerMissedEndOfResync
+                                    && reason == RefuseReason::TargetWhilePrimary);
                             self.refusals.push(format!("node {node}: {reason}"));
                         }
                     }
@@ -155,9 +157,9 @@ impl World {
     }
 
     /// One of the nodes has begun a generation of which the peer, which was Primary, did not hear before they lost each other; at present, or
-    /// when they refused each other.
-    pub fn has_unheard_generation(&self) -> bool {
-        self.refused_unheard || !self.unheard.is_empty()
+    /// when they refused each other. Or the protocol has them refuse each other in another way.
+    pub fn is_excused(&self) -> bool {
+        self.refused_excusably || !self.unheard.is_empty()
     }
 
     /// A program that fences may take so long that the peer is back when it ends. A generator of its own decides.
