@@ -182,3 +182,23 @@ fn a_disk_that_hears_in_the_end_that_the_peer_has_none_begins_a_new_generation()
     }
     assert!(negotiated > 0, "no attach was met by the handshake");
 }
+
+/// Seed 18004267: the target of a resync whose source lost its disk says that its own one is Outdated. The other node took that for the state of
+/// a good disk, as while two nodes of the C module are connected.
+#[test]
+fn a_node_without_disk_believes_its_peer_that_has_old_data() {
+    for seed in 1..=SEEDS {
+        let mut world = parted(seed, &[]);
+        assert_eq!(world.admin(0, AdminRequest::Secondary { volume: VOLUME }), 1);
+        assert_eq!([0, 1].map(|node| world.connect(node)), [1, 1]);
+        world.run_until("the target", 60_000, |world| world.status(1).state.conn == Conn::WFBitMapT);
+        assert_eq!(world.admin(0, AdminRequest::Detach { volume: VOLUME, force: true }), 1);
+        world.run_for_ms(2_000);
+        let [own, other] = [0, 1].map(|node| world.status(node).state);
+        assert_eq!((own.conn, own.disk, other.conn), (Conn::Connected, Disk::Diskless, Conn::Connected), "seed {seed}");
+        assert!(other.disk < Disk::UpToDate, "seed {seed}: {other}");
+        assert_eq!(own.pdsk, other.disk, "seed {seed}");
+        assert_eq!(world.attach(0), 101);
+        all_the_same(&mut world, seed);
+    }
+}

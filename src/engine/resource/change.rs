@@ -52,6 +52,7 @@ impl<S: Storage> Engine<S> {
                 .disk
                 .as_ref()
                 .is_some_and(|disk| disk.current() == volume.exposed_uuid && !volume.wrote_elsewhere),
+            peer_says_worse: volume.peer.says_worse,
         }
     }
 

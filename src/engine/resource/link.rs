@@ -439,6 +439,7 @@ impl<S: Storage> Engine<S> {
                 volume.peer.introduced = false;
                 volume.peer.uuids = None;
                 volume.peer.negotiates = false;
+                volume.peer.says_worse = false;
                 volume.late_fixup = None;
                 volume.resync.sender = None;
                 volume.resync.receiver = None;

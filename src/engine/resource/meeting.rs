@@ -180,6 +180,8 @@ impl<S: Storage> Engine<S> {
         self.check_exposed_data(id)?;
         self.with_volume(id, |volume| {
             volume.peer.negotiates = received.disk == Disk::Negotiating;
+            let is_worse = (Disk::Outdated..Disk::UpToDate).contains(&received.disk);
+            volume.peer.says_worse = received.conn == Conn::Connected && is_worse;
             volume.resync.target_unheard &= received.conn == Conn::Connected;
             if received.conn == Conn::Ahead {
                 // It has pulled ahead before this node has begun, and will tell when it starts anew. Until then what it announces

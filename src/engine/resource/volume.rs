@@ -221,6 +221,8 @@ pub(super) struct PeerVolume {
     /// By its last state packet it negotiates its disk, and it has not sent its bitmap since: it writes nothing to that
     /// disk, whatever the disk counts as here.
     pub(super) negotiates: bool,
+    /// By its last state packet it is connected with a disk that is complete and not good.
+    pub(super) says_worse: bool,
     /// Usable sectors of its disk; 0 unknown or diskless.
     pub(super) disk_sectors: u64,
     /// Largest request it accepts, in bytes: what its protocol does, and before that what the meta data tells of the last one.

@@ -90,7 +90,7 @@ pub fn sanitize(old: State, wanted: State, rules: &Rules) -> Sanitized {
     forget_the_peer(&mut new);
     warning = end_sync_without_disks(&mut new).or(warning);
     warning = end_negotiation(old, &mut new, rules).or(warning);
-    settle_while_connected(old, &mut new);
+    settle_while_connected(old, &mut new, rules);
     warning = clip(&mut new).or(warning);
     let susp_fencing_raised = rules.fencing == FencingPolicy::ResourceAndStonith && unfenced(new) && !unfenced(old);
     let susp_no_data_raised = rules.on_no_data_suspend && new.without_data() && !old.without_data();
@@ -146,14 +146,14 @@ fn end_negotiation(old: State, new: &mut State, rules: &Rules) -> Option<Warning
 /// Rule 5: connected and not behind, a complete disk is the newest.
 ///
 /// Not so a disk that was known to be worse while connected: when rule 3 ends a resync because the source lost its disk,
-/// the target still has the old data, and says so. (The C module calls it UpToDate and goes on with old data.)
-fn settle_while_connected(old: State, new: &mut State) {
+/// the target still has the old data, and says so, which then counts. (The C module calls it UpToDate and goes on with old data.)
+fn settle_while_connected(old: State, new: &mut State, rules: &Rules) {
     if new.conn < Conn::Connected || new.conn >= Conn::Ahead {
         return;
     }
-    for (before, disk) in [(old.disk, &mut new.disk), (old.pdsk, &mut new.pdsk)] {
+    for (before, disk, told) in [(old.disk, &mut new.disk, false), (old.pdsk, &mut new.pdsk, rules.peer_says_worse)] {
         let worse = old.conn >= Conn::Connected && (Disk::Inconsistent..Disk::UpToDate).contains(&before);
-        if matches!(*disk, Disk::Consistent | Disk::Outdated) && !worse {
+        if matches!(*disk, Disk::Consistent | Disk::Outdated) && !worse && !told {
             *disk = Disk::UpToDate;
         }
     }
@@ -331,6 +331,17 @@ mod tests {
     }
 
     // Each row of the range table, as printed in the specification.
+    #[test]
+    fn rule_5_a_connected_peer_that_says_it_has_old_data_is_believed() {
+        let wanted = State { disk: Disk::Diskless, pdsk: Disk::Outdated, ..CONNECTED };
+        let old = State { disk: Disk::Diskless, ..CONNECTED };
+        for peer_says_worse in [false, true] {
+            let rules = Rules { peer_says_worse, ..Rules::default() };
+            let expected = if peer_says_worse { Disk::Outdated } else { Disk::UpToDate };
+            assert_eq!(sanitize(old, wanted, &rules).state.pdsk, expected);
+        }
+    }
+
     #[test]
     fn rule_6_range_table() {
         use Disk::{Consistent, Diskless, Inconsistent, Outdated, Unknown, UpToDate};

@@ -52,6 +52,7 @@ impl Random {
             state_sent: self.flag(),
             negotiated: self.flag().then_some((self.pick(Disk::ALL), self.pick(Disk::ALL))),
             ed_uuid_matches: self.flag(),
+            peer_says_worse: self.flag(),
         }
     }
 }

@@ -403,6 +403,8 @@ pub struct Rules {
     pub negotiated: Option<(Disk, Disk)>,
     /// The generation last shown to users is the one on the disk.
     pub ed_uuid_matches: bool,
+    /// The peer is connected and says that its disk is Outdated or Consistent, as only this engine does.
+    pub peer_says_worse: bool,
 }
 
 impl Default for Rules {
@@ -420,6 +422,7 @@ impl Default for Rules {
             state_sent: false,
             negotiated: None,
             ed_uuid_matches: false,
+            peer_says_worse: false,
         }
     }
 }
