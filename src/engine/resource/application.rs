@@ -679,31 +679,6 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// Writes down whether both halves have this write now. At its completion, before an overlapping write can start, or
-    /// when a part fails later; not as late as the end of the slot, which may be after the next exchange of bitmaps.
-    /// spec: state-machine 18.8
-    fn record(&mut self, index: u16) {
-        let Some(slot) = self.requests.at(index).copied().filter(|slot| slot.io.op.is_write()) else { return };
-        let (id, sector, size) = (slot.volume, slot.io.sector, slot.io.size_bytes);
-        if self.sabotaged(Sabotage::LoseBitmapBit) {
-            return;
-        }
-        // One that is only announced may have come later. One that is mirrored marks what it lacks itself; a resync would not end.
-        let is_only_here = |other: u32| self.requests.at(other as u16).is_some_and(|other| !other.is_mirrored());
-        if slot.local != Local::Ok || slot.net != Net::Ok {
-            self.mark_out_of_sync(id, sector, size);
-        } else if slot.peer_in_sync
-            && !slot.overtaken
-            && self.volume(id).is_some_and(|volume| replicates(volume.state) || volume.state.conn == Conn::Ahead)
-            && !self.overlaps.any_application(id.0, sector, size, is_only_here)
-        {
-            self.mark_in_sync(id, sector, size);
-            self.check_resync_end(id);
-        } else if slot.peer_in_sync {
-            self.do_not_count(id, sector, size);
-        }
-    }
-
     /// Nothing more can come for this slot: give back its activity log extents, then free it.
     /// spec: state-machine 18.8
     fn release_request(&mut self, index: u16) {
@@ -834,19 +809,6 @@ impl<S: Storage> Engine<S> {
             }
         }
         self.settle(index);
-    }
-
-    /// Marks a range as different from the peer's; true when a bit changed.
-    pub(super) fn mark_out_of_sync(&mut self, id: VolumeId, sector: u64, size_bytes: u32) -> bool {
-        let Some(disk) = self.volume_mut(id).and_then(|volume| volume.disk.as_mut()) else { return false };
-        size_bytes > 0 && disk.bitmap.set_range_sectors(sector, size_bytes) > 0
-    }
-
-    /// Marks a range as equal to the peer's.
-    pub(super) fn mark_in_sync(&mut self, id: VolumeId, sector: u64, size_bytes: u32) {
-        if let Some(disk) = self.volume_mut(id).and_then(|volume| volume.disk.as_mut()) {
-            disk.bitmap.clear_range_sectors(sector, size_bytes);
-        }
     }
 
     /// Closes the current epoch if it has writes. spec: wire-protocol 3.6

@@ -535,24 +535,6 @@ impl<S: Storage> Engine<S> {
         self.sync_metadata(id);
     }
 
-    /// Writes that are under way are not in the bitmap that is about to be sent unless their bits are set now. That goes
-    /// for mirrored ones as well: one that the peer refused is only settled by the acknowledgement of its barrier.
-    fn mark_writes_under_way(&mut self, id: VolumeId) {
-        use super::slots::Phase;
-        let is_silent = self.link.apv < super::application::NOTICE_PROTOCOL;
-        for index in 0..self.requests.capacity() as u16 {
-            let Some(slot) = self.requests.at(index) else { continue };
-            // What still waits for its turn cannot be announced to an old peer.
-            let waits = matches!(slot.phase, Phase::Overlap | Phase::ActivityLog) && is_silent;
-            let started = matches!(slot.phase, Phase::Active | Phase::Completed);
-            let under_way = (started || waits) && slot.io.op.is_write();
-            if under_way && slot.volume == id {
-                let (sector, size) = (slot.io.sector, slot.io.size_bytes);
-                self.mark_out_of_sync(id, sector, size);
-            }
-        }
-    }
-
     /// A resync of another volume that this one has to wait for began (`paused`) or ended.
     /// spec: state-machine 17.5; called by the owner, who knows all volumes, on `Work::ResyncDependencies`
     pub fn set_paused_by_dependency(&mut self, id: VolumeId, paused: bool, now_ms: u64) {

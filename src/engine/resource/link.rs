@@ -598,20 +598,6 @@ impl<S: Storage> Engine<S> {
         };
     }
 
-    /// A write is only announced. Earlier ones of the same blocks may be on their way to the peer.
-    pub(super) fn overtake_mirrored(&mut self, announced: u16) {
-        let Some(later) = self.requests.at(announced).copied() else { return };
-        let [first, end] = later.sectors();
-        let mut at = self.log.front();
-        while let Some(index) = at {
-            at = self.log.next(&self.requests, index);
-            if let Some(slot) = self.requests.at_mut(index) {
-                let [earlier_first, earlier_end] = slot.sectors();
-                slot.overtaken |= slot.volume == later.volume && earlier_first < end && first < earlier_end;
-            }
-        }
-    }
-
     /// A barrier was acknowledged: is the congestion of a volume over? spec: wire-protocol 10.3
     pub(super) fn congestion_ended(&mut self) {
         let at_ms = self.now_ms + 1000;

@@ -98,6 +98,7 @@ mod frozen;
 mod incoming;
 mod inspect;
 mod link;
+mod marks;
 mod meeting;
 mod metadata_pipeline;
 mod outgoing;

@@ -10,9 +10,7 @@ use super::api::{Outgoing, Payload, PeerId, RequestId, VolumeId, Wakes};
 use super::inspect::Direction;
 use super::link::VERSION_BEFORE_FEATURES;
 use super::slots::{Net, PeerKind, PeerPhase};
-use super::sync::SCAN_WORDS;
 use super::Engine;
-use crate::bitmap::Scan;
 use crate::metadata::superblock::MetaFlags;
 use crate::state::{Conn, Disk, Role, State, Susp};
 use crate::storage::Storage;
@@ -22,9 +20,6 @@ use crate::wire::{
     Controller, Protocol, Sizes, StateReply, StateRequest, StateWord, SyncParam, SyncUuid, UuidFlags, Uuids,
 };
 use crate::wire::{OWN_FEATURES, PRO_VERSION_MAX, PRO_VERSION_MIN};
-
-/// Bound: words of the bitmap that one P_OUT_OF_SYNC of [`Control::Marks`] is about, 4 MiB of the device.
-const MARKS_WORDS: usize = 16;
 
 /// A place in the order of the data socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -279,7 +274,7 @@ impl<S: Storage> Engine<S> {
     }
 
     /// Writes header and body; `extra_bytes` follow from elsewhere. Returns the bytes in the buffer.
-    fn packet(
+    pub(super) fn packet(
         &mut self,
         buffer: &mut [u8],
         command: Command,
@@ -297,7 +292,7 @@ impl<S: Storage> Engine<S> {
         Some(header_bytes + written)
     }
 
-    fn number(&self, id: VolumeId) -> u16 {
+    pub(super) fn number(&self, id: VolumeId) -> u16 {
         self.volume(id).map_or(0, |volume| volume.number)
     }
 
@@ -585,39 +580,6 @@ impl<S: Storage> Engine<S> {
             self.bitmap_sent(id);
         }
         (head, last)
-    }
-
-    /// One P_OUT_OF_SYNC of [`Control::Marks`]; the flag says whether nothing is left. spec: wire-protocol 10.3
-    fn marks_packet(&mut self, id: VolumeId, buffer: &mut [u8]) -> (Option<usize>, bool) {
-        let number = self.number(id);
-        let Some(volume) = self.volume_mut(id) else { return (None, true) };
-        let (Some([from, last]), Some(disk)) = (volume.resync.uncounted, volume.disk.as_ref()) else {
-            return (None, true);
-        };
-        let first = match disk.bitmap.next_set(from, SCAN_WORDS) {
-            Scan::Continue(bit) if bit <= last => {
-                volume.resync.uncounted = Some([bit, last]);
-                return (None, false);
-            }
-            Scan::Found(bit) if bit <= last => bit,
-            _ => {
-                volume.resync.uncounted = None;
-                return (None, true);
-            }
-        };
-        let clear = match disk.bitmap.next_clear(first, MARKS_WORDS) {
-            Scan::Found(bit) | Scan::Continue(bit) => bit,
-            Scan::None => disk.bitmap.bits(),
-        };
-        let end = clear.min(last.saturating_add(1));
-        volume.resync.uncounted = Some([end, last]).filter(|_| end <= last);
-        let done = volume.resync.uncounted.is_none();
-        let sectors = end.saturating_mul(8).min(volume.size_sectors).saturating_sub(first.saturating_mul(8));
-        let Some(size_bytes) = u32::try_from(sectors).ok().and_then(|sectors| sectors.checked_mul(512)) else {
-            return (None, true);
-        };
-        let notice = BlockDesc { sector: first.saturating_mul(8), size_bytes };
-        (self.packet(buffer, Command::OutOfSync, number, 0, |body| notice.encode(body)), done)
     }
 
     /// The packet of the last [`Engine::next_data`] has been sent, or could not be.

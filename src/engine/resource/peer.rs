@@ -397,11 +397,6 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// What was just written here, and may be in the cache only, is what the peer has. spec: metadata 5.2
-    pub(super) fn written_in_sync(&mut self, id: VolumeId, sector: u64, size_bytes: u32) {
-        self.with_disk(id, |disk| disk.written_in_sync(sector, size_bytes));
-    }
-
     /// P_DATA_REQUEST. spec: wire-protocol 7
     pub(super) fn receive_read(&mut self, id: VolumeId, request: &BlockRequest) -> Result<(), Fault> {
         self.serve_read(id, request, PeerKind::Read, None).map(|_peer| ())

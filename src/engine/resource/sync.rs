@@ -20,7 +20,7 @@ use crate::bitmap::Scan;
 use crate::metadata::superblock::{UI_BITMAP, UI_CURRENT, UI_HISTORY_END, UI_HISTORY_START};
 use crate::resync::rate::{Controller, RateConfig};
 use crate::resync::{merge_request, MergeLimits, Progress};
-use crate::state::{Change, Conn, Disk, Role, State};
+use crate::state::{Change, Conn, Disk, Role};
 use crate::storage::Storage;
 use crate::wire::command::Command;
 use crate::wire::{BitmapReceiver, BitmapSender, Progress as BitmapProgress};
@@ -338,34 +338,6 @@ impl<S: Storage> Engine<S> {
         } else {
             // A write of these blocks may have been announced since.
             self.do_not_count(id, sector, size_bytes);
-        }
-    }
-
-    /// The target takes these blocks for done; here they stay marked.
-    pub(super) fn do_not_count(&mut self, id: VolumeId, sector: u64, size_bytes: u32) {
-        let end = sector.saturating_add(u64::from(size_bytes / 512));
-        let (first, last) = (sector / 8, end.saturating_sub(1) / 8);
-        let source = self.runs_resync(id, Conn::SyncSource);
-        let Some(volume) = self.volume_mut(id).filter(|volume| source || volume.state.conn == Conn::Ahead) else {
-            return;
-        };
-        let [from, to] = volume.resync.uncounted.unwrap_or([first, last]);
-        let unannounced = volume.resync.uncounted.is_none();
-        volume.resync.uncounted = Some([from.min(first), to.max(last)]);
-        if source && unannounced {
-            self.queue_control(Control::Marks(id));
-        }
-    }
-
-    /// This node is not Ahead any more and goes on as the source. What did not count meanwhile is announced before the state that starts
-    /// the resync, because the target drives it. (The C module counts it.)
-    pub(super) fn announce_uncounted(&mut self, id: VolumeId, old: State, new: State) {
-        let starts = matches!(new.conn, Conn::SyncSource | Conn::PausedSyncS);
-        let uncounted = self.volume(id).is_some_and(|volume| volume.resync.uncounted.is_some());
-        if old.conn == Conn::Ahead && starts && uncounted {
-            self.queue_control(Control::Marks(id));
-        } else if new.conn != Conn::Ahead {
-            self.with_volume(id, |volume| volume.resync.uncounted = volume.resync.uncounted.filter(|_| starts));
         }
     }
 
