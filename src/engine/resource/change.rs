@@ -491,6 +491,7 @@ impl<S: Storage> Engine<S> {
         let random = self.random();
         let Some(volume) = self.volume_mut(id) else { return };
         let primary = volume.state.role == Role::Primary;
+        volume.generation_due = false;
         let Some(disk) = volume.disk.as_mut() else {
             volume.exposed_uuid = random;
             return;
@@ -504,7 +505,6 @@ impl<S: Storage> Engine<S> {
         disk.set_current(random, primary);
         volume.exposed_uuid = disk.current();
         volume.generation_version = Some(disk.pipeline.version());
-        volume.generation_due = false;
         let uuids = disk.uuids();
         self.log(LogLine::NewGeneration { volume: id, uuids });
         self.sync_metadata(id);
