@@ -53,6 +53,7 @@ impl<S: Storage> Engine<S> {
                 .as_ref()
                 .is_some_and(|disk| disk.current() == volume.exposed_uuid && !volume.wrote_elsewhere),
             peer_says_worse: volume.peer.says_worse,
+            target_of_growth: volume.resync.of_growth,
         }
     }
 
@@ -186,6 +187,7 @@ impl<S: Storage> Engine<S> {
         if let Some(volume) = self.volume_mut(id) {
             volume.state = new;
             volume.note_lacks(old);
+            volume.resync.of_growth &= new.conn == Conn::WFSyncUUID;
             if new.disk != Disk::Negotiating {
                 // However it ended: what was found at attach must not speak for the disk any more.
                 volume.negotiated = None;

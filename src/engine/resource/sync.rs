@@ -474,6 +474,7 @@ impl<S: Storage> Engine<S> {
             self.prepare_resync(id, Conn::SyncSource);
         } else {
             let _outcome = self.change(id, Change::conn(Conn::WFSyncUUID), Kind::Hard);
+            self.with_volume(id, |volume| volume.resync.of_growth = volume.state.conn == Conn::WFSyncUUID);
         }
     }
 

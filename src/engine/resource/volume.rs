@@ -260,6 +260,8 @@ pub(super) struct Resync {
     pub(super) peer_failed: bool,
     /// The resync was agreed on, by a request of one node, and the target has not been heard of since (source).
     pub(super) target_unheard: bool,
+    /// It waits for the source only because the device has grown: what the disk had before is as good as the source's (target).
+    pub(super) of_growth: bool,
     /// First and last bit of what the target has acknowledged and does not count here, since it may have been written anew and only
     /// announced: this node is, or was, Ahead (source).
     pub(super) uncounted: Option<[u64; 2]>,
@@ -447,6 +449,7 @@ impl<S: Storage> Volume<S> {
                 peer_done: false,
                 peer_failed: false,
                 target_unheard: false,
+                of_growth: false,
                 uncounted: None,
                 done_since_ms: None,
                 total_bits: 0,

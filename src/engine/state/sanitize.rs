@@ -146,13 +146,16 @@ fn end_negotiation(old: State, new: &mut State, rules: &Rules) -> Option<Warning
 /// Rule 5: connected and not behind, a complete disk is the newest.
 ///
 /// Not so a disk that was known to be worse while connected: when rule 3 ends a resync because the source lost its disk,
-/// the target still has the old data, and says so, which then counts. (The C module calls it UpToDate and goes on with old data.)
+/// the target still has the old data, and says so, which then counts; unless it was to be resynced only because the device has
+/// grown, and what it has is as good as before. (The C module calls it UpToDate and goes on with old data.)
 fn settle_while_connected(old: State, new: &mut State, rules: &Rules) {
     if new.conn < Conn::Connected || new.conn >= Conn::Ahead {
         return;
     }
     for (before, disk, told) in [(old.disk, &mut new.disk, false), (old.pdsk, &mut new.pdsk, rules.peer_says_worse)] {
-        let worse = old.conn >= Conn::Connected && (Disk::Inconsistent..Disk::UpToDate).contains(&before);
+        let only_grows = old.conn == Conn::WFSyncUUID && rules.target_of_growth;
+        let worse =
+            old.conn >= Conn::Connected && (Disk::Inconsistent..Disk::UpToDate).contains(&before) && !only_grows;
         if matches!(*disk, Disk::Consistent | Disk::Outdated) && !worse && !told {
             *disk = Disk::UpToDate;
         }

@@ -53,6 +53,7 @@ impl Random {
             negotiated: self.flag().then_some((self.pick(Disk::ALL), self.pick(Disk::ALL))),
             ed_uuid_matches: self.flag(),
             peer_says_worse: self.flag(),
+            target_of_growth: self.flag(),
         }
     }
 }

@@ -405,6 +405,8 @@ pub struct Rules {
     pub ed_uuid_matches: bool,
     /// The peer is connected and says that its disk is Outdated or Consistent, as only this engine does.
     pub peer_says_worse: bool,
+    /// WFSyncUUID was entered because the device has grown: the disk is as good as it was.
+    pub target_of_growth: bool,
 }
 
 impl Default for Rules {
@@ -423,6 +425,7 @@ impl Default for Rules {
             negotiated: None,
             ed_uuid_matches: false,
             peer_says_worse: false,
+            target_of_growth: false,
         }
     }
 }
