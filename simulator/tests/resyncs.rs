@@ -2,7 +2,7 @@
 
 use engine::metadata::superblock::UI_CURRENT;
 use engine::netlink::{OnCongestion, OnIoError, ResizeParms, WireProtocol};
-use engine::resource::{AdminRequest, Fault};
+use engine::resource::{AdminRequest, AlgorithmName, Fault};
 use engine::state::{Conn, Disk};
 use simulator::node::VOLUME;
 use simulator::scenario::{all_the_same, good, synced_with};
@@ -336,5 +336,30 @@ fn a_source_that_pulls_ahead_tells_what_was_overtaken() {
         world.run_for_ms(100);
         world.set_direction(1, true);
         ends_by_itself(&mut world, seed);
+    }
+}
+
+/// Seed 18006807: the wish of one node for a verify crossed that of the other one for a full resync, and was taken for one to end it where it
+/// had begun. The source went on with a target that was none any more, and waited for it for ever.
+#[test]
+fn a_verify_that_is_asked_for_too_late_does_not_end_a_resync() {
+    for (seed, first) in (1..=SEEDS).flat_map(|seed| [(seed, 0), (seed, 1)]) {
+        let mut config = Config::new(seed);
+        config.net.verify_alg = AlgorithmName::from_bytes(b"crc32c").unwrap();
+        config.disk.resync_rate = 100_000;
+        config.sectors = 16_384;
+        let mut world = synced_with(config);
+        // Both requests are on their way; one of them arrives first.
+        world.set_network(false);
+        world.ask(0, AdminRequest::Verify { volume: VOLUME, start_sector: Some(0), stop_sector: None });
+        world.ask(1, AdminRequest::Invalidate { volume: VOLUME });
+        world.run_for_ms(10);
+        world.set_direction(first, true);
+        world.run_for_us(200 + 20 * seed);
+        world.set_direction(1 - first, true);
+        let codes = [0, 1].map(|node| world.admin_answer(node));
+        all_the_same(&mut world);
+        assert!(codes.contains(&1), "seed {seed}: {codes:?}");
+        assert_eq!(world.faults, [], "seed {seed}");
     }
 }

@@ -88,7 +88,7 @@ pub fn sanitize(old: State, wanted: State, rules: &Rules) -> Sanitized {
     let mut new = wanted;
     let mut warning = None;
     forget_the_peer(&mut new);
-    warning = end_sync_without_disks(&mut new).or(warning);
+    warning = end_sync_without_disks(old, &mut new).or(warning);
     warning = end_negotiation(old, &mut new, rules).or(warning);
     settle_while_connected(old, &mut new, rules);
     warning = clip(&mut new).or(warning);
@@ -115,10 +115,13 @@ fn forget_the_peer(new: &mut State) {
 /// Rule 3: no resync and no verify without two disks.
 ///
 /// Nor a verify of a disk that could not do a write and is kept (`on-io-error pass_on`). (The C module goes on, by rule 6 with a
-/// disk that counts as good, and reads from it what was there before that write.)
-fn end_sync_without_disks(new: &mut State) -> Option<Warning> {
-    let verify = matches!(new.conn, Conn::VerifyS | Conn::VerifyT);
-    let worst = if verify { Disk::Inconsistent } else { Disk::Failed };
+/// disk that counts as good, and reads from it what was there before that write.) A wish for a verify while a resync runs is left as it
+/// is: it is refused, and must not end that resync, one of whose disks is Inconsistent.
+fn end_sync_without_disks(old: State, new: &mut State) -> Option<Warning> {
+    let verify = |state: &State| matches!(state.conn, Conn::VerifyS | Conn::VerifyT);
+    let resync = old.conn > Conn::Connected && !verify(&old);
+    let verify = verify(new);
+    let worst = if verify && !resync { Disk::Inconsistent } else { Disk::Failed };
     if new.conn <= Conn::Connected || (new.disk > worst && new.pdsk > worst) {
         return None;
     }
@@ -280,6 +283,22 @@ mod tests {
             assert_eq!((own.conn, own.disk), (Conn::Connected, Disk::Inconsistent));
             let peer = sanitized(old, State { pdsk: Disk::Inconsistent, ..old }).state;
             assert_eq!((peer.conn, peer.pdsk), (Conn::Connected, Disk::Inconsistent));
+        }
+    }
+
+    #[test]
+    fn rule_3_a_wish_for_a_verify_does_not_end_a_resync() {
+        use super::super::transition::check_soft;
+        use super::super::StateError;
+        for (conn, verify, disk, pdsk) in [
+            (Conn::StartingSyncS, Conn::VerifyS, Disk::UpToDate, Disk::Inconsistent),
+            (Conn::WFSyncUUID, Conn::VerifyT, Disk::Inconsistent, Disk::UpToDate),
+            (Conn::SyncSource, Conn::VerifyT, Disk::UpToDate, Disk::Inconsistent),
+        ] {
+            let old = State { conn, disk, pdsk, ..CONNECTED };
+            let rules = Rules { has_verify_alg: true, apv: 101, ..Rules::default() };
+            let new = sanitize(old, State { conn: verify, ..old }, &rules).state;
+            assert_eq!(check_soft(old, new, &rules), Err(StateError::ResyncRunning), "{old}");
         }
     }
 
