@@ -826,3 +826,37 @@ fn a_block_that_is_equal_by_its_checksum_may_still_be_in_the_cache() {
         all_the_same(&mut world);
     }
 }
+
+/// Seed 18006516: a disk was let go while the bitmaps were exchanged, and attached again, with a bitmap of the peer half sent. A state packet from
+/// before made the peer begin the next exchange, and start that bitmap over instead of sending its end; the node with the new disk, which took
+/// the first half for its own, gave up the connection.
+#[test]
+fn a_bitmap_that_has_been_begun_is_sent_to_its_end() {
+    for seed in 1..=10 * SEEDS {
+        let mut config = Config::new(seed);
+        config.sent_us_most = 20_000;
+        config.net.use_rle = false;
+        config.sectors = 32_768;
+        config.disk.resync_rate = 100_000;
+        let mut world = World::new(config);
+        for node in 0..2 {
+            assert_eq!(world.attach(node), 101);
+            assert_eq!(world.connect(node), 1);
+        }
+        let connected = |world: &World| (0..2).all(|node| world.status(node).state.conn == Conn::Connected);
+        world.run_until("connected", 10_000, connected);
+        assert_eq!(world.admin(0, AdminRequest::Primary { volume: VOLUME, force: true }), 1);
+        world.run_until("bitmaps", 60_000, |world| world.status(1).state.conn == Conn::WFBitMapT);
+        world.run_for_us(seed * 50);
+        // Behind the wish of node 1 goes its state because of what node 0 does: as in the exchange.
+        world.ask(1, AdminRequest::Detach { volume: VOLUME, force: false });
+        assert_eq!(world.admin(0, AdminRequest::Secondary { volume: VOLUME }), 1);
+        if world.admin_answer(1) == 1 {
+            world.run_until("detached", 10_000, |world| !world.status(1).has_disk);
+            world.run_for_ms(seed % 10);
+            assert_eq!(world.attach(1), 101, "seed {seed}");
+        }
+        all_the_same(&mut world);
+        assert_eq!(world.faults, [], "seed {seed}");
+    }
+}

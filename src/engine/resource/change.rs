@@ -235,6 +235,9 @@ impl<S: Storage> Engine<S> {
         if fails || (!exchanges(old) && exchanges(new)) {
             self.mark_writes_under_way(id);
         }
+        if exchanges(old) && !exchanges(new) {
+            self.disown_bitmaps(id);
+        }
         if old.conn < Conn::Connected && self.all_connected() {
             self.resend();
         }

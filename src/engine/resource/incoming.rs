@@ -19,7 +19,7 @@ use super::slots::Net;
 use super::work::LogLine;
 use super::{Engine, Sabotage};
 use crate::handshake::{Incompatible, ProtocolMismatch};
-use crate::state::{BadChange, BadState, Change, Conn, Disk, Outcome, StateError};
+use crate::state::{BadChange, BadState, Change, Conn, Outcome, StateError};
 use crate::storage::Storage;
 use crate::wire::{
     check_agreed_length, check_length, header_size, Barrier, BarrierAck, BitmapError, BlockAck, BlockDesc,
@@ -241,12 +241,9 @@ impl<S: Storage> Engine<S> {
         }
         let with_data = matches!(command, Command::Data | Command::DataReply | Command::RsDataReply);
         let body = if with_data { self.data_head_bytes(command, header.length)? } else { header.length as usize };
-        if let Some(id) = self.link.bitmap_for {
-            let bitmap = matches!(command, Command::Bitmap | Command::CompressedBitmap);
-            let awaited = self.volume(id).is_some_and(|volume| volume.state.disk > Disk::Failed);
-            if !bitmap && socket == Socket::Data && awaited {
-                return Err(Fault::InsideBitmap { command });
-            }
+        let bitmap = matches!(command, Command::Bitmap | Command::CompressedBitmap);
+        if self.link.bitmap_for.is_some() && !bitmap && socket == Socket::Data {
+            return Err(Fault::InsideBitmap { command });
         }
         Ok(PacketHead { command, volume: header.volume, length: header.length, body_bytes: body })
     }

@@ -14,7 +14,7 @@ use super::Engine;
 use crate::metadata::superblock::MetaFlags;
 use crate::state::{Conn, Disk, Role, State, Susp};
 use crate::storage::Storage;
-use crate::wire::{command::Command, header::header_size, header::Header, BufferTooSmall, Features};
+use crate::wire::{command::Command, header::header_size, header::Header, BitmapSender, BufferTooSmall, Features};
 use crate::wire::{Barrier, BarrierAck, BlockAck, BlockDesc, BlockRequest, Data, DataFlags, Trim, ID_SYNCER};
 use crate::wire::{
     Controller, Protocol, Sizes, StateReply, StateRequest, StateWord, SyncParam, SyncUuid, UuidFlags, Uuids,
@@ -77,8 +77,11 @@ pub(super) enum Control {
         mask: u32,
         val: u32,
     },
-    /// As many packets as it takes.
-    Bitmap(VolumeId),
+    /// As many packets as it takes. `counts`: the exchange that it was queued for goes on.
+    Bitmap {
+        volume: VolumeId,
+        counts: bool,
+    },
     /// What is marked of `Resync::uncounted`. As many packets as it takes.
     Marks(VolumeId),
     /// What stood here must not be sent any more.
@@ -91,8 +94,9 @@ impl Control {
         match *self {
             Control::Features | Control::AuthChallenge | Control::AuthResponse | Control::Nothing => None,
             Control::Protocol | Control::ProtocolUpdate | Control::ConnectionRequest { .. } => None,
-            Control::SyncParam(volume) | Control::Bitmap(volume) | Control::Marks(volume) => Some(volume),
+            Control::SyncParam(volume) | Control::Marks(volume) => Some(volume),
             Control::Sizes { volume, .. }
+            | Control::Bitmap { volume, .. }
             | Control::Uuids { volume, .. }
             | Control::State { volume, .. }
             | Control::SyncUuid { volume, .. }
@@ -439,7 +443,7 @@ impl<S: Storage> Engine<S> {
             return None;
         }
         let (head, done) = match packet {
-            Control::Bitmap(id) => self.bitmap_packet(id, buffer),
+            Control::Bitmap { volume, counts } => self.bitmap_packet(volume, counts, buffer),
             Control::Marks(id) => self.marks_packet(id, buffer),
             _ => (self.control_packet(packet, buffer), true),
         };
@@ -484,7 +488,7 @@ impl<S: Storage> Engine<S> {
             Control::Uuids { volume, version, .. } | Control::SyncUuid { volume, version, .. } => {
                 disk(volume).is_none_or(|disk| disk.pipeline.is_durable(version))
             }
-            Control::Bitmap(volume) => disk(volume).is_none_or(|disk| !disk.pipeline.changes_all_bits()),
+            Control::Bitmap { volume, .. } => disk(volume).is_none_or(|disk| !disk.pipeline.changes_all_bits()),
             Control::State { volume, word } => !self.demotion_is_pending(volume, word),
             _ => true,
         }
@@ -542,7 +546,7 @@ impl<S: Storage> Engine<S> {
                 let command = if self.link.apv >= 100 { Command::ConnStChgReq } else { Command::StateChgReq };
                 self.packet(buffer, command, 0, 0, |body| request.encode(body))
             }
-            Control::Bitmap(_) | Control::Marks(_) | Control::Nothing => None,
+            Control::Bitmap { .. } | Control::Marks(_) | Control::Nothing => None,
         }
     }
 
@@ -558,28 +562,44 @@ impl<S: Storage> Engine<S> {
         self.wakes.insert(Wakes::DATA_SENDER);
     }
 
-    /// One packet of the bitmap; the flag says whether it was the last. spec: wire-protocol 8.3
-    fn bitmap_packet(&mut self, id: VolumeId, buffer: &mut [u8]) -> (Option<usize>, bool) {
+    /// One packet of the bitmap; the flag says whether it was the last. What has been begun is sent to its end, whatever becomes of the
+    /// exchange: the peer reads nothing else meanwhile. spec: wire-protocol 8.3
+    fn bitmap_packet(&mut self, id: VolumeId, counts: bool, buffer: &mut [u8]) -> (Option<usize>, bool) {
         let apv = self.link.apv;
+        let wire_version = self.link.wire_version;
         let use_rle = self.link.net.use_rle;
         let number = self.number(id);
-        let header_bytes = header_size(self.link.wire_version);
+        let header_bytes = header_size(wire_version);
         let Some(volume) = self.volume_mut(id) else { return (None, true) };
-        let (Some(disk), Some(sender)) = (volume.disk.as_ref(), volume.resync.sender.as_mut()) else {
+        let begun = volume.resync.sender.take();
+        let (Some(disk), Some(body)) = (volume.disk.as_ref(), buffer.get_mut(header_bytes..)) else {
             return (None, true);
         };
-        let Some(body) = buffer.get_mut(header_bytes..) else { return (None, true) };
+        let mut sender = begun.unwrap_or_else(|| BitmapSender::new(disk.bitmap.bits()));
         let Ok(Some((command, bytes))) = sender.next_packet(&disk.bitmap, apv, use_rle, body) else {
             return (None, true);
         };
         let last = sender.is_over();
+        volume.resync.sender = Some(sender).filter(|_| !last);
         let length = u32::try_from(bytes).unwrap_or(0);
         let header = Header { command: command as u16, volume: number, length };
-        let head = header.encode(self.link.wire_version, buffer).ok().map(|_| header_bytes + bytes);
-        if last {
+        let head = header.encode(wire_version, buffer).ok().map(|_| header_bytes + bytes);
+        if last && counts {
             self.bitmap_sent(id);
         }
         (head, last)
+    }
+
+    /// The bitmaps are not exchanged any more. One that is queued, or being sent, is sent all the same, as the C module does, but the
+    /// next exchange does not take it for its own.
+    pub(super) fn disown_bitmaps(&mut self, id: VolumeId) {
+        self.control.for_each_mut(|packet| {
+            if let Control::Bitmap { volume, counts } = packet {
+                *counts &= *volume != id;
+            }
+        });
+        self.with_volume(id, |volume| volume.resync.receiver = None);
+        self.link.bitmap_for = self.link.bitmap_for.filter(|receives| *receives != id);
     }
 
     /// The packet of the last [`Engine::next_data`] has been sent, or could not be.

@@ -20,10 +20,10 @@ use crate::bitmap::Scan;
 use crate::metadata::superblock::{UI_BITMAP, UI_CURRENT, UI_HISTORY_END, UI_HISTORY_START};
 use crate::resync::rate::{Controller, RateConfig};
 use crate::resync::{merge_request, MergeLimits, Progress};
-use crate::state::{Change, Conn, Disk, Role};
+use crate::state::{Change, Conn, Disk, Role, State};
 use crate::storage::Storage;
 use crate::wire::command::Command;
-use crate::wire::{BitmapReceiver, BitmapSender, Progress as BitmapProgress};
+use crate::wire::{BitmapReceiver, Progress as BitmapProgress};
 
 /// Length of a turn of the rate controller.
 const TURN_MS: u64 = 100;
@@ -40,17 +40,14 @@ impl<S: Storage> Engine<S> {
 
     /// Queues this node's bitmap for the peer.
     pub(super) fn send_bitmap(&mut self, id: VolumeId) {
-        let Some(volume) = self.volume_mut(id) else { return };
-        let Some(disk) = volume.disk.as_ref() else { return };
-        volume.resync.sender = Some(BitmapSender::new(disk.bitmap.bits()));
-        self.queue_control(Control::Bitmap(id));
+        if self.volume(id).is_some_and(|volume| volume.disk.is_some()) {
+            self.queue_control(Control::Bitmap { volume: id, counts: true });
+        }
     }
 
     /// The last packet of the own bitmap is about to be sent. It is handed over before the peer can possibly react.
     pub(super) fn bitmap_sent(&mut self, id: VolumeId) {
-        let Some(volume) = self.volume_mut(id) else { return };
-        volume.resync.sender = None;
-        if volume.state.conn == Conn::WFBitMapT {
+        if self.volume(id).is_some_and(|volume| volume.state.conn == Conn::WFBitMapT) {
             let _outcome = self.change(id, Change::conn(Conn::WFSyncUUID), Kind::Hard);
         }
     }
@@ -59,26 +56,25 @@ impl<S: Storage> Engine<S> {
     pub(super) fn receive_bitmap(&mut self, id: VolumeId, command: Command, body: &[u8]) -> Result<(), Fault> {
         let apv = self.link.apv;
         let Some(volume) = self.volume_mut(id) else { return Err(Fault::UnknownVolume) };
-        let lost = volume.state.disk <= Disk::Failed;
-        let Some(disk) = volume.disk.as_mut().filter(|_| !lost) else {
-            // Lost since the exchange began; the peer is about to hear of it.
-            volume.resync.receiver = None;
-            self.link.bitmap_for = None;
-            return Ok(());
-        };
+        let State { conn, disk, pdsk, .. } = volume.state;
+        if !matches!(conn, Conn::WFBitMapS | Conn::WFBitMapT) {
+            // A disk was lost since the exchange began, and perhaps attached again; who has not heard of it yet is about to.
+            let ended = conn == Conn::Connected && (disk <= Disk::Negotiating || pdsk <= Disk::Failed);
+            return if ended { Ok(()) } else { Err(Fault::UnexpectedBitmap { conn }) };
+        }
+        let Some(disk) = volume.disk.as_mut() else { return Ok(()) };
         let receiver = volume.resync.receiver.get_or_insert_with(|| BitmapReceiver::new(disk.bitmap.bits(), apv));
         match receiver.packet(command, body, &mut disk.bitmap).map_err(Fault::Bitmap)? {
             BitmapProgress::More => self.link.bitmap_for = Some(id),
             BitmapProgress::Done => {
                 volume.resync.receiver = None;
                 volume.peer.negotiates = false;
-                let conn = volume.state.conn;
                 self.link.bitmap_for = None;
                 self.update_meta_flags(id);
-                match conn {
-                    Conn::WFBitMapT => self.send_bitmap(id),
-                    Conn::WFBitMapS => self.prepare_resync(id, Conn::SyncSource),
-                    _ => return Err(Fault::UnexpectedBitmap { conn }),
+                if conn == Conn::WFBitMapT {
+                    self.send_bitmap(id);
+                } else {
+                    self.prepare_resync(id, Conn::SyncSource);
                 }
             }
         }

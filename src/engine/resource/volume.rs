@@ -288,7 +288,7 @@ pub(super) struct Resync {
     pub(super) save_at_ms: u64,
     pub(super) saved_bits: u64,
     pub(super) next_turn_ms: u64,
-    /// The bitmap as it is being sent and received.
+    /// The bitmap as it is being sent, from the first packet to the last, and received.
     pub(super) sender: Option<BitmapSender>,
     pub(super) receiver: Option<BitmapReceiver>,
     /// This node is the target and writes the bitmap it is going to work off.
