@@ -724,7 +724,9 @@ impl Driver {
                     if self.is_primary(node) {
                         self.demote(node);
                     }
-                    if !self.all(|driver| !driver.is_primary(node)) {
+                    // What has no disk when the nodes meet does not tell the peer that its data is given up.
+                    let ready = |driver: &Driver| !driver.is_primary(node) && driver.world.status(node).has_disk;
+                    if !self.all(ready) {
                         continue;
                     }
                 }
