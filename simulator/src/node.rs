@@ -197,6 +197,8 @@ pub struct Disks {
     pub faults: DiskFaults,
     /// Generations of the last two resyncs of which it was told to be the target.
     pub sync_uuids: [u64; 2],
+    /// When the data disk failed last.
+    pub failed_us: u64,
 }
 
 impl DiskFaults {

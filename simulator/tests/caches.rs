@@ -143,3 +143,27 @@ fn a_promotion_overtakes_the_end_of_the_last_one() {
     }
     assert!(met > 0, "the superblock was never late");
 }
+
+/// A write of the peer with PREFLUSH could not be done, and what had been in the disk's cache before was gone. The barrier of what the
+/// peer had written there was acknowledged all the same, after another flush that found nothing; then nobody had it in mind.
+#[test]
+fn a_write_of_the_peer_whose_flush_fails_loses_what_was_in_the_cache() {
+    for seed in 1..=2 * SEEDS {
+        let mut world = synced_with(config(seed));
+        let first = world.start(0, WRITE, 0, 8);
+        world.run_until("on the peer's disk", 1_000, |world| {
+            world.nodes[1].data.get(0) == world.operations[first].stamp
+        });
+        world.nodes[1].faults.flush_percent = 100;
+        // Every other one flushes first.
+        let both = [8, 16].map(|sector| world.start(0, Action::Write { fua: true }, sector, 8));
+        assert!(both.iter().any(|&number| world.operations[number].flushes_first()));
+        world
+            .run_until("written", 60_000, |world| both.iter().all(|&number| world.operations[number].result.is_some()));
+        world.nodes[1].faults.flush_percent = 0;
+        world.run_until("without disk", 60_000, |world| !world.status(1).has_disk);
+        assert_eq!(world.attach(1), 101);
+        world.run_until("resync", 60_000, good);
+        all_the_same(&mut world);
+    }
+}

@@ -48,7 +48,7 @@ impl World {
             op,
             sector: operation.sector,
             size_bytes: (operation.count * 512) as u32,
-            flags: IoFlags { fua, ..IoFlags::default() },
+            flags: IoFlags { fua, preflush: operation.flushes_first(), ..IoFlags::default() },
         };
         let now_ms = self.now_ms();
         let running = self.nodes[node].running.as_mut().expect("on");
@@ -132,7 +132,9 @@ impl World {
         }
         // Without a disk it is the peer's cache that counts; if the network does not get there either, those are two failures.
         let no_disk = self.status(operation.node).state.disk <= Disk::Failed;
-        if operation.action == Action::Flush && !(no_disk && self.network_up != [true, true]) {
+        if (operation.action == Action::Flush || operation.flushes_first())
+            && !(no_disk && self.network_up != [true, true])
+        {
             self.oracle.flushed(operation.node, operation.start_us);
         }
         if operation.action == Action::Read && self.config.check_reads {

@@ -46,10 +46,9 @@ impl World {
                 let view = running.engine.request(request).expect("local I/O of a request that is over");
                 let upper = running.uppers[usize::from(request.index)].as_ref().expect("local I/O without a bio");
                 assert_eq!(upper.request, request, "local I/O for another bio");
-                let flags = match self.operations[upper.operation].action {
-                    Action::Write { fua } => fua,
-                    _ => false,
-                };
+                let operation = &self.operations[upper.operation];
+                let fua = operation.action == Action::Write { fua: true };
+                let preflush = operation.flushes_first();
                 Transfer {
                     io,
                     volume,
@@ -57,8 +56,8 @@ impl World {
                     sector: view.sector,
                     data: upper.data.clone(),
                     count: u64::from(view.size_bytes / 512),
-                    fua: flags,
-                    preflush: false,
+                    fua,
+                    preflush,
                     mark,
                 }
             }
@@ -74,7 +73,9 @@ impl World {
                     let asked =
                         data.first().and_then(|&stamp| self.operations.iter().find(|other| other.stamp == stamp));
                     let fua = asked.is_some_and(|asked| asked.action == Action::Write { fua: true });
-                    assert_eq!(flags.fua, fua, "FUA was lost on the way to the peer's disk");
+                    let preflush = asked.is_some_and(Operation::flushes_first);
+                    let [wanted, found] = [(fua, preflush), (flags.fua, flags.preflush)];
+                    assert_eq!(found, wanted, "FUA or PREFLUSH was lost on the way to the peer's disk");
                 }
                 Transfer { io, volume, op, sector, data, count, fua: flags.fua, preflush: flags.preflush, mark }
             }
@@ -118,16 +119,17 @@ impl World {
         let running = self.nodes[node].running.as_mut().expect("on");
         let transfer = running.transfers.remove(&number).expect("transfer");
         let faults = self.nodes[node].faults;
+        let flushes = transfer.op == Op::Flush || transfer.preflush;
         let percent = match transfer.op {
             Op::Read => faults.read_percent,
-            Op::Flush => faults.write_percent.max(faults.flush_percent),
+            _ if flushes => faults.write_percent.max(faults.flush_percent),
             _ => faults.write_percent,
         };
         let backing_open = self.nodes[node].device.backing_open;
         let no_discard = faults.no_discards && transfer.op == Op::Discard;
         let fails = !backing_open || self.random.percent(percent) || no_discard;
         let mut read = Vec::new();
-        if fails && transfer.op == Op::Flush && backing_open {
+        if fails && flushes && backing_open {
             // What was in its cache may be gone, as with its power.
             self.note_lost_cache(node);
             self.nodes[node].unflushed.clear();
@@ -139,12 +141,14 @@ impl World {
                 self.only_left(node);
             }
         }
-        if !fails {
+        if fails {
+            self.nodes[node].failed_us = self.now_us;
+        } else {
             self.note_unflushed(node, &transfer);
         }
         let machine = &mut self.nodes[node];
         if !fails {
-            if transfer.preflush || transfer.op == Op::Flush {
+            if flushes {
                 machine.data.flush_until(transfer.mark);
             }
             match transfer.op {

@@ -177,6 +177,11 @@ impl Operation {
     pub fn is_open(&self) -> bool {
         self.result.is_none() && !self.lost
     }
+
+    /// Before it is written the caches are flushed (REQ_PREFLUSH): every other one of the writes with FUA.
+    pub fn flushes_first(&self) -> bool {
+        self.action == Action::Write { fua: true } && self.stamp % 2 == 0
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -304,6 +309,7 @@ impl World {
             unflushed: Vec::new(),
             faults: DiskFaults::default(),
             sync_uuids: [0; 2],
+            failed_us: 0,
         };
         let node = || Node {
             incarnation: 1,

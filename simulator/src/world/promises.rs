@@ -20,6 +20,9 @@ use super::*;
 use engine::metadata::AL_EXTENT_SECTORS;
 use engine::wire::{Barrier, BarrierAck, BlockAck, BlockDesc, Data, DataFlags, Trim, ID_OUT_OF_SYNC, ID_SYNCER};
 
+/// Local I/O is handed to the disk within this time.
+const SOON_US: u64 = 20;
+
 /// A write that came over the data socket.
 #[derive(Clone, Debug)]
 struct Arrived {
@@ -187,7 +190,10 @@ impl World {
         match transfer.io {
             LocalIo::Request { .. } if transfer.op.is_write() => self.check_logged(node, transfer),
             LocalIo::Peer { peer, .. } if transfer.op == Op::Read && !running.engine.is_resync(peer) => {
-                self.check_stale(node, sector, count);
+                // When it came from the peer the disk was good, if that has failed only now.
+                if self.now_us - self.nodes[node].failed_us > SOON_US {
+                    self.check_stale(node, sector, count);
+                }
             }
             LocalIo::Peer { peer, .. } if transfer.op.is_write() => {
                 let resync = running.engine.is_resync(peer);

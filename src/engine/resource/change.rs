@@ -630,6 +630,9 @@ impl<S: Storage> Engine<S> {
     /// A flush has failed, and the disk with it, if that is not tolerated.
     pub(super) fn cache_lost(&mut self, id: VolumeId) {
         let stays = self.volume(id).is_some_and(|volume| volume.state.disk > Disk::Failed);
+        if !self.sabotaged(Sabotage::IgnoreFailedFlush) {
+            self.link.received_epoch.cache_lost(id);
+        }
         for index in 0..self.requests.capacity() as u16 {
             if let Some(slot) = self.requests.at_mut(index).filter(|slot| slot.volume == id && slot.io.op.is_write()) {
                 // The peer's acknowledgement of it must not clear the bits that are set now. Nor is it on the disk if that comes back

@@ -384,6 +384,10 @@ impl<S: Storage> Engine<S> {
         self.leave_overlaps(self.overlap_entry(peer.index, false));
         self.end_peer(peer, slot.volume);
         self.failed_on_disk(slot, DiskError::Write);
+        let flushes = slot.op == Op::Flush || slot.flags.contains(DataFlags::FLUSH);
+        if slot.result.is_err() && flushes && !slot.no_disk {
+            self.cache_lost(slot.volume);
+        }
         if slot.result.is_ok() {
             // Also when the connection is gone by now: it may have been acknowledged when it was received.
             self.link.received_epoch.written |= 1 << slot.volume.0;

@@ -22,6 +22,8 @@ pub(super) struct ReceivedEpoch {
     pub(super) written: u64,
     /// Cache flushes under way, before the acknowledgement.
     pub(super) flushes: u32,
+    /// Volumes whose cache is being flushed, or has been.
+    flushed: u64,
     /// Volumes whose disk failed before its cache was flushed: the writer must not forget what it wrote there.
     lost: u64,
     /// Writes of it that were refused for one of our own.
@@ -37,6 +39,11 @@ impl ReceivedEpoch {
     /// The next packet has to wait until the barrier is acknowledged.
     pub(super) fn is_closing(&self) -> bool {
         self.barrier.is_some()
+    }
+
+    /// The cache of this volume's disk is lost, and with it what the peer has written there since its last barrier.
+    pub(super) fn cache_lost(&mut self, id: VolumeId) {
+        self.lost |= (self.written | self.flushed) & (1 << id.0);
     }
 
     /// The connection is gone. Flushes under way are still counted, and what is to be flushed: that has to end before the next one.
@@ -72,6 +79,7 @@ impl<S: Storage> Engine<S> {
     /// Has the caches flushed of all disks that have a write of the epoch being received.
     fn flush_written(&mut self) {
         let written = core::mem::take(&mut self.link.received_epoch.written);
+        self.link.received_epoch.flushed |= written;
         for id in self.volume_ids().filter(|id| written & (1 << id.0) != 0) {
             match self.volume(id) {
                 _ if self.sabotaged(Sabotage::SkipBarrierFlush) => {}
