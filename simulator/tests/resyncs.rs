@@ -2,7 +2,7 @@
 
 use engine::metadata::superblock::UI_CURRENT;
 use engine::netlink::{OnCongestion, OnIoError, ResizeParms, WireProtocol};
-use engine::resource::{AdminRequest, AlgorithmName, Fault};
+use engine::resource::{AdminRequest, AlgorithmName, Fault, Helper};
 use engine::state::{Conn, Disk};
 use simulator::node::VOLUME;
 use simulator::scenario::{all_the_same, good, synced_with};
@@ -361,5 +361,114 @@ fn a_verify_that_is_asked_for_too_late_does_not_end_a_resync() {
         all_the_same(&mut world);
         assert!(codes.contains(&1), "seed {seed}: {codes:?}");
         assert_eq!(world.faults, [], "seed {seed}");
+    }
+}
+
+/// The connection is lost, and node 0 writes these blocks alone; the nodes have not met again.
+fn parted(mut world: World, blocks: impl Iterator<Item = u64>) -> World {
+    world.set_network(false);
+    world.reset_connection();
+    world.run_until("loss noticed", 60_000, |world| world.status(0).state.conn == Conn::WFConnection);
+    for block in blocks {
+        assert_eq!(world.io(0, WRITE, block * 8, 8), Ok(()));
+    }
+    world
+}
+
+/// What the administrator's program says before a resync counts, and nothing has been overwritten by then.
+#[test]
+fn a_program_that_objects_to_a_resync_ends_the_connection() {
+    for (seed, objector) in (1..=SEEDS).flat_map(|seed| [(seed, 0), (seed, 1)]) {
+        let mut world = parted(synced_with(Config::new(seed)), 0..1);
+        let before = world.nodes[1].data.get(0);
+        world.set_network(true);
+        if objector == 1 {
+            world.run_until("the source's program", 60_000, |world| {
+                world.helpers.contains(&(0, Helper::BeforeResyncSource))
+            });
+        }
+        world.helper_exit_code = 1;
+        world.run_until("StandAlone", 60_000, |world| world.status(objector).state.conn == Conn::StandAlone);
+        world.run_for_ms(2_000);
+        assert_eq!(world.nodes[1].data.get(0), before, "seed {seed}: the resync went on");
+        assert_eq!(world.resyncs, 0);
+    }
+}
+
+/// 3: the program is not meant for the source.
+#[test]
+fn a_program_for_the_target_does_not_end_the_resync_at_the_source() {
+    for seed in 1..=SEEDS {
+        let mut world = parted(synced_with(Config::new(seed)), 0..1);
+        world.helper_exit_code = 3;
+        world.set_network(true);
+        world.run_until("the source's program", 60_000, |world| {
+            world.helpers.contains(&(0, Helper::BeforeResyncSource))
+        });
+        world.helper_exit_code = 0;
+        world.run_until("resync", 60_000, good);
+        all_the_same(&mut world);
+    }
+}
+
+/// How long it takes to sync so many blocks, each with one between it and the next, in milliseconds; after every event `check` is called.
+fn resync_ms(config: Config, blocks: u64, mut check: impl FnMut(&mut World)) -> u64 {
+    let mut world = parted(synced_with(config), (0..blocks).map(|block| block * 2));
+    world.set_network(true);
+    world.run_until("start", 60_000, |world| world.status(1).state.conn == Conn::SyncTarget);
+    let start_us = world.now_us();
+    while world.status(1).state.conn == Conn::SyncTarget {
+        assert!(world.step() && world.now_us() < start_us + 60_000_000, "no end");
+        check(&mut world);
+    }
+    (world.now_us() - start_us) / 1000
+}
+
+#[test]
+fn a_resync_keeps_to_its_rate() {
+    for seed in 1..=3 {
+        let mut config = Config::new(seed);
+        config.disk.c_plan_ahead = 0;
+        config.disk.resync_rate = 400;
+        let took_ms = resync_ms(config, 200, |_| {});
+        assert!((1_500..3_000).contains(&took_ms), "800 KiB at 400 KiB/s took {took_ms} ms");
+    }
+}
+
+#[test]
+fn a_resync_has_half_of_max_buffers_under_way() {
+    for seed in 1..=3 {
+        let mut config = Config::new(seed);
+        config.disk.c_plan_ahead = 0;
+        config.disk.resync_rate = 40_000;
+        config.net.max_buffers = 32;
+        let mut most = 0;
+        resync_ms(config, 200, |world| most = most.max(world.status(1).resync_pending));
+        assert_eq!(most, 16);
+    }
+}
+
+/// Beside an application that keeps the disks busy it is no faster than `c-min-rate`.
+#[test]
+fn a_resync_gives_way_to_the_application() {
+    for seed in 1..=3 {
+        let busy = |busy: bool| {
+            let mut config = Config::new(seed);
+            config.disk.c_plan_ahead = 0;
+            config.disk.resync_rate = 4_000;
+            config.disk.c_min_rate = 100;
+            let mut next_us = 0;
+            resync_ms(config, 200, |world| {
+                if busy && world.now_us() >= next_us {
+                    next_us = world.now_us() + 20_000;
+                    world.start(0, WRITE, 100_000, 40);
+                }
+            })
+        };
+        let [alone_ms, beside_ms] = [busy(false), busy(true)];
+        assert!(
+            alone_ms < 1_000 && beside_ms > 3 * alone_ms,
+            "{alone_ms} ms alone, {beside_ms} ms beside the application"
+        );
     }
 }

@@ -567,8 +567,21 @@ fn the_initial_sync_can_be_skipped() {
 
 #[test]
 fn the_activity_log_is_smaller_than_the_working_set() {
+    many_extents(true);
+}
+
+/// What makes the activity log durable makes no data durable then.
+#[test]
+fn what_leaves_the_activity_log_on_another_device_is_durable_before() {
+    many_extents(false);
+}
+
+fn many_extents(internal: bool) {
     with_config(
-        |config| config.sectors = 1 << 21, // 256 extents
+        |config| {
+            config.sectors = 1 << 21; // 256 extents
+            config.internal = internal;
+        },
         |mut world| {
             connected(&mut world);
             assert_eq!(world.admin(0, AdminRequest::NewCurrentUuid { volume: VOLUME, clear_bitmap: true }), 101);
