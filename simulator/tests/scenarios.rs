@@ -2,7 +2,7 @@
 
 use engine::metadata::superblock::{UI_BITMAP, UI_CURRENT, UI_HISTORY_END, UI_HISTORY_START};
 use engine::netlink::{OnIoError, WireProtocol};
-use engine::resource::{AdminRequest, Fault, Helper, Notice};
+use engine::resource::{AdminRequest, Fault, Helper, IoError, Notice};
 use engine::state::{Conn, Disk, Role};
 use simulator::node::VOLUME;
 use simulator::world::Action;
@@ -677,5 +677,21 @@ fn settings_that_do_not_fit_are_refused() {
             assert!(world.status(node).state.conn < Conn::Connected, "{}", world.describe());
         }
         assert!(world.faults.iter().any(|(_, fault)| matches!(fault, Fault::Protocol(_))), "{:?}", world.faults);
+    });
+}
+
+#[test]
+fn a_read_ahead_that_fails_costs_no_disk_and_is_not_tried_again() {
+    with_seeds(|mut world| {
+        synced(&mut world);
+        mixed_io(&mut world, 0, 5);
+        world.nodes[0].faults.read_percent = 100;
+        let asked = world.packets_sent.get("P_DATA_REQUEST").copied();
+        assert_eq!(world.io(0, Action::ReadAhead, 0, 8), Err(IoError::Io));
+        assert_eq!(world.packets_sent.get("P_DATA_REQUEST").copied(), asked);
+        let status = world.status(0);
+        assert_eq!((status.state.disk, status.bits_out_of_sync), (Disk::UpToDate, 0));
+        assert_eq!(world.io(0, Action::Read, 0, 8), Ok(()), "the peer has it");
+        world.run_until("the disk is let go", 10_000, |world| !world.status(0).has_disk);
     });
 }

@@ -35,7 +35,8 @@ impl Driver {
         for _ in 0..random.between(1, most) {
             let (sector, count) = (random.below(ROOM), random.pick(&[1, 8, 8, 8, 40, 256]));
             let action = match random.below(12) {
-                0..=3 => Action::Read,
+                0 => Action::ReadAhead,
+                1..=3 => Action::Read,
                 4 => Action::Discard,
                 5 => Action::Flush,
                 6 => Action::Write { fua: true },

@@ -38,7 +38,7 @@ impl World {
     pub(super) fn offer(&mut self, node: usize, number: usize) -> bool {
         let operation = self.operations[number].clone();
         let (op, fua) = match operation.action {
-            Action::Read => (Op::Read, false),
+            Action::Read | Action::ReadAhead => (Op::Read, false),
             Action::Write { fua } => (Op::Write, fua),
             Action::Discard => (Op::Discard, false),
             Action::WriteZeroes => (Op::WriteZeroes { unmap: false }, false),
@@ -48,7 +48,12 @@ impl World {
             op,
             sector: operation.sector,
             size_bytes: (operation.count * 512) as u32,
-            flags: IoFlags { fua, preflush: operation.flushes_first(), ..IoFlags::default() },
+            flags: IoFlags {
+                fua,
+                preflush: operation.flushes_first(),
+                readahead: operation.action == Action::ReadAhead,
+                ..IoFlags::default()
+            },
         };
         let now_ms = self.now_ms();
         let running = self.nodes[node].running.as_mut().expect("on");
@@ -137,7 +142,7 @@ impl World {
         {
             self.oracle.flushed(operation.node, operation.start_us);
         }
-        if operation.action == Action::Read && self.config.check_reads {
+        if matches!(operation.action, Action::Read | Action::ReadAhead) && self.config.check_reads {
             assert_eq!(data.len() as u64, operation.count, "a read without its data");
             for (sector, &stamp) in (operation.sector..).zip(data) {
                 if let Err(reason) = self.oracle.check(sector, stamp, operation.start_us, now_us) {

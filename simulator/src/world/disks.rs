@@ -170,7 +170,9 @@ impl World {
                 let running = self.nodes[node].running.as_mut().expect("on");
                 let wanted = running.engine.request(request).is_some_and(|view| view.on_disk);
                 let operation = running.uppers[usize::from(request.index)].as_ref();
+                let mut ahead = false;
                 if let Some(upper) = operation.filter(|upper| wanted && upper.request == request) {
+                    ahead = self.operations[upper.operation].action == Action::ReadAhead;
                     self.operations[upper.operation].on_disk |= !fails;
                     self.operations[upper.operation].disk_failed |= fails;
                 }
@@ -178,8 +180,12 @@ impl World {
                     let upper = running.uppers[usize::from(request.index)].as_mut();
                     upper.filter(|upper| upper.request == request).expect("bio of a local read").data = read;
                 }
+                let disk = self.status(node).state.disk;
                 self.engine(node, |engine, now| engine.request_io_done(request, result, now));
-                if fails && wanted {
+                if ahead {
+                    let now = self.status(node).state.disk;
+                    assert_eq!(now, disk, "node {node}: a read ahead that fails says nothing about the disk");
+                } else if fails && wanted {
                     self.check_failed(node, &transfer, false);
                 }
             }

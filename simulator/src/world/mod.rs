@@ -130,6 +130,8 @@ pub enum Fence {
 pub enum Action {
     /// Reads sectors.
     Read,
+    /// Reads sectors that nobody has asked for yet.
+    ReadAhead,
     /// Writes sectors; durable when acknowledged if `fua`.
     Write {
         /// Force unit access.
