@@ -744,3 +744,20 @@ pub(super) fn check_range(sector: u64, size_bytes: u32, most_bytes: u32, device_
         Err(Fault::BadRange { sector, size_bytes, device_sectors })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_lies_within_the_device() {
+        let check = |sector, size_bytes| check_range(sector, size_bytes, 8192, 100).is_ok();
+        assert!(check(0, 512) && check(99, 512) && check(92, 4096) && check(84, 8192));
+        for (sector, size_bytes) in [(99, 1024), (93, 4096), (100, 512), (101, 512), (u64::MAX, 512)] {
+            assert!(!check(sector, size_bytes), "{size_bytes} bytes at {sector}");
+        }
+        for size_bytes in [0, 511, 513, 8704] {
+            assert!(!check(0, size_bytes), "{size_bytes} bytes");
+        }
+    }
+}
