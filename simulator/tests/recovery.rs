@@ -27,16 +27,31 @@ fn alone(world: &mut World, node: usize) {
 /// that the peer had acknowledged long ago; nobody had them in mind any more, and after the next resync the halves differed.
 #[test]
 fn a_flush_that_fails_loses_what_was_written_long_ago() {
+    long_ago(|world| assert_eq!(world.io(0, Action::Flush, 0, 0), Ok(()), "the peer has all of it"));
+}
+
+/// The same for the flush that goes before a write.
+#[test]
+fn a_write_whose_flush_fails_loses_what_was_written_long_ago() {
+    long_ago(|world| {
+        let write = world.start(0, Action::Write { fua: true }, 800, 8);
+        assert!(world.operations[write].flushes_first());
+        world.run_until("written", 60_000, |world| world.operations[write].result == Some(Ok(())));
+    });
+}
+
+/// After an odd number of writes the disk of node 0 fails while `flush` is done.
+fn long_ago(flush: impl Fn(&mut World)) {
     for seed in 1..=SEEDS {
         let mut config = Config::new(seed);
         config.disk.on_io_error = OnIoError::PassOn;
         let mut world = synced_with(config);
-        for block in 0..20 {
+        for block in 0..21 {
             assert_eq!(world.io(0, WRITE, block * 8, 8), Ok(()));
         }
         world.run_for_ms(1_000);
         world.nodes[0].faults.write_percent = 100;
-        assert_eq!(world.io(0, Action::Flush, 0, 0), Ok(()), "the peer has all of it");
+        flush(&mut world);
         world.nodes[0].faults.write_percent = 0;
         assert_eq!(world.status(0).state.disk, Disk::Inconsistent);
         assert_eq!(world.admin(1, AdminRequest::Disconnect { force: true }), 101);
