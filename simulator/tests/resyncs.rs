@@ -481,3 +481,29 @@ fn a_resync_gives_way_to_the_application() {
         );
     }
 }
+
+/// Seed 18006136: a request of a Primary that is the target of a resync waited for one write after the other in its range. In the end all of
+/// the range was in sync by these writes, and it asked for it all the same.
+#[test]
+fn a_target_does_not_ask_for_what_the_application_has_written_meanwhile() {
+    for seed in 1..=SEEDS {
+        let mut world = synced_with(Config::new(seed));
+        assert_eq!(world.admin(0, AdminRequest::Detach { volume: VOLUME, force: false }), 1);
+        // So much else is out of sync that what is not asked for must not count as asked for.
+        for range in [1_024].into_iter().chain((0..16).map(|range| 4_096 + range * 2_048)) {
+            assert_eq!(world.io(0, WRITE, range, 2_048), Ok(()));
+        }
+        // Each waits for the one before.
+        world.nodes[1].faults.slowness = 500;
+        for _ in 0..60 {
+            world.start(0, WRITE, 1_024, 2_048);
+        }
+        world.run_for_ms(seed);
+        assert_eq!(world.attach(0), 101);
+        world.run_until("the target", 60_000, |world| world.status(0).state.conn == Conn::SyncTarget);
+        assert!(world.open_operations() > 10, "seed {seed}: too few writes");
+        world.run_until("the writes", 60_000, |world| world.open_operations() == 0);
+        world.nodes[1].faults.slowness = 0;
+        all_the_same(&mut world);
+    }
+}

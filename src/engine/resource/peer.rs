@@ -288,6 +288,12 @@ impl<S: Storage> Engine<S> {
     fn may_ask(&mut self, peer: PeerId, slot: &super::slots::PeerRequest) {
         if slot.kind == PeerKind::Verify && (slot.orphan || !self.verify_runs(slot.volume)) {
             self.end_resync_request(peer);
+        } else if slot.kind == PeerKind::Resync && !self.is_still_wanted(slot) {
+            // The rate controller has counted it as asked for.
+            let sectors = u64::from(slot.size_bytes / 512);
+            self.with_volume(slot.volume, |volume| volume.resync.arrived_sectors += sectors);
+            self.end_resync_request(peer);
+            self.check_resync_end(slot.volume);
         } else if slot.kind == PeerKind::Resync && slot.inspect.is_some() {
             self.submit_peer(peer.index);
         } else {
@@ -296,6 +302,15 @@ impl<S: Storage> Engine<S> {
             }
             self.queue_data(DataOut::ResyncRequest(peer));
         }
+    }
+
+    /// A range of a resync that may have waited for writes of the application is still to be asked for as a whole. If these have brought a
+    /// part of it in sync the rest is found again in the next pass.
+    fn is_still_wanted(&self, slot: &super::slots::PeerRequest) -> bool {
+        let (first, end) = (slot.sector / 8, (slot.sector + u64::from(slot.size_bytes / 512)).div_ceil(8));
+        let disk = self.volume(slot.volume).and_then(|volume| volume.disk.as_ref());
+        let marked = disk.map_or(0, |disk| disk.bitmap.count_in(first, end.saturating_sub(1)));
+        self.asks_for_blocks(slot.volume) && first + marked == end
     }
 
     /// The disk is done with a peer request. May be called in any context.

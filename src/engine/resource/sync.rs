@@ -249,17 +249,23 @@ impl<S: Storage> Engine<S> {
     /// Makes the resync requests that the rate controller allows in this turn.
     pub(super) fn resync_turn(&mut self, id: VolumeId) {
         let now_ms = self.now_ms;
-        let goes_on = self.sabotaged(Sabotage::AskWhilePaused);
-        let Some(volume) = self.volume_mut(id) else { return };
-        if volume.state.conn != Conn::SyncTarget && !(goes_on && volume.state.conn == Conn::PausedSyncT) {
+        if !self.asks_for_blocks(id) {
             return;
         }
+        let Some(volume) = self.volume_mut(id) else { return };
         let weight = volume.weight();
         let resync = &mut volume.resync;
         resync.progress.advance(weight.saturating_sub(resync.failed_bits), now_ms);
         volume.take_allowance(now_ms);
         self.make_requests(id, REQUESTS_PER_TURN);
         self.check_resync_end(id);
+    }
+
+    /// This node is the target of a resync that runs, and is not paused.
+    pub(super) fn asks_for_blocks(&self, id: VolumeId) -> bool {
+        let goes_on = self.sabotaged(Sabotage::AskWhilePaused);
+        let conn = self.volume(id).map(|volume| volume.state.conn);
+        conn == Some(Conn::SyncTarget) || (goes_on && conn == Some(Conn::PausedSyncT))
     }
 
     /// The run goes on after a pause: its figures leave the pause out.
