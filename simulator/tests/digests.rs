@@ -302,6 +302,35 @@ fn unknown_algorithms_are_refused() {
     }
 }
 
+/// Without it the digests of a verify, or of a resync, would be of different sizes, or never equal.
+#[test]
+fn nodes_with_different_algorithms_do_not_come_together() {
+    for verify in [true, false] {
+        with_config(
+            |config| config.net.csums_alg = algorithm("crc32c"),
+            |mut world| {
+                for node in 0..2 {
+                    assert_eq!(world.attach(node), 101);
+                }
+                assert_eq!(world.connect(0), 1);
+                let net = &mut world.config.net;
+                *if verify { &mut net.verify_alg } else { &mut net.csums_alg } = AlgorithmName::EMPTY;
+                assert_eq!(world.connect(1), 1);
+                world.run_until("parted", 10_000, |world| {
+                    (0..2).any(|node| world.status(node).state.conn == Conn::StandAlone)
+                });
+                world.run_for_ms(100);
+                let what = if verify { "verify-alg" } else { "csums-alg" };
+                assert!(
+                    world.faults.iter().any(|&(_, fault)| fault == Fault::Algorithm { what }),
+                    "{:?}",
+                    world.faults
+                );
+            },
+        );
+    }
+}
+
 #[test]
 fn a_change_of_algorithms_reaches_the_peer() {
     with_config(

@@ -2,7 +2,7 @@
 
 use engine::metadata::superblock::{UI_BITMAP, UI_CURRENT, UI_HISTORY_END, UI_HISTORY_START};
 use engine::netlink::{OnIoError, WireProtocol};
-use engine::resource::{AdminRequest, Fault, Helper, IoError, Notice};
+use engine::resource::{AdminRequest, Fault, Helper, IoError, Notice, OpenError};
 use engine::state::{Conn, Disk, Role};
 use simulator::node::VOLUME;
 use simulator::world::Action;
@@ -694,4 +694,20 @@ fn a_read_ahead_that_fails_costs_no_disk_and_is_not_tried_again() {
         assert_eq!(world.io(0, Action::Read, 0, 8), Ok(()), "the peer has it");
         world.run_until("the disk is let go", 10_000, |world| !world.status(0).has_disk);
     });
+}
+
+#[test]
+fn a_device_that_is_held_open_is_not_demoted() {
+    for write in [true, false] {
+        with_seeds(|mut world| {
+            synced(&mut world);
+            let refused = if write { OpenError::ReadOnly } else { OpenError::NotPrimary };
+            assert_eq!(world.engine(1, |engine, _| engine.open(VOLUME, write)), Err(refused));
+            assert_eq!(world.engine(0, |engine, _| engine.open(VOLUME, write)), Ok(()));
+            assert_eq!(world.admin(0, secondary()), -12);
+            assert_eq!(world.status(0).state.role, Role::Primary);
+            world.engine(0, |engine, _| engine.release(VOLUME, write));
+            assert_eq!(world.admin(0, secondary()), 1);
+        });
+    }
 }
