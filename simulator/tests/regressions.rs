@@ -860,3 +860,26 @@ fn a_bitmap_that_has_been_begun_is_sent_to_its_end() {
         assert_eq!(world.faults, [], "seed {seed}");
     }
 }
+
+/// Seed 18018550: the acknowledgements of one write after the other waited for a slow meta socket, and slots were free again before they were
+/// out: the queue was full at some time, and the connection was given up.
+#[test]
+fn a_slow_meta_socket_holds_up_the_peers_writes() {
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.net.wire_protocol = WireProtocol::B;
+        config.limits.requests = 256;
+        config.limits.peer_requests = 16;
+        config.sent_us_most = 5_000;
+        let mut world = synced_with(config);
+        // Each write has two answers then.
+        world.ask(1, AdminRequest::Invalidate { volume: VOLUME });
+        world.run_until("the target", 60_000, |world| world.status(1).state.conn == Conn::SyncTarget);
+        for block in 0..600 {
+            world.start(0, WRITE, block * 8, 8);
+        }
+        world.run_until("all operations", 60_000, |world| world.open_operations() == 0);
+        assert_eq!(world.faults, [], "seed {seed}");
+        all_the_same(&mut world);
+    }
+}

@@ -17,7 +17,7 @@ use super::outgoing::MetaOut;
 use super::peer::IncomingWrite;
 use super::slots::Net;
 use super::work::LogLine;
-use super::{Engine, Sabotage};
+use super::{Engine, Sabotage, ANSWERS};
 use crate::handshake::{Incompatible, ProtocolMismatch};
 use crate::state::{BadChange, BadState, Change, Conn, Outcome, StateError};
 use crate::storage::Storage;
@@ -421,15 +421,21 @@ impl<S: Storage> Engine<S> {
 
     /// True when the next packet of the data socket may be read. spec: wire-protocol 3.6 (barrier), 5.2
     pub fn receiver_may_read(&self) -> bool {
-        let room = self.peers.used() < self.peers.capacity();
         self.link.is_closing()
-            || (room
+            || (self.may_answer_one_more(0)
                 && !self.link.received_epoch.is_closing()
                 && !self.link.introducing
                 && self.link.refusal.is_none()
                 && !self.volume_must_follow()
                 && self.link.sequence_wait.is_none()
                 && !self.link.algorithms_pending)
+    }
+
+    /// There is a slot for one more request of the peer, and room for all answers in the queue of the meta socket, had that `more`
+    /// packets than it has: the socket may be slow while the other one is not.
+    pub(super) fn may_answer_one_more(&self, more: usize) -> bool {
+        let (used, capacity) = (self.peers.used(), self.peers.capacity());
+        used < capacity && self.meta_out.len() + more + ANSWERS * (used + 1) <= ANSWERS * capacity
     }
 
     /// Some volume has to carry out what the last packet said before the next one can be understood.

@@ -148,7 +148,9 @@ use volume::Volume;
 
 /// Bound: control packets waiting for the data socket.
 const MAX_CONTROL_PACKETS: usize = 1024;
-/// Bound: control answers waiting for the meta socket, besides one acknowledgement a peer request.
+/// Bound: packets for the meta socket that one request of the peer leads to, P_RECV_ACK and what its disk says.
+const ANSWERS: usize = 2;
+/// Bound: control answers waiting for the meta socket, besides [`ANSWERS`].
 const MAX_META_CONTROL: usize = 64;
 /// Bound: notices and orders waiting for the resource's worker.
 const MAX_WORK: usize = 2048;
@@ -276,7 +278,7 @@ impl<S: Storage> Engine<S> {
             // A slot has at most one entry; the control packets have one each.
             data_out: Ring::new(requests + 2 * peers + MAX_CONTROL_PACKETS)?,
             control: Ring::new(MAX_CONTROL_PACKETS)?,
-            meta_out: Ring::new(2 * peers + MAX_META_CONTROL)?,
+            meta_out: Ring::new(ANSWERS * peers + MAX_META_CONTROL)?,
             work: Ring::new(MAX_WORK)?,
             wakes: Wakes::default(),
             log_retry: 0,

@@ -634,6 +634,9 @@ impl<S: Storage> Engine<S> {
             return None;
         }
         let (packet, seq) = self.meta_out.pop()?;
+        if !self.may_answer_one_more(1) {
+            self.wakes.insert(Wakes::RECEIVER);
+        }
         let head_bytes = match packet {
             MetaOut::Ack { command, volume, sector, block_id, size_bytes } => {
                 let ack = BlockAck { sector, block_id, size_bytes, seq };
