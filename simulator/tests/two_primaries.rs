@@ -171,6 +171,33 @@ fn a_primary_that_loses_its_disk_under_writes_of_the_other_one_stays_connected()
     }
 }
 
+/// Seed 18016651: the same, and the disk was attached again before the other one had shown that it knew of the loss. What it had shown did
+/// not count any more, and after `timeout` the connection was made anew: a split brain.
+#[test]
+fn a_primary_that_has_its_disk_back_soon_stays_connected() {
+    for seed in 1..=2 * SEEDS {
+        let mut world = two_primaries(seed);
+        for block in 0..30 {
+            for node in 0..2 {
+                world.start(node, Action::Write { fua: false }, (block * 2 + node as u64) * 8, 8);
+            }
+            world.run_for_us(seed * 5);
+        }
+        world.ask(1, AdminRequest::Detach { volume: VOLUME, force: true });
+        world.run_until("the disk is let go", 10_000, |world| !world.status(1).has_disk);
+        world.set_network(false);
+        world.run_for_ms(100);
+        assert_eq!(world.start_attach(1), Ok(()), "seed {seed}");
+        world.run_for_ms(100);
+        world.set_network(true);
+        world.run_until("all operations", 60_000, |world| world.open_operations() == 0);
+        world.run_until("resync", 300_000, good);
+        world.run_for_ms(10_000);
+        assert_eq!(world.faults, [], "seed {seed}");
+        assert_eq!(world.nodes[0].data.first_difference(&world.nodes[1].data, SECTORS), None, "seed {seed}");
+    }
+}
+
 /// A node whose disk has just been taken away refuses the peer's writes that are on their way. They have sequence numbers as
 /// well: the next write, after the disk is back, must not wait for them.
 #[test]

@@ -184,12 +184,12 @@ impl<S: Storage> Engine<S> {
         let Some(volume) = self.volume_mut(id) else { return };
         if volume.state.disk <= Disk::Failed {
             volume.failure_seen = true;
-            if self.link.failures_unseen != 0 {
-                self.link.failures_unseen &= !(1 << id.0);
-                self.release_held_acks();
-            }
         }
         // The next disk may be attached by now: what is held back since the loss of this one waits for the same.
+        if self.link.failures_unseen & (1 << id.0) != 0 {
+            self.link.failures_unseen &= !(1 << id.0);
+            self.release_held_acks();
+        }
         self.peers_knowledge_shown(id);
     }
 
