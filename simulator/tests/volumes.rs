@@ -1,7 +1,7 @@
 //! Several volumes of one resource.
 
 use engine::metadata::superblock::UI_BITMAP;
-use engine::netlink::{Fencing, OnNoData};
+use engine::netlink::{Fencing, OnNoData, WireProtocol};
 use engine::resource::{AdminRequest, VolumeId};
 use engine::state::{Conn, Disk};
 use simulator::scenario::{all_the_same, good};
@@ -140,6 +140,34 @@ fn a_volume_whose_writes_will_not_be_sent_again_begins_a_new_generation() {
         world.set_network(true);
         world.run_until("the writes", 60_000, |world| world.open_operations() == 0);
         assert_eq!(writes.map(|write| world.operations[write].result), [Some(Ok(())); 2], "seed {seed}");
+        for volume in [FIRST, SECOND] {
+            world.look_at(volume);
+            all_the_same(&mut world);
+        }
+    }
+}
+
+/// Seed 19004432: a write under protocol A had ended when the connection was lost, before its barrier was acknowledged, and I/O was frozen because
+/// another volume had no disk. It counted as done by the peer, which did not have it, when that was back: nobody knew of the difference.
+#[test]
+fn a_write_that_was_only_sent_before_io_was_frozen_is_copied() {
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.net.wire_protocol = WireProtocol::A;
+        config.resource.on_no_data = OnNoData::SuspendIo;
+        let mut world = synced(config);
+        assert_eq!(world.admin(0, AdminRequest::Detach { volume: FIRST, force: false }), 1);
+        // The peer's new generation has been heard of.
+        world.run_for_ms(100);
+        world.set_network(false);
+        assert_eq!(world.at(SECOND, |world| world.io(0, WRITE, 64, 8)), Ok(()));
+        let lost = |world: &World| (0..2).all(|node| world.status(node).state.conn < Conn::Connected);
+        world.run_until("loss noticed", 60_000, lost);
+        assert!(world.is_suspended(0), "seed {seed}");
+        world.set_network(true);
+        let connected = |world: &World| (0..2).all(|node| world.status(node).state.conn == Conn::Connected);
+        world.run_until("connected", 60_000, connected);
+        assert_eq!(world.attach(0), 101);
         for volume in [FIRST, SECOND] {
             world.look_at(volume);
             all_the_same(&mut world);

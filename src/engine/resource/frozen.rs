@@ -4,7 +4,7 @@
 
 use super::api::{Op, VolumeId};
 use super::outgoing::DataOut;
-use super::slots::{Local, Net, Phase};
+use super::slots::{Local, Net, Phase, Request};
 use super::Engine;
 use crate::netlink::WireProtocol;
 use crate::state::{replicates, Conn, Disk};
@@ -14,12 +14,29 @@ impl<S: Storage> Engine<S> {
     /// The connection is lost while I/O is frozen: what was given to it is kept for the next one. What was only to be announced
     /// is in the bitmap, which the next one exchanges.
     pub(super) fn keep_network_parts(&mut self) {
+        self.fail_what_was_only_sent();
         for index in 0..self.requests.capacity() as u16 {
             let Some(slot) = self.requests.at_mut(index) else { continue };
             slot.kept |= slot.in_log || slot.awaits_answer();
             if core::mem::take(&mut slot.notice_only) {
                 slot.net = Net::None;
             }
+        }
+    }
+
+    /// A write under protocol A that has been ended cannot be sent again, and nobody knows whether the peer has it: it is marked, and told by a
+    /// new generation, as when I/O is not frozen. (The C module takes it for one that is on the peer's disk.)
+    fn fail_what_was_only_sent(&mut self) {
+        let mut at = self.log.front();
+        while let Some(index) = at {
+            at = self.log.next(&self.requests, index);
+            let sent = |slot: &&Request| slot.phase == Phase::Completed && slot.protocol == WireProtocol::A;
+            let Some(id) = self.requests.at(index).filter(sent).map(|slot| slot.volume) else { continue };
+            self.record_loss_of_peer(id);
+            let mut log = self.log;
+            log.remove(&mut self.requests, index);
+            self.log = log;
+            self.fail_network_part(index);
         }
     }
 
