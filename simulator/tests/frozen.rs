@@ -555,3 +555,33 @@ fn nothing_is_acknowledged_before_a_disk_tells_that_the_peers_is_out_of_date() {
     }
     assert!(sources > 0, "never met");
 }
+
+/// Seed 19006531 of runs with several volumes: a write of a Primary that is the target of a resync was acknowledged while I/O was frozen, and the
+/// connection lost. The next bitmaps marked its block on both nodes; when I/O went on the target took it for in sync, and the source did not.
+#[test]
+fn what_the_peer_cleared_before_the_bitmaps_were_exchanged_is_marked_again() {
+    for seed in 1..=4 * SEEDS {
+        let mut config = Config::new(seed);
+        config.disk.c_plan_ahead = 0;
+        config.disk.resync_rate = 20_000;
+        let mut world = World::new(config);
+        synced(&mut world);
+        world.ask(0, AdminRequest::Invalidate { volume: VOLUME });
+        let syncs = |world: &World| world.status(0).state.conn == Conn::SyncTarget;
+        world.run_until("the target", 60_000, syncs);
+        assert_eq!(world.poll_admin(0), Some(1));
+        world.set_direction(1, false);
+        let held = world.start(0, WRITE, 130_000, 8);
+        world.run_for_ms(5);
+        assert_eq!(world.admin(0, AdminRequest::SuspendIo { volume: VOLUME }), 1);
+        world.set_direction(1, true);
+        world.run_for_ms(50);
+        assert!(world.operations[held].answered && world.operations[held].result.is_none(), "seed {seed}");
+        world.reset_connection();
+        world.run_until("loss noticed", 10_000, |world| !syncs(world));
+        world.run_until("the target again", 60_000, syncs);
+        assert_eq!(world.admin(0, AdminRequest::ResumeIo { volume: VOLUME }), 1);
+        up_to_date(&mut world);
+        assert_eq!(world.operations[held].result, Some(Ok(())), "seed {seed}");
+    }
+}

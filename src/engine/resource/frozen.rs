@@ -18,6 +18,8 @@ impl<S: Storage> Engine<S> {
         for index in 0..self.requests.capacity() as u16 {
             let Some(slot) = self.requests.at_mut(index) else { continue };
             slot.kept |= slot.in_log || slot.awaits_answer();
+            // The next bitmaps mark it on both nodes again, if this one has not cleared it by then. (The C module clears it only here.)
+            slot.peer_in_sync = false;
             if core::mem::take(&mut slot.notice_only) {
                 slot.net = Net::None;
             }
