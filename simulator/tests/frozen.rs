@@ -585,3 +585,41 @@ fn what_the_peer_cleared_before_the_bitmaps_were_exchanged_is_marked_again() {
         assert_eq!(world.operations[held].result, Some(Ok(())), "seed {seed}");
     }
 }
+
+/// Seed 19003179 with several volumes: I/O was frozen, and the next connection had digests, with which there is no packet for zeroes. The
+/// write of zeroes that waited for it was acknowledged with the peer connected, which lacked it, in the old generation; one that had not been
+/// sent before was sent all the same.
+#[test]
+fn zeroes_that_the_next_connection_does_not_take_mean_a_new_generation() {
+    for early in [true, false] {
+        with_fencing(Fencing::ResourceAndStonith, |mut world| {
+            synced(&mut world);
+            world.helper_exit_code = 1;
+            world.set_network(false);
+            // Otherwise it waits for its place in the activity log until the connection is lost.
+            world.nodes[0].faults.hangs = !early;
+            let write = world.start(0, Action::WriteZeroes, 64, 8);
+            world.run_until("frozen", 60_000, |world| {
+                world.is_suspended(0) && (0..2).all(|node| world.status(node).state.conn < Conn::Connected)
+            });
+            world.nodes[0].faults.hangs = false;
+            for node in 0..2 {
+                assert_eq!(world.admin(node, AdminRequest::Disconnect { force: true }), 101);
+            }
+            world.config.net.integrity_alg = engine::resource::AlgorithmName::from_bytes(b"crc32c").unwrap();
+            world.helper_exit_code = 0;
+            world.run_for_ms(100);
+            assert_eq!(world.operations[write].result, None);
+            let sent = world.packets_sent.get("P_ZEROES").copied();
+            let before = world.superblock(0).uuids[UI_CURRENT];
+            assert_eq!([0, 1].map(|node| world.connect(node)), [1, 1]);
+            world.set_network(true);
+            world.run_until("the write", 60_000, |world| world.open_operations() == 0);
+            assert_eq!(world.operations[write].result, Some(Ok(())));
+            up_to_date(&mut world);
+            assert_ne!(world.superblock(0).uuids[UI_CURRENT], before);
+            assert_eq!(world.packets_sent.get("P_ZEROES").copied(), sent);
+            assert_eq!(world.nodes[0].data.first_difference(&world.nodes[1].data, world.config.sectors), None);
+        });
+    }
+}

@@ -54,6 +54,8 @@ pub struct PeerStateInput {
     pub suspended: bool,
     /// A new data generation is due when I/O goes on.
     pub new_generation_due: bool,
+    /// Of what waits for the peer because I/O is suspended it does not take everything: with other options it has no packet for zeroes.
+    pub takes_not_all: bool,
     /// The nodes have agreed to overwrite the peer's disk, and the peer has not told that it begins. What says that it is connected
     /// and nothing more was sent before: the answer to the request comes over the other socket.
     pub target_unheard: bool,
@@ -255,7 +257,7 @@ fn apply(input: &PeerStateInput, conn: Conn, peer_disk: Disk) -> PeerStateAction
     let frozen = input.suspended && input.new_generation_due;
     // Its disk was attached anew, and may have been outdated since. (The C module does not think of that.)
     let rebooted = matches!(peer_disk, Disk::Consistent | Disk::Outdated);
-    if frozen && rebooted && conn == Conn::Connected && own.conn < Conn::Connected {
+    if frozen && (rebooted || input.takes_not_all) && conn == Conn::Connected && own.conn < Conn::Connected {
         return PeerStateAction::Refuse(PeerStateRefusal::PeerRebooted);
     }
     let send_uuids_and_state = own.conn > Conn::WFReportParams
@@ -296,6 +298,7 @@ mod tests {
             negotiated: None,
             suspended: false,
             new_generation_due: false,
+            takes_not_all: false,
             target_unheard: false,
             handshake: None,
         }
@@ -493,6 +496,8 @@ mod tests {
         ] {
             assert!(matches!(receive_state(&harmless), PeerStateAction::Apply { .. }));
         }
+        let unable = PeerStateInput { received: meeting().received, takes_not_all: true, ..base };
+        assert_eq!(receive_state(&unable), PeerStateAction::Refuse(PeerStateRefusal::PeerRebooted));
     }
 
     #[test]
@@ -521,6 +526,7 @@ mod tests {
             input.resync_complete = random.flag();
             input.suspended = random.flag();
             input.new_generation_due = random.flag();
+            input.takes_not_all = random.flag();
             input.negotiated = random.flag().then_some(Disk::Outdated);
             if let PeerStateAction::RunHandshake { peer_disk } = receive_state(&input) {
                 assert_ne!(peer_disk, Disk::Negotiating);

@@ -42,6 +42,13 @@ impl<S: Storage> Engine<S> {
         }
     }
 
+    /// Something of this volume that [`Engine::resend`] would send is not understood by this peer.
+    pub(super) fn has_what_peer_does_not_take(&self, id: VolumeId) -> bool {
+        let slots = (0..self.requests.capacity() as u16).filter_map(|index| self.requests.at(index));
+        let waits = |slot: &&Request| slot.volume == id && slot.phase == Phase::Active && slot.io.op.is_write();
+        slots.filter(waits).any(|slot| (slot.kept || slot.net == Net::None) && !self.peer_takes(&slot.io))
+    }
+
     /// Writes of this volume wait for the next connection, though it may have been demoted meanwhile.
     pub(super) fn keeps_writes(&self, id: VolumeId) -> bool {
         let is_down = self.link.conn < Conn::WFReportParams;

@@ -161,7 +161,9 @@ impl fmt::Display for Fault {
             Fault::SizeRefused => f.write_str("the peer's size is not acceptable; see above"),
             Fault::DataRefused => f.write_str("the peer's data is not acceptable; see above"),
             Fault::Authentication { what } => write!(f, "authentication failed: {what}"),
-            Fault::PeerRebooted => f.write_str("the peer was restarted while I/O was frozen: connecting anew"),
+            Fault::PeerRebooted => f.write_str(
+                "the peer was restarted, or does not take what it is to get, while I/O was frozen: connecting anew",
+            ),
             Fault::MissingSequence { seq } => {
                 write!(f, "packet {seq} of the peer arrived, but not the acknowledgements that it sent before")
             }

@@ -190,6 +190,7 @@ impl<S: Storage> Engine<S> {
                 volume.resync.target_prepares = false;
             }
         });
+        let takes_not_all = self.has_what_peer_does_not_take(id);
         // The own disk may fail during the decision: then it starts over, once.
         for _ in 0..2 {
             if self.attaches_old_data(id, received) {
@@ -209,6 +210,7 @@ impl<S: Storage> Engine<S> {
                 negotiated: volume.negotiated.map(|(own, _)| own),
                 suspended: self.susp.any(),
                 new_generation_due: volume.generation_due,
+                takes_not_all,
                 target_unheard: volume.resync.target_unheard,
                 handshake: None,
             };
