@@ -98,3 +98,16 @@ fn a_challenge_that_comes_back_is_refused() {
     world.run_for_ms(10_000);
     assert_eq!(world.engine_of(0).connection_status().state, Conn::StandAlone);
 }
+
+/// One that comes while no bitmaps are exchanged, and have not been, is not what was on its way when an exchange ended.
+#[test]
+fn a_bitmap_of_a_peer_without_disk_ends_the_connection() {
+    let mut world = connected();
+    assert_eq!(world.admin(1, AdminRequest::Detach { volume: VOLUME, force: false }), 1);
+    world.run_for_ms(1_000);
+    let fault = world.engine(0, |engine, now_ms| {
+        let head = engine.data_header(&header(Command::Bitmap, 8), now_ms).expect("a header");
+        engine.data_packet(&head, &[0xff; 8], now_ms)
+    });
+    assert_eq!(fault, Err(Fault::UnexpectedBitmap { conn: Conn::Connected }));
+}

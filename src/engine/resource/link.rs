@@ -443,6 +443,7 @@ impl<S: Storage> Engine<S> {
                 volume.late_fixup = None;
                 volume.resync.sender = None;
                 volume.resync.receiver = None;
+                volume.resync.disowned = false;
                 volume.consider_resync = false;
             });
         }

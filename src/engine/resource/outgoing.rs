@@ -598,7 +598,10 @@ impl<S: Storage> Engine<S> {
                 *counts &= *volume != id;
             }
         });
-        self.with_volume(id, |volume| volume.resync.receiver = None);
+        self.with_volume(id, |volume| {
+            volume.resync.receiver = None;
+            volume.resync.disowned = true;
+        });
         self.link.bitmap_for = self.link.bitmap_for.filter(|receives| *receives != id);
     }
 

@@ -58,8 +58,10 @@ impl<S: Storage> Engine<S> {
         let Some(volume) = self.volume_mut(id) else { return Err(Fault::UnknownVolume) };
         let State { conn, disk, pdsk, .. } = volume.state;
         if !matches!(conn, Conn::WFBitMapS | Conn::WFBitMapT) {
-            // A disk was lost since the exchange began, and perhaps attached again; who has not heard of it yet is about to.
-            let ended = conn == Conn::Connected && (disk <= Disk::Negotiating || pdsk <= Disk::Failed);
+            // A disk was lost since an exchange began, and perhaps attached again; who has not heard of it yet is about to. The own one
+            // may have been lost before this node began.
+            let lost = disk <= Disk::Negotiating || (volume.resync.disowned && pdsk <= Disk::Failed);
+            let ended = conn == Conn::Connected && lost;
             return if ended { Ok(()) } else { Err(Fault::UnexpectedBitmap { conn }) };
         }
         let Some(disk) = volume.disk.as_mut() else { return Ok(()) };

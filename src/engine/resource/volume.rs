@@ -291,6 +291,8 @@ pub(super) struct Resync {
     /// The bitmap as it is being sent, from the first packet to the last, and received.
     pub(super) sender: Option<BitmapSender>,
     pub(super) receiver: Option<BitmapReceiver>,
+    /// An exchange of bitmaps has ended on the present connection: what the peer sent for it may still come.
+    pub(super) disowned: bool,
     /// This node is the target and writes the bitmap it is going to work off.
     pub(super) target_prepares: bool,
     /// Nothing is asked for before this version of the superblock is durable: it tells that this disk is Inconsistent.
@@ -467,6 +469,7 @@ impl<S: Storage> Volume<S> {
                 next_turn_ms: 0,
                 sender: None,
                 receiver: None,
+                disowned: false,
                 target_prepares: false,
                 start_version: None,
                 early_sync_uuid: None,
