@@ -507,3 +507,27 @@ fn a_target_does_not_ask_for_what_the_application_has_written_meanwhile() {
         all_the_same(&mut world);
     }
 }
+
+/// Seed 20008847: the source of a resync wrote its bitmap just when it had done a write of the Primary, its target. It kept the bit and told that
+/// the block was in sync: the target was done without it, and the source waited for ever.
+#[test]
+fn a_source_that_keeps_a_bit_does_not_say_that_the_block_is_in_sync() {
+    for seed in 1..=3 {
+        let mut config = Config::new(seed);
+        config.disk.c_plan_ahead = 0;
+        config.disk.resync_rate = 4_000;
+        let mut world = synced_with(config);
+        world.ask(0, AdminRequest::Invalidate { volume: VOLUME });
+        world.run_until("the target", 60_000, |world| world.status(0).state.conn == Conn::SyncTarget);
+        world.nodes[1].faults.slowness = 20;
+        // Every ten seconds the source writes down what has been done.
+        for block in 0..2_000 {
+            world.start(0, WRITE, 120_000 - block * 40, 8);
+            world.run_for_ms(6);
+        }
+        world.nodes[1].faults.slowness = 0;
+        world.run_until("the end", 60_000, good);
+        assert_eq!(world.faults, [], "seed {seed}");
+        all_the_same(&mut world);
+    }
+}

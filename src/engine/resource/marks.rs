@@ -58,9 +58,11 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// What was just written here, and may be in the cache only, is what the peer has. spec: metadata 5.2
-    pub(super) fn written_in_sync(&mut self, id: VolumeId, sector: u64, size_bytes: u32) {
-        self.with_disk(id, |disk| disk.written_in_sync(sector, size_bytes));
+    /// What was just written here, and may be in the cache only, is what the peer has. False: it stays marked for now.
+    /// spec: metadata 5.2
+    pub(super) fn written_in_sync(&mut self, id: VolumeId, sector: u64, size_bytes: u32) -> bool {
+        let disk = self.volume_mut(id).and_then(|volume| volume.disk.as_mut());
+        disk.is_some_and(|disk| disk.written_in_sync(sector, size_bytes))
     }
 
     /// Writes that are under way are not in the bitmap that is about to be sent unless their bits are set now. That goes

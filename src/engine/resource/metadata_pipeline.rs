@@ -632,8 +632,8 @@ impl<S: Storage> AttachedDisk<S> {
     }
 
     /// Data was written that is the same as the peer's. While pages are being written the bits stay: they would be
-    /// cleared on the disk before the data is durable. The resync comes back to them.
-    pub(super) fn written_in_sync(&mut self, sector: u64, size_bytes: u32) {
+    /// cleared on the disk before the data is durable. The resync comes back to them. True: they have been cleared.
+    pub(super) fn written_in_sync(&mut self, sector: u64, size_bytes: u32) -> bool {
         let writing = matches!(
             self.pipeline.current,
             Current::DataFlush { .. }
@@ -647,6 +647,7 @@ impl<S: Storage> AttachedDisk<S> {
             self.bitmap.clear_range_sectors(sector, size_bytes);
             self.pipeline.unflushed = true;
         }
+        !writing
     }
 }
 

@@ -374,8 +374,9 @@ impl<S: Storage> Engine<S> {
             self.with_volume(slot.volume, |volume| volume.lacks_write_of_peer());
             Some(Command::NegAck)
         } else if in_sync && self.wants_write_ack(slot.flags) {
-            self.written_in_sync(slot.volume, slot.sector, slot.size_bytes);
-            Some(Command::RsWriteAck)
+            // Where it stays marked it stays so on both nodes, or the target would be done without its source.
+            let cleared = self.written_in_sync(slot.volume, slot.sector, slot.size_bytes);
+            Some(if cleared { Command::RsWriteAck } else { Command::WriteAck })
         } else {
             self.wants_write_ack(slot.flags).then_some(Command::WriteAck)
         };
