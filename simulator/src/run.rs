@@ -656,7 +656,9 @@ impl Driver {
         let volumes = u32::from(self.world.config.volumes);
         for number in turn..turn + volumes {
             self.look_at(VolumeId((number % volumes) as u8));
-            if all || !self.volume_in_sync() {
+            // A resync that the administrator holds back holds back those that come after it (seed 20004224).
+            let is_paused = (0..2).any(|node| self.world.is_on(node) && self.world.status(node).state.user_isp);
+            if all || is_paused || !self.volume_in_sync() {
                 self.mend(turn, bad_turns);
             }
         }

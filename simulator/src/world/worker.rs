@@ -212,13 +212,13 @@ impl World {
     }
 
     /// This Primary has lost its disk, and lost its peer before that could grow with it: what the peer offers is too small for
-    /// what the application has seen (seed 3018024).
+    /// what the application has seen (seeds 3018024, 20008867).
     fn has_outgrown_its_peer(&self, node: usize) -> bool {
         let other = 1 - node;
         let [own, peer] = [&self.nodes[node], &self.nodes[other]];
         let (Some(own), Some(peer)) = (own.running.as_ref(), peer.running.as_ref()) else { return false };
         let [own, peer] = [own, peer].map(|running| running.engine.volume_status(self.volume).expect("volume"));
-        let is_larger = peer.state.disk >= Disk::Inconsistent && own.size_sectors > peer.size_sectors;
+        let is_larger = peer.state.disk >= Disk::Negotiating && own.size_sectors > peer.size_sectors;
         own.state.role == Role::Primary && own.state.disk <= Disk::Failed && is_larger
     }
 
