@@ -84,7 +84,7 @@ int drbd_h_page_pool_init(mempool_t *pool, int pages)
 	return mempool_init_page_pool(pool, pages, 0);
 }
 
-/* A larger piece if there is one at hand; never tries hard. */
+/* A piece if there is one at hand; never tries hard. */
 struct page *drbd_h_alloc_pages_hint(unsigned int order)
 {
 	return alloc_pages((GFP_NOIO | __GFP_COMP | __GFP_NOWARN | __GFP_NORETRY) & ~__GFP_DIRECT_RECLAIM, order);

@@ -2,9 +2,12 @@
 //! Memory of the data path: pages from a reserve that was filled beforehand.
 //!
 //! A block device must make progress when memory is short, because writing to it is how memory gets free again. So
-//! threads of the data path allocate inside a [`NoIoScope`], and pages come from a [`PagePool`].
+//! threads of the data path allocate inside a [`NoIoScope`], and pages come from a [`PagePool`], with a [`PageReserve`] behind
+//! it.
 
 use super::raw;
+use super::spare_pages::SparePages;
+use super::sync::{new_irq_lock, IrqLock};
 use core::marker::PhantomData;
 use core::ptr::{self, NonNull};
 use kernel::prelude::*;
@@ -14,7 +17,7 @@ use kernel::types::{NotThreadSafe, Opaque};
 /// Bytes of a page.
 pub(crate) const PAGE_BYTES: usize = 4096;
 /// Largest piece of a chain, as power of two of pages: 32 KiB, what the page allocator keeps at hand per CPU.
-const LARGEST_ORDER: u32 = 3;
+pub(super) const LARGEST_ORDER: u32 = 3;
 /// Bound: bytes of one chain.
 pub(crate) const MAX_CHAIN_BYTES: usize = 1 << 20;
 
@@ -52,26 +55,26 @@ pub(crate) fn might_sleep() {
 
 /// A reserve of pages: allocation from it waits for a page to come back, and never fails.
 #[pin_data(PinnedDrop)]
-pub(crate) struct PagePool {
+pub(crate) struct PageReserve {
     #[pin]
     pool: Opaque<raw::mempool_t>,
 }
 
 // SAFETY: A mempool has its own lock.
-unsafe impl Send for PagePool {}
+unsafe impl Send for PageReserve {}
 // SAFETY: As above.
-unsafe impl Sync for PagePool {}
+unsafe impl Sync for PageReserve {}
 
-impl PagePool {
-    /// Makes a pool that keeps `reserve_pages` pages back. May sleep.
-    pub(crate) fn new(reserve_pages: u16) -> Result<Arc<Self>> {
+impl PageReserve {
+    /// Makes a reserve that keeps `pages` pages back. May sleep.
+    pub(crate) fn new(pages: u16) -> Result<Arc<Self>> {
         Arc::pin_init(
             try_pin_init!(Self {
                 pool <- Opaque::try_ffi_init(|slot: *mut raw::mempool_t| {
                     // SAFETY: `slot` is valid memory for a pool; zeroed memory is its state before initialisation.
                     unsafe { ptr::write_bytes(slot, 0, 1) };
                     // SAFETY: As above.
-                    kernel::error::to_result(unsafe { raw::drbd_h_page_pool_init(slot, c_int::from(reserve_pages)) })
+                    kernel::error::to_result(unsafe { raw::drbd_h_page_pool_init(slot, c_int::from(pages)) })
                 }),
             }),
             GFP_KERNEL,
@@ -92,10 +95,72 @@ impl PagePool {
 }
 
 #[pinned_drop]
-impl PinnedDrop for PagePool {
+impl PinnedDrop for PageReserve {
     fn drop(self: Pin<&mut Self>) {
         // SAFETY: Initialised by `new`; every chain holds a reference, so all pages are back.
         unsafe { raw::mempool_exit(self.pool.get()) }
+    }
+}
+
+/// Where the chains of one resource have their pages from: those that other chains have given back, else the page allocator,
+/// else the reserve.
+#[pin_data]
+pub(crate) struct PagePool {
+    reserve: Arc<PageReserve>,
+    #[pin]
+    spare: IrqLock<SparePages>,
+}
+
+impl PagePool {
+    /// A pool in front of `reserve`.
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub(crate) fn new(reserve: Arc<PageReserve>) -> Result<Arc<Self>> {
+        Arc::pin_init(
+            pin_init!(Self { reserve, spare <- new_irq_lock!(SparePages::new(), c"drbd::PagePool::spare") }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Gives back to the system what no chain uses.
+    pub(crate) fn trim(&self) {
+        drop(self.spare.with(core::mem::take));
+    }
+
+    /// A piece of at most `left` pages, of two at least if `left` allows it, and how many pages it has: if there is one at hand.
+    fn piece(&self, left: usize) -> Option<(NonNull<raw::page>, usize)> {
+        let order = left.checked_ilog2().unwrap_or(0).min(LARGEST_ORDER);
+        let page = self.spare.with(|spare| spare.take(order)).or_else(|| {
+            // SAFETY: No requirements.
+            NonNull::new(unsafe { raw::drbd_h_alloc_pages_hint(order) })
+        })?;
+        Some((page, 1 << order))
+    }
+
+    /// One page at hand.
+    fn single(&self) -> Option<(NonNull<raw::page>, usize)> {
+        self.piece(1)
+    }
+
+    /// Takes back a piece that a chain does not use any more. In any context.
+    ///
+    /// # Safety
+    /// The caller gives up its reference, the only one that a chain has.
+    unsafe fn put(&self, page: NonNull<raw::page>) {
+        // SAFETY: By the caller's promise the pool may do with the piece what it likes.
+        let Some(page) = self.spare.with(|spare| unsafe { spare.put(page) }) else { return };
+        let page = page.as_ptr();
+        // SAFETY: As above.
+        let order = unsafe { raw::drbd_h_page_order(page) };
+        // SAFETY: As above.
+        if order > 0 || unsafe { raw::drbd_h_page_is_shared(page) } {
+            // SAFETY: As above.
+            unsafe { raw::drbd_h_put_page(page) };
+        } else {
+            // SAFETY: A page of order 0 may go into the reserve; nobody else refers to it.
+            unsafe { raw::mempool_free(page.cast(), self.reserve.pool.get()) };
+        }
     }
 }
 
@@ -123,14 +188,15 @@ impl PageChain {
     /// fail. The contents are whatever was there before.
     pub(crate) fn new(pool: &Arc<PagePool>, bytes: usize) -> PageChain {
         let mut chain = PageChain { head: ptr::null_mut(), bytes: bytes.min(MAX_CHAIN_BYTES), pool: pool.clone() };
-        let _complete = chain.fill(|left| Some(piece(left).unwrap_or_else(|| (pool.page(), 1))));
+        let _complete = chain
+            .fill(|left| Some(pool.piece(left).or_else(|| pool.single()).unwrap_or_else(|| (pool.reserve.page(), 1))));
         chain
     }
 
     /// As [`PageChain::new`], but only if the pages can be had without waiting, and without the reserve.
     pub(crate) fn at_hand(pool: &Arc<PagePool>, bytes: usize) -> Option<PageChain> {
         let mut chain = PageChain { head: ptr::null_mut(), bytes: bytes.min(MAX_CHAIN_BYTES), pool: pool.clone() };
-        chain.fill(|left| piece(left).or_else(single)).then_some(chain)
+        chain.fill(|left| pool.piece(left).or_else(|| pool.single())).then_some(chain)
     }
 
     /// Allocates the pages of an empty chain by `piece`. False if it had none any more.
@@ -226,41 +292,16 @@ impl PageChain {
 
 impl Drop for PageChain {
     fn drop(&mut self) {
-        let mut page = self.head;
-        while !page.is_null() {
+        let mut next = NonNull::new(self.head);
+        while let Some(page) = next {
             // SAFETY: By the invariant `page` is owned by the chain.
-            let next = unsafe { raw::drbd_h_page_next(page) };
+            next = NonNull::new(unsafe { raw::drbd_h_page_next(page.as_ptr()) });
             // SAFETY: As above.
-            unsafe { raw::drbd_h_set_page_next(page, ptr::null_mut()) };
-            // SAFETY: As above.
-            let order = unsafe { raw::drbd_h_page_order(page) };
-            // SAFETY: As above.
-            if order > 0 || unsafe { raw::drbd_h_page_is_shared(page) } {
-                // SAFETY: The chain gives up its reference and does not use the page any more.
-                unsafe { raw::drbd_h_put_page(page) };
-            } else {
-                // SAFETY: A page of order 0 may go into the pool; nobody else refers to it.
-                unsafe { raw::mempool_free(page.cast(), self.pool.pool.get()) };
-            }
-            page = next;
+            unsafe { raw::drbd_h_set_page_next(page.as_ptr(), ptr::null_mut()) };
+            // SAFETY: The chain does not use the piece any more.
+            unsafe { self.pool.put(page) };
         }
     }
-}
-
-/// The largest piece of at most `left` pages that is at hand; nothing when that is less than two.
-fn piece(left: usize) -> Option<(NonNull<raw::page>, usize)> {
-    let order = left.checked_ilog2().unwrap_or(0).min(LARGEST_ORDER);
-    if order == 0 {
-        return None;
-    }
-    // SAFETY: No requirements.
-    NonNull::new(unsafe { raw::drbd_h_alloc_pages_hint(order) }).map(|page| (page, 1 << order))
-}
-
-/// A page, if there is one at hand.
-fn single() -> Option<(NonNull<raw::page>, usize)> {
-    // SAFETY: No requirements.
-    NonNull::new(unsafe { raw::drbd_h_alloc_pages_hint(0) }).map(|page| (page, 1))
 }
 
 /// One piece of a chain.

@@ -25,6 +25,7 @@ pub(crate) mod param;
 pub(crate) mod procfs;
 mod raw;
 pub(crate) mod sock;
+mod spare_pages;
 pub(crate) mod storage;
 pub(crate) mod sync;
 pub(crate) mod thread;

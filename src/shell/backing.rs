@@ -206,7 +206,7 @@ impl Backing {
     /// Where pages for transfers come from.
     #[inline]
     pub(crate) fn page_pool(&self) -> &Arc<PagePool> {
-        &self.volume.0.resource.shared.pages
+        &self.volume.0.resource.pages
     }
 
     /// How large the devices are now.

@@ -31,7 +31,7 @@ pub(crate) mod worker;
 
 use crate::linux::bdev::Holder;
 use crate::linux::clock;
-use crate::linux::mem::{NoIoScope, PagePool};
+use crate::linux::mem::{NoIoScope, PageReserve};
 use crate::linux::sync::{new_event, Event};
 use crate::linux::thread::Thread;
 use engine::resource::VolumeId;
@@ -59,8 +59,8 @@ pub(crate) struct Shared {
     /// Messages to listeners.
     #[pin]
     pub(crate) events: Events,
-    /// Pages for data of the peer.
-    pub(crate) pages: Arc<PagePool>,
+    /// Pages for data of the peer, for when there are no others.
+    pub(crate) page_reserve: Arc<PageReserve>,
     /// Holds devices on which several volumes have their meta data.
     pub(crate) meta_holder: Arc<Holder>,
 }
@@ -116,14 +116,14 @@ impl Driver {
     /// # Errors
     /// `ENOMEM`.
     pub(crate) fn new() -> Result<Arc<Self>> {
-        let pages = PagePool::new(RESERVE_PAGES)?;
+        let page_reserve = PageReserve::new(RESERVE_PAGES)?;
         let meta_holder = Holder::new()?;
         let shared = Arc::pin_init(
             pin_init!(Shared {
                 supervisor <- new_event!(c"drbd::Shared::supervisor"),
                 dependencies_changed: Atomic::new(0),
                 events <- Events::new(),
-                pages,
+                page_reserve,
                 meta_holder,
             }),
             GFP_KERNEL,

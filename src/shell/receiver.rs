@@ -136,13 +136,15 @@ pub(crate) fn run(resource: &Arc<Resource>, sockets: &Arc<Sockets>) -> Closing {
         packets_held: 0,
     };
     let mut processors = Processors::default();
-    loop {
+    let closing = loop {
         processors.follow(resource);
         if let Err(closing) = receiver.step() {
-            disk_io::send_held(resource, &mut receiver.held);
-            return closing;
+            break closing;
         }
-    }
+    };
+    disk_io::send_held(resource, &mut receiver.held);
+    resource.pages.trim();
+    closing
 }
 
 impl Receiver<'_> {
@@ -282,7 +284,7 @@ impl Receiver<'_> {
         if data_bytes == 0 || injects_faults() {
             return None;
         }
-        let pages = ready.or_else(|| PageChain::at_hand(&self.resource.shared.pages, data_bytes))?;
+        let pages = ready.or_else(|| PageChain::at_hand(&self.resource.pages, data_bytes))?;
         Some(Ahead { pages, start: 0, end: 0 })
     }
 
@@ -374,7 +376,7 @@ impl Receiver<'_> {
                 return (ahead.pages, ahead.end);
             }
         }
-        let mut pages = PageChain::new(&self.resource.shared.pages, size_bytes);
+        let mut pages = PageChain::new(&self.resource.pages, size_bytes);
         let mut done = 0;
         for segment in pages.segments_mut() {
             let copied = self.copy_out(segment);

@@ -15,7 +15,7 @@ use super::volume::Volume;
 use super::Shared;
 use crate::linux::bio::OwnedBio;
 use crate::linux::clock;
-use crate::linux::mem::PageChain;
+use crate::linux::mem::{PageChain, PagePool};
 use crate::linux::module::ModulePin;
 use crate::linux::sock::SockAddr;
 use crate::linux::storage::KernelStorage;
@@ -43,6 +43,8 @@ pub(crate) struct Resource {
     pub(crate) name: Name,
     /// What it shares with all others.
     pub(crate) shared: Arc<Shared>,
+    /// Pages for data of the peer.
+    pub(crate) pages: Arc<PagePool>,
     /// The engine and what belongs to its slots.
     #[pin]
     pub(crate) locked: IrqLock<KBox<Locked>>,
@@ -154,11 +156,13 @@ impl Resource {
     pub(crate) fn new(id: u64, name: Name, options: &ResourceOpts, shared: Arc<Shared>) -> Result<Arc<Self>> {
         let locked = Locked::new(options)?;
         let config = Config { connection: None, volumes: KVec::new() };
+        let pages = PagePool::new(shared.page_reserve.clone())?;
         let resource = Arc::pin_init(
             pin_init!(Resource {
                 id,
                 name,
                 shared,
+                pages,
                 locked <- new_irq_lock!(locked, c"drbd::Resource::locked"),
                 admin <- new_mutex!((), "drbd::Resource::admin"),
                 config <- new_mutex!(config, "drbd::Resource::config"),
