@@ -298,14 +298,13 @@ impl<S: Storage> Engine<S> {
             }
             return;
         }
-        let Some(slot) = self.requests.at(index).copied() else { return };
-        let request = RequestId { index, generation: slot.generation };
-        let id = slot.volume;
+        let Some((id, io)) = self.requests.at(index).map(|slot| (slot.volume, slot.io)) else { return };
+        let request = self.requests.id(index);
         self.check_congestion(id);
         let Some(volume) = self.volume(id) else { return };
         let state = volume.state;
         let replicate = replicates(state);
-        if replicate && !self.peer_takes(&slot.io) {
+        if replicate && !self.peer_takes(&io) {
             // Offered before it was known who the peer is. Nothing is done on either node. (The C module sends what it cannot
             // understand, and the connection breaks.)
             self.complete(index, Err(IoError::NotSupported));
@@ -318,7 +317,7 @@ impl<S: Storage> Engine<S> {
         let silent = self.sabotaged(Sabotage::AnnounceWithoutMark);
         // A peer that has sent its bitmap marks what it does not know yet to be written here too; our bitmap goes next.
         let marks = ((announces && !silent) || state.conn == Conn::WFBitMapT)
-            && self.mark_out_of_sync(id, slot.io.sector, slot.io.size_bytes);
+            && self.mark_out_of_sync(id, io.sector, io.size_bytes);
         // Before that the peer does not understand it; what waits is in the bitmap that it gets, see `mark_writes_under_way`.
         let announces = announces && self.link.apv >= NOTICE_PROTOCOL;
         // While Ahead it is told even if nothing changes here: an earlier write of the same blocks may be on its way, and the peer
@@ -353,7 +352,7 @@ impl<S: Storage> Engine<S> {
             self.queue_data(DataOut::OutOfSync(request));
         }
         if local {
-            self.submit_request(id, request, slot.io.op);
+            self.submit_request(id, request, io.op);
         } else {
             self.local_part_over(index);
         }
@@ -682,14 +681,14 @@ impl<S: Storage> Engine<S> {
     /// Nothing more can come for this slot: give back its activity log extents, then free it.
     /// spec: state-machine 18.8
     fn release_request(&mut self, index: u16) {
-        let Some(slot) = self.requests.at(index).copied() else { return };
+        let Some(slot) = self.requests.at(index) else { return };
+        let logged = slot.in_activity_log.then(|| (slot.volume, slot.extents()));
         self.requests.release(index);
-        if slot.in_activity_log {
-            let (first, last) = slot.extents();
-            if let Some(volume) = self.volume_mut(slot.volume) {
+        if let Some((id, (first, last))) = logged {
+            if let Some(volume) = self.volume_mut(id) {
                 volume.end_activity(first, last);
             }
-            self.want_activity_retry(slot.volume);
+            self.want_activity_retry(id);
         }
         self.reopen_gate();
     }
