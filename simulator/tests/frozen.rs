@@ -352,6 +352,33 @@ fn a_demotion_puts_the_bitmap_on_the_disk() {
     });
 }
 
+/// Seed 21000275: the last barrier was not waited for since I/O was frozen, though the connection stood. What the peer had acknowledged was
+/// in the cache of its disk only, both lost their power, and neither disk told of a difference.
+#[test]
+fn a_demotion_while_io_is_frozen_waits_for_the_last_barrier() {
+    for seed in 1..=4 * SEEDS {
+        let mut world = World::new(Config::new(seed));
+        synced(&mut world);
+        for block in 0..20 {
+            world.start(0, WRITE, block * 8, 8);
+        }
+        world.run_until("the writes", 10_000, |world| world.open_operations() == 0);
+        assert_eq!(world.admin(0, AdminRequest::SuspendIo { volume: VOLUME }), 1);
+        world.power_cut(1);
+        world.ask(0, AdminRequest::Secondary { volume: VOLUME });
+        let pause = seed * 100;
+        world.run_for_ms(pause);
+        world.power_cut(0);
+        for node in 0..2 {
+            world.boot(node);
+            assert_eq!(world.attach(node), 101, "seed {seed}");
+            assert_eq!(world.connect(node), 1, "seed {seed}");
+        }
+        up_to_date(&mut world);
+        quiet(&mut world);
+    }
+}
+
 /// Both disks are lost at the same time, and the Primary's comes back first. That the peer lacks what it is given from then on was
 /// not recorded, because there was no disk to record it on when the peer's was heard to be lost. Seed 6007154.
 #[test]

@@ -51,15 +51,19 @@ impl<S: Storage> Engine<S> {
 
     /// Writes of this volume wait for the next connection, though it may have been demoted meanwhile.
     pub(super) fn keeps_writes(&self, id: VolumeId) -> bool {
-        let is_down = self.link.conn < Conn::WFReportParams;
         let mut at = self.log.front();
         while let Some(index) = at {
-            if self.requests.at(index).is_some_and(|slot| slot.volume == id && (slot.kept || is_down)) {
+            if self.requests.at(index).is_some_and(|slot| slot.volume == id && self.is_kept(slot)) {
                 return true;
             }
             at = self.log.next(&self.requests, index);
         }
         false
+    }
+
+    /// This write on the transfer log waits for the next connection.
+    pub(super) fn is_kept(&self, slot: &Request) -> bool {
+        slot.kept || self.link.conn < Conn::WFReportParams
     }
 
     /// Nothing is kept any more: the superblocks need not ask for the activity log because of it.

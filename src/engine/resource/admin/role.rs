@@ -50,13 +50,14 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// The transfer log has no write of this volume any more, or keeps them because I/O is frozen.
+    /// The transfer log has no write of this volume any more, or keeps them for the next connection because I/O is frozen.
     pub(super) fn is_drained(&self, id: VolumeId) -> bool {
         let mut at = self.log.front();
-        while let Some(index) = at.filter(|_| !self.susp.any()) {
+        while let Some(index) = at {
+            let kept = |slot: &Request| self.susp.any() && self.is_kept(slot);
             // The C module does not tell about an epoch in which it refused a write for one of its own.
             let untold = |slot: &Request| slot.phase == Phase::Completed && self.departed.of(slot.epoch) > 0;
-            if self.requests.at(index).is_some_and(|slot| slot.volume == id && !untold(slot)) {
+            if self.requests.at(index).is_some_and(|slot| slot.volume == id && !kept(slot) && !untold(slot)) {
                 return false;
             }
             at = self.log.next(&self.requests, index);
