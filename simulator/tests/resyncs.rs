@@ -50,6 +50,39 @@ fn a_request_of_an_earlier_resync_is_not_mistaken_for_one_of_this() {
     }
 }
 
+/// Seed 21002501: the target's disk failed, and was back while what could not be written was still on its way to be told. The source counted
+/// it as failed in the next resync, of which the target had written everything, and took that one's disk for Inconsistent from then on.
+#[test]
+fn what_failed_in_an_earlier_resync_has_not_failed_in_this_one() {
+    let mut seen = 0;
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.disk.c_plan_ahead = 0;
+        config.disk.resync_rate = 100_000;
+        config.sent_us_most = 20_000;
+        let mut world = synced_with(config);
+        world.set_network(false);
+        world.run_until("loss noticed", 60_000, |world| world.status(0).state.conn == Conn::WFConnection);
+        for block in 0..200 {
+            assert_eq!(world.io(0, WRITE, block * 16, 8), Ok(()));
+        }
+        world.set_network(true);
+        world.run_until("the first resync", 60_000, |world| world.status(1).resync_pending > 10);
+        world.nodes[1].faults.write_percent = 100;
+        world.run_until("the disk is let go", 10_000, |world| !world.status(1).has_disk);
+        world.nodes[1].faults.write_percent = 0;
+        assert_eq!(world.attach(1), 101);
+        world.run_until("the next resync", 10_000, |world| world.status(0).state.conn == Conn::SyncSource);
+        let failed = |world: &World| world.status(0).sync.map_or(0, |sync| sync.failed_bits);
+        while world.status(0).state.conn == Conn::SyncSource {
+            seen += u32::from(failed(&world) > 0);
+            assert!(world.step());
+        }
+        all_the_same(&mut world);
+    }
+    assert!(seen > 0, "nothing came late");
+}
+
 /// Seed 7002677: a resync between disks that were both good had just begun, and the target let its disk go. A write that was refused for
 /// that was acknowledged before the superblock told of a generation that the other disk lacks.
 #[test]

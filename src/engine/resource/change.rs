@@ -302,7 +302,7 @@ impl<S: Storage> Engine<S> {
         self.with_volume(id, |volume| {
             let resync = &mut volume.resync;
             let over = resync.end == ResyncEnd::Ping || resync.peer_done;
-            if was_source && new.conn == Conn::Behind && over && resync.failed_bits == 0 && !resync.peer_failed {
+            if was_source && new.conn == Conn::Behind && over && !resync.peer_failed {
                 resync.end = ResyncEnd::No;
                 volume.close_generations(false);
             }

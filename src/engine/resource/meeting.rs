@@ -196,6 +196,7 @@ impl<S: Storage> Engine<S> {
             if self.attaches_old_data(id, received) {
                 let _outcome = self.change(id, Change::disk(Disk::Failed), Kind::Hard);
             }
+            let given_up = self.bits_given_up(id);
             let Some(volume) = self.volume(id) else { return Err(Fault::UnknownVolume) };
             let mut input = PeerStateInput {
                 own: volume.state,
@@ -206,7 +207,7 @@ impl<S: Storage> Engine<S> {
                     .uuids
                     .is_some_and(|uuids| uuids.flags.contains(UuidFlags::INCONSISTENT)),
                 consider_resync: volume.consider_resync,
-                resync_complete: volume.weight() <= volume.resync.failed_bits,
+                resync_complete: volume.weight() <= given_up,
                 negotiated: volume.negotiated.map(|(own, _)| own),
                 suspended: self.susp.any(),
                 new_generation_due: volume.generation_due,

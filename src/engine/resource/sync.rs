@@ -362,15 +362,24 @@ impl<S: Storage> Engine<S> {
         self.with_volume(id, |volume| volume.resync.failed_bits += bits);
     }
 
+    /// Bits that stay set when this resync is complete. A source that is told the end by its target goes by that: a target that has
+    /// failed to write something says that its disk is Inconsistent, and what it tells of single blocks over the other socket may
+    /// be about an earlier resync. (The C module counts that.)
+    pub(super) fn bits_given_up(&self, id: VolumeId) -> u64 {
+        let told = self.link.apv > 95 && self.runs_resync(id, Conn::SyncSource);
+        self.volume(id).filter(|_| !told).map_or(0, |volume| volume.resync.failed_bits)
+    }
+
     // End. spec: wire-protocol 8.7; state-machine 17.3
 
     /// Is the resync of this target complete? Then ping, to be sure that the source has processed every answer.
     pub(super) fn check_resync_end(&mut self, id: VolumeId) {
         let own_end = self.link.apv <= 95;
+        let given_up = self.bits_given_up(id);
         let Some(volume) = self.volume_mut(id) else { return };
         let conn = volume.state.conn;
         let source_ends = conn == Conn::SyncSource && (own_end || volume.resync.peer_done);
-        let left = volume.weight() > volume.resync.failed_bits || volume.resync.requests_in_flight > 0;
+        let left = volume.weight() > given_up || volume.resync.requests_in_flight > 0;
         if !(conn == Conn::SyncTarget || source_ends) || left || volume.resync.end != ResyncEnd::No {
             return;
         }
@@ -410,14 +419,15 @@ impl<S: Storage> Engine<S> {
         use crate::state::And;
         let now_ms = self.now_ms;
         let wrongly = self.sabotaged(Sabotage::RotateWrongly);
+        let given_up = self.bits_given_up(id);
         let Some(volume) = self.volume_mut(id) else { return };
         volume.resync.end = ResyncEnd::No;
         let conn = volume.state.conn;
         if conn <= Conn::Connected {
             return;
         }
-        let failed = volume.resync.failed_bits;
-        let incomplete = failed > 0 || volume.resync.peer_failed;
+        let incomplete = given_up > 0 || volume.resync.peer_failed;
+        let failed = if incomplete { volume.resync.failed_bits } else { 0 };
         let target = matches!(conn, Conn::SyncTarget | Conn::PausedSyncT);
         let source = matches!(conn, Conn::SyncSource | Conn::PausedSyncS);
         let mut change = Change::conn(Conn::Connected);
