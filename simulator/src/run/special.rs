@@ -166,6 +166,13 @@ impl Driver {
         if !quiet || self.world.config.net.verify_alg.is_empty() || sectors > 100_000 {
             return;
         }
+        // The resync that mends it is not to wait for him.
+        self.each(|driver| {
+            for node in (0..2).filter(|&node| driver.world.status(node).state.user_isp).collect::<Vec<_>>() {
+                let resume = AdminRequest::ResumeSync { volume: driver.volume() };
+                assert_eq!(driver.world.admin(node, resume), 101);
+            }
+        });
         // What is written last may be on its way to the peer's cache; nothing else goes on meanwhile.
         self.world.run_for_ms(500);
         let victim = 1 - primary;
