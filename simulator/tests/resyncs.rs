@@ -564,3 +564,33 @@ fn a_source_that_keeps_a_bit_does_not_say_that_the_block_is_in_sync() {
         all_the_same(&mut world);
     }
 }
+
+/// Both disks have grown, and the source asks whether its resync of the new space may begin.
+fn about_to_sync_new_space(seed: u64) -> World {
+    let mut config = Config::new(seed);
+    config.sectors = 20_000;
+    let mut world = synced_with(config);
+    for node in 0..2 {
+        world.grow_disk(node, 10_000, 7);
+    }
+    world.start_resize(0, &ResizeParms::default());
+    let asks = |world: &World| world.helpers.contains(&(0, Helper::BeforeResyncSource));
+    world.run_until("the resync is prepared", 10_000, asks);
+    assert_eq!(world.status(0).state.conn, Conn::Connected);
+    world.poll_admin(0);
+    world
+}
+
+/// The start of a resync was forgotten when anything else changed while the program before it ran, and the target waited for it for ever.
+#[test]
+fn a_pause_while_a_resync_is_about_to_begin_does_not_prevent_it() {
+    for seed in 1..=SEEDS {
+        for node in 0..2 {
+            let mut world = about_to_sync_new_space(seed);
+            assert_eq!(world.admin(node, AdminRequest::PauseSync { volume: VOLUME }), 101, "seed {seed}");
+            world.run_for_ms(500);
+            assert_eq!(world.admin(node, AdminRequest::ResumeSync { volume: VOLUME }), 101, "seed {seed}");
+            all_the_same(&mut world);
+        }
+    }
+}

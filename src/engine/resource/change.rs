@@ -195,8 +195,15 @@ impl<S: Storage> Engine<S> {
         }
         self.susp = susp;
         if new.conn <= Conn::Connected {
+            // The resync of what the device has grown by is about to begin while the nodes are Connected.
+            let may_start = old.conn == Conn::Connected
+                && new.conn == Conn::Connected
+                && new.disk >= Disk::Inconsistent
+                && new.pdsk >= Disk::Inconsistent;
             self.with_volume(id, |volume| {
-                volume.resync.start = ResyncStart::No;
+                if !may_start {
+                    volume.resync.start = ResyncStart::No;
+                }
                 volume.resync.end = ResyncEnd::No;
                 volume.resync.target_prepares = false;
                 volume.resync.target_unheard = false;
