@@ -594,3 +594,22 @@ fn a_pause_while_a_resync_is_about_to_begin_does_not_prevent_it() {
         }
     }
 }
+
+/// Seed 22000318 with several volumes: the Primary became the source of a resync after it had asked to let its disk go, and refused to do
+/// that when the peer had agreed. That one had begun a new generation, of which only a few writes were.
+#[test]
+fn a_resync_begins_when_the_peer_has_answered_what_it_was_asked() {
+    for seed in 1..=4 * SEEDS {
+        let mut world = about_to_sync_new_space(seed);
+        world.ask(0, AdminRequest::Detach { volume: VOLUME, force: false });
+        while world.status(1).state.pdsk == Disk::UpToDate {
+            assert!(world.step());
+        }
+        world.start(0, WRITE, 0, 8);
+        assert_eq!(world.admin_answer(0), 1, "seed {seed}");
+        world.run_until("the write", 10_000, |world| world.open_operations() == 0);
+        assert_eq!(world.status(0).state.disk, Disk::Diskless, "seed {seed}");
+        assert_eq!(world.attach(0), 101, "seed {seed}");
+        all_the_same(&mut world);
+    }
+}

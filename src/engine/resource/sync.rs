@@ -121,7 +121,20 @@ impl<S: Storage> Engine<S> {
         self.start_resync(id, side);
     }
 
+    /// A start that had to wait for the peer's answer to something else.
+    fn start_due(&mut self, id: VolumeId) {
+        if let Some(ResyncStart::Due { side }) = self.volume(id).map(|volume| volume.resync.start) {
+            self.with_volume(id, |volume| volume.resync.start = ResyncStart::No);
+            self.start_resync(id, side);
+        }
+    }
+
     fn start_resync(&mut self, id: VolumeId, side: Conn) {
+        if self.awaits_consent(id) {
+            // What the peer agrees to must still be possible then. Tried again at the next tick. spec: state-machine 17.2 (3)
+            self.with_volume(id, |volume| volume.resync.start = ResyncStart::Due { side });
+            return;
+        }
         let Some(volume) = self.volume(id) else { return };
         if volume.state.conn < Conn::Connected || volume.state.disk < Disk::Negotiating {
             return;
@@ -521,6 +534,7 @@ impl<S: Storage> Engine<S> {
             if self.volume(id).is_none() {
                 continue;
             }
+            self.start_due(id);
             if !self.data_queue_is_long() {
                 self.resync_turn(id);
                 self.verify_turn(id);

@@ -240,6 +240,10 @@ pub(super) enum ResyncStart {
         side: Conn,
         ticket: u32,
     },
+    /// The peer has not answered yet what it was asked; afterwards become this.
+    Due {
+        side: Conn,
+    },
 }
 
 /// How far the end of a resync or verify has got.

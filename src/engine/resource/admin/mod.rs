@@ -602,6 +602,13 @@ impl<S: Storage> Engine<S> {
         })
     }
 
+    /// A request for this volume has not been answered, though perhaps nobody waits for it any more. Below version 100 all requests of a
+    /// connection exclude each other. spec: wire-protocol 9.2
+    pub(super) fn awaits_consent(&self, id: VolumeId) -> bool {
+        let asked = self.admin.ask.iter().filter(|ask| ask.sent).chain(self.admin.abandoned.iter().flatten());
+        asked.map(|ask| ask.target).any(|target| target == Target::Volume(id) || self.link.apv < 100)
+    }
+
     /// The peer has been asked to overwrite the data here, or that was asked before the command was given up. It may have agreed, and then
     /// it does not send its own writes any more.
     pub(super) fn gives_up_data(&self, id: VolumeId) -> bool {
