@@ -289,3 +289,36 @@ fn a_write_that_waited_while_the_disk_was_gone_does_not_go_to_the_next_one() {
     }
     assert!(refused > 5, "only {refused} waited");
 }
+
+/// Seed 13030282: a demotion did not wait where writes of the two had met, since the C module does not acknowledge their barriers. The
+/// other one lost its power and what it had in its disk's cache. It was the source when it was back, being a crashed Primary with the same
+/// generation as the demoted node, which alone had what was acknowledged.
+#[test]
+fn a_demotion_waits_for_the_cache_of_the_other_one_where_writes_have_met() {
+    for seed in 1..=4 * SEEDS {
+        let mut world = two_primaries(seed);
+        warm_up(&mut world);
+        for turn in 0..6 {
+            for node in 0..2 {
+                world.start(node, Action::Write { fua: false }, turn % 3 * 8, 8);
+                world.start(node, Action::Write { fua: false }, 64 + (turn * 2 + node as u64) * 8, 8);
+            }
+            world.run_for_us(seed % 7 * 40);
+        }
+        world.run_until("the writes", 60_000, |world| world.open_operations() == 0);
+        let crashes = (seed / 7 % 2) as usize;
+        world.ask(1 - crashes, AdminRequest::Secondary { volume: VOLUME });
+        world.run_for_us(seed % 5 * 200);
+        world.power_cut(crashes);
+        assert_eq!(world.admin_answer(1 - crashes), 1, "seed {seed}");
+        world.run_until("loss noticed", 60_000, |world| world.status(1 - crashes).state.conn < Conn::Connected);
+        world.boot(crashes);
+        assert_eq!(world.attach(crashes), 101, "seed {seed}");
+        assert_eq!(world.connect(crashes), 1, "seed {seed}");
+        world.run_until("resync", 300_000, good);
+        if let Err(reason) = world.check_acknowledged(0) {
+            panic!("seed {seed}: {reason}");
+        }
+        assert_eq!(world.nodes[0].data.first_difference(&world.nodes[1].data, SECTORS), None, "seed {seed}");
+    }
+}

@@ -667,7 +667,7 @@ impl<S: Storage> Engine<S> {
     /// The peer has answered a write of this epoch. The C module never acknowledges the barrier of an epoch in which it refused
     /// a write for one of its own; but before it took the first write of a later epoch it waited for everything before, and
     /// flushed its disk's cache. So by now such an epoch is safe. spec: wire-protocol 3.6, 13 (H4)
-    fn later_epoch_answered(&mut self, answered: u32) {
+    pub(super) fn later_epoch_answered(&mut self, answered: u32) {
         while let Some((_, epoch)) = self.oldest_in_log() {
             let earlier = (answered.wrapping_sub(epoch) as i32) > 0;
             if !earlier || self.departed.of(epoch) == 0 {

@@ -266,6 +266,8 @@ impl<S: Storage> Engine<S> {
         self.link.sent_writes = 0;
         self.link.barrier_due = false;
         self.link.barrier_sent_ms = self.now_ms;
+        // A demotion may wait for it to be sent.
+        self.check_role_wait();
         let payload = Barrier { number };
         let head_bytes = self.packet(buffer, Command::Barrier, 0, 0, |body| payload.encode(body))?;
         Some(Outgoing {

@@ -2,6 +2,7 @@
 //! What an administrator does with the connection: connect, its options, disconnect.
 //! spec: state-machine 16.3, 22; netlink 6
 
+use super::role::Undrained;
 use super::{AdminInfo, Ask, DisconnectStage, Op, Target, OK};
 use crate::netlink::{Fencing, NetConf, OnCongestion, RetCode, WireProtocol};
 use crate::resource::change::Kind;
@@ -135,7 +136,8 @@ impl<S: Storage> Engine<S> {
     /// What was written last counts as replicated when its barrier has been acknowledged: else it would be copied once more.
     /// Not waited for while the application writes: then something is under way whenever the connection ends.
     fn waits_for_last_barrier(&self) -> bool {
-        self.link.is_running() && self.upper_pending == 0 && !self.volume_ids().all(|id| self.is_drained(id))
+        let mut volumes = self.volume_ids();
+        self.link.is_running() && self.upper_pending == 0 && volumes.any(|id| self.undrained(id) == Undrained::Awaited)
     }
 
     /// spec: state-machine 22 disconnect

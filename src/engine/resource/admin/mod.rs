@@ -202,7 +202,10 @@ enum RoleStage {
     },
     /// Before a demotion: writes are complete but the peer has not said yet that they are safe there. The mark that
     /// this node was Primary must stay until then, or a crash of both nodes would hide a difference.
-    Drain,
+    Drain {
+        /// The peer has been asked whether it is done with all epochs before this one.
+        asked: Option<u32>,
+    },
     Ask,
     /// Another Primary may just be stepping down.
     Pause {
@@ -555,6 +558,14 @@ impl<S: Storage> Engine<S> {
         }
     }
 
+    /// Asks the peer for no change at all. Its answer shows that it has done what came before over the data socket.
+    fn ask_for_nothing(&mut self, id: VolumeId) {
+        self.abandon_ask();
+        let ask = Ask { target: Target::Volume(id), change: Change::default(), sent: true, reply: None };
+        self.admin.ask = Some(ask);
+        self.send_state_request(&ask);
+    }
+
     fn send_state_request(&mut self, ask: &Ask) {
         let (mask, val) = ask.change.request();
         let packet = match ask.target {
@@ -594,6 +605,7 @@ impl<S: Storage> Engine<S> {
     pub(super) fn asks_peer(&self, volume: Option<VolumeId>) -> bool {
         self.admin.ask.is_some_and(|ask| {
             ask.sent
+                && ask.change != Change::default()
                 && match (ask.target, volume) {
                     (Target::Volume(id), Some(other)) => id == other,
                     (Target::Connection, None) => true,

@@ -14,6 +14,16 @@ use crate::storage::Storage;
 /// How often a role is asked for before the answer is final. spec: state-machine 13.6
 const MOST_ROLE_TRIES: u8 = 4;
 
+/// Whether writes are on the transfer log that a demotion waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Undrained {
+    Nothing,
+    /// Only of epochs in which writes of two Primaries met, about which the C module does not tell.
+    Untold,
+    /// The peer is going to acknowledge them.
+    Awaited,
+}
+
 impl<S: Storage> Engine<S> {
     pub(super) fn start_role(&mut self, volume: VolumeId, role: Role, force: bool) {
         let Some(state) = self.volume(volume).map(|volume| volume.state) else {
@@ -28,7 +38,7 @@ impl<S: Storage> Engine<S> {
         let stage = match (ping, role) {
             (true, _) => RoleStage::Ping { answered: false },
             (false, Role::Primary) => RoleStage::Ask,
-            (false, _) => RoleStage::Drain,
+            (false, _) => RoleStage::Drain { asked: None },
         };
         self.admin.op = Some(Op::Role(RoleChange {
             volume,
@@ -45,24 +55,63 @@ impl<S: Storage> Engine<S> {
         }));
         match stage {
             RoleStage::Ping { .. } => self.fresh_ping(),
-            RoleStage::Drain => self.want_barrier(),
+            RoleStage::Drain { .. } => self.want_barrier(),
             _ => self.ask_role(),
         }
     }
 
-    /// The transfer log has no write of this volume any more, or keeps them for the next connection because I/O is frozen.
-    pub(super) fn is_drained(&self, id: VolumeId) -> bool {
+    /// What the transfer log still has of this volume, beside what it keeps for the next connection because I/O is frozen.
+    pub(super) fn undrained(&self, id: VolumeId) -> Undrained {
+        let mut found = Undrained::Nothing;
         let mut at = self.log.front();
         while let Some(index) = at {
+            at = self.log.next(&self.requests, index);
             let kept = |slot: &Request| self.susp.any() && self.is_kept(slot);
-            // The C module does not tell about an epoch in which it refused a write for one of its own.
-            let untold = |slot: &Request| slot.phase == Phase::Completed && self.departed.of(slot.epoch) > 0;
-            if self.requests.at(index).is_some_and(|slot| slot.volume == id && !kept(slot) && !untold(slot)) {
-                return false;
+            let Some(slot) = self.requests.at(index).filter(|slot| slot.volume == id && !kept(slot)) else { continue };
+            if slot.phase != Phase::Completed || self.departed.of(slot.epoch) == 0 {
+                return Undrained::Awaited;
+            }
+            found = Undrained::Untold;
+        }
+        found
+    }
+
+    /// Goes on with a demotion when everything written is safe at the peer.
+    fn run_drain(&mut self, change: RoleChange, asked: Option<u32>) {
+        let answer = self.admin.ask.and_then(|ask| ask.reply);
+        if let Some(epoch) = asked.filter(|_| answer.is_some()) {
+            self.later_epoch_answered(epoch);
+        }
+        match self.undrained(change.volume) {
+            Undrained::Nothing => {
+                self.abandon_ask();
+                self.role_stage(change, RoleStage::Ask);
+                self.ask_role();
+            }
+            // Nothing is to be expected of their barriers; what the peer is asked after them it answers after them.
+            Undrained::Untold if asked.is_none() || answer.is_some() => {
+                if let Some(epoch) = self.first_epoch_open(change.volume).filter(|&epoch| asked != Some(epoch)) {
+                    self.ask_for_nothing(change.volume);
+                    self.role_stage(change, RoleStage::Drain { asked: Some(epoch) });
+                }
+            }
+            Undrained::Untold | Undrained::Awaited => {}
+        }
+    }
+
+    /// The first epoch of which no barrier has been sent, if nothing of this volume is in it or in a later one.
+    fn first_epoch_open(&self, id: VolumeId) -> Option<u32> {
+        let open = self.link.sent_writes > 0;
+        let first = if open { self.link.sent_epoch } else { self.link.sent_epoch.wrapping_add(1) };
+        let mut at = self.log.front();
+        while let Some(index) = at {
+            let later = |slot: &Request| slot.volume == id && (slot.epoch.wrapping_sub(first) as i32) >= 0;
+            if self.requests.at(index).is_some_and(later) {
+                return None;
             }
             at = self.log.next(&self.requests, index);
         }
-        true
+        Some(first)
     }
 
     fn role_stage(&mut self, change: RoleChange, stage: RoleStage) {
@@ -90,12 +139,7 @@ impl<S: Storage> Engine<S> {
                     self.ask_role();
                 }
             }
-            RoleStage::Drain => {
-                if self.is_drained(change.volume) {
-                    self.role_stage(change, RoleStage::Ask);
-                    self.ask_role();
-                }
-            }
+            RoleStage::Drain { asked } => self.run_drain(change, asked),
             RoleStage::Ask => {
                 if let Some(result) = self.run_ask() {
                     self.role_decided(change, result);
