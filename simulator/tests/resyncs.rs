@@ -613,3 +613,30 @@ fn a_resync_begins_when_the_peer_has_answered_what_it_was_asked() {
         all_the_same(&mut world);
     }
 }
+
+/// Seed 25501599 with several volumes: the target let its disk go while the source was still setting its bits, and that became the source of a
+/// resync without a target when it had done so.
+#[test]
+fn a_full_resync_whose_target_is_gone_does_not_begin() {
+    for seed in 1..=SEEDS {
+        for source in 0..2 {
+            let mut world = synced_with(Config::new(seed));
+            for node in 0..2 {
+                world.nodes[node].faults.slowness = if node == source { 100 } else { 0 };
+            }
+            world.ask(source, AdminRequest::InvalidateRemote { volume: VOLUME });
+            let starts = |world: &World| world.status(source).state.conn == Conn::StartingSyncS;
+            world.run_until("the bits are being set", 60_000, starts);
+            world.ask(1 - source, AdminRequest::Detach { volume: VOLUME, force: false });
+            world.run_until("detached", 60_000, |world| !world.status(1 - source).has_disk);
+            world.run_for_ms(2_000);
+            assert_eq!(world.status(source).state.conn, Conn::Connected, "seed {seed}: {}", world.describe());
+            world.nodes[source].faults.slowness = 0;
+            for node in 0..2 {
+                let _code = world.poll_admin(node);
+            }
+            assert_eq!(world.attach(1 - source), 101, "seed {seed}");
+            all_the_same(&mut world);
+        }
+    }
+}

@@ -336,14 +336,17 @@ impl<S: Storage> Engine<S> {
             Job::Load => Then::Attached,
             Job::Hold => Then::Nothing,
         };
+        let conn = self.volume_state(id).map(|state| state.conn);
         match then {
             Then::Nothing => {}
             Then::Flush => self.with_disk(id, |disk| disk.pipeline.touch()),
             Then::Attached => self.finish_attach(id),
-            Then::StartSource => self.prepare_resync(id, Conn::SyncSource),
-            Then::StartTarget => {
+            // Not if a disk or the connection was lost while the bits were being set.
+            Then::StartSource if conn == Some(Conn::StartingSyncS) => self.prepare_resync(id, Conn::SyncSource),
+            Then::StartTarget if conn == Some(Conn::StartingSyncT) => {
                 let _outcome = self.change(id, Change::conn(Conn::WFSyncUUID), Kind::Hard);
             }
+            Then::StartSource | Then::StartTarget => {}
             Then::SyncTarget => self.target_prepared(id),
             Then::Detached => self.let_go(id),
             Then::Admin => {
