@@ -68,6 +68,8 @@ pub struct Transfer {
     pub preflush: bool,
     /// What the cache held when it was submitted.
     pub mark: u64,
+    /// When that was.
+    pub start_us: u64,
 }
 
 /// A transfer on a meta-data disk.

@@ -9,6 +9,7 @@ impl World {
         let writes = zeroes || matches!(action, Action::Write { .. });
         let stamp = if writes { self.oracle.begin(node, sector, count, zeroes, self.now_us) } else { 0 };
         let start_us = self.now_us;
+        let after = self.epoch_that_is_over(node);
         let number = self.operations.len();
         self.operations.push(Operation {
             node,
@@ -21,8 +22,13 @@ impl World {
             result: None,
             lost: false,
             answered: false,
+            answered_us: None,
+            end_us: None,
             on_disk: false,
             disk_failed: false,
+            sent: None,
+            epoch: None,
+            after,
         });
         self.note(|| format!("node {node} app {action:?} sector {sector} count {count} stamp {stamp} (#{number})"));
         let device = &mut self.nodes[node].device;
@@ -56,6 +62,7 @@ impl World {
             },
         };
         let now_ms = self.now_ms();
+        let before = self.before_request(node);
         let running = self.nodes[node].running.as_mut().expect("on");
         let submit = running.engine.submit(self.volume, io, now_ms);
         match submit {
@@ -72,6 +79,9 @@ impl World {
                 *place = Some(Upper { request, operation: number, data });
                 if let (Some(view), true) = (running.engine.request(request), operation.stamp != 0) {
                     self.oracle.protocol(operation.stamp, view.protocol);
+                }
+                if let Some(view) = self.engine_of(node).request(request) {
+                    self.check_request(&operation, &view, &before);
                 }
                 if op == Op::Read {
                     self.check_read(node, request);
@@ -124,8 +134,10 @@ impl World {
     pub(super) fn finish(&mut self, number: usize, result: IoResult, data: &[Stamp]) {
         let now_us = self.now_us;
         self.operations[number].result = Some(result);
+        self.operations[number].end_us = Some(now_us);
         self.note_progress();
         let operation = self.operations[number].clone();
+        self.note_epoch_over(operation.node, operation.epoch);
         self.note(|| format!("node {} app #{number} done {result:?}", operation.node));
         if result.is_err() {
             self.check_error(&operation);

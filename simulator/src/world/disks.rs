@@ -32,6 +32,7 @@ impl World {
 
     fn submit_to_disk(&mut self, node: usize, io: LocalIo) {
         let mark = self.nodes[node].data.mark();
+        let start_us = self.now_us;
         let volume = self.volume;
         if let LocalIo::Request { request, copy: true, .. } = io {
             if !self.has_bio(node, request) {
@@ -47,6 +48,7 @@ impl World {
                 let upper = running.uppers[usize::from(request.index)].as_ref().expect("local I/O without a bio");
                 assert_eq!(upper.request, request, "local I/O for another bio");
                 let operation = &self.operations[upper.operation];
+                World::check_local_op(operation, op);
                 let fua = operation.action == Action::Write { fua: true };
                 let preflush = operation.flushes_first();
                 Transfer {
@@ -59,6 +61,7 @@ impl World {
                     fua,
                     preflush,
                     mark,
+                    start_us,
                 }
             }
             LocalIo::Peer { peer, op, sector, size_bytes, flags, .. } => {
@@ -77,12 +80,34 @@ impl World {
                     let [wanted, found] = [(fua, preflush), (flags.fua, flags.preflush)];
                     assert_eq!(found, wanted, "FUA or PREFLUSH was lost on the way to the peer's disk");
                 }
-                Transfer { io, volume, op, sector, data, count, fua: flags.fua, preflush: flags.preflush, mark }
+                Transfer {
+                    io,
+                    volume,
+                    op,
+                    sector,
+                    data,
+                    count,
+                    fua: flags.fua,
+                    preflush: flags.preflush,
+                    mark,
+                    start_us,
+                }
             }
             LocalIo::Inspect { peer, .. } => {
                 let (owner, data) = running.pages[usize::from(peer.index)].take().expect("pages to look at");
                 assert_eq!(owner, peer, "pages of another request");
-                Transfer { io, volume, op: Op::Read, sector: 0, data, count: 0, fua: false, preflush: false, mark }
+                Transfer {
+                    io,
+                    volume,
+                    op: Op::Read,
+                    sector: 0,
+                    data,
+                    count: 0,
+                    fua: false,
+                    preflush: false,
+                    mark,
+                    start_us,
+                }
             }
             LocalIo::Flush { .. } => Transfer {
                 io,
@@ -94,6 +119,7 @@ impl World {
                 fua: false,
                 preflush: false,
                 mark,
+                start_us,
             },
         };
         self.next_transfer += 1;

@@ -245,6 +245,7 @@ impl World {
             world.check_promise(node, name, body);
             world.check_told(node, name, body);
             world.check_paused(node, name);
+            world.check_wire(node, name, body, payload_bytes);
             world.note_coming(node, name, body, payload_bytes);
             let range = || trace::packet_range(name, &head, true);
             world.note(|| format!("node {node} {} > {name} {}", SOCKETS[socket], range()));
@@ -449,6 +450,7 @@ impl World {
         if socket == META {
             // Whatever ends with this answer has been answered.
             self.note_answer(node, head.name(), bytes);
+            self.note_meta_packet(node, head.name(), bytes);
             let marked = self.marked_before_answer(node, head.name(), bytes);
             self.engine(node, |engine, now| engine.meta_packet(head, bytes, now))?;
             self.check_cleared(node, &marked, || head.name().into());
@@ -456,6 +458,11 @@ impl World {
             return Ok(Reading::Header);
         }
         let sizes = self.device_sizes(node);
+        let reads = matches!(
+            head.name(),
+            "P_DATA_REQUEST" | "P_RS_DATA_REQUEST" | "P_RS_THIN_REQ" | "P_CSUM_RS_REQUEST" | "P_OV_REQUEST"
+        );
+        let before = reads.then(|| self.status(node));
         let next = self.engine(node, |engine, now| {
             if let Some(volume) = engine.wants_device_sizes(head) {
                 engine.device_sizes(volume, sizes);
@@ -466,6 +473,9 @@ impl World {
             Next::Payload { size_bytes, .. } => Some(size_bytes),
             _ => None,
         };
+        if let Some(before) = before {
+            self.check_served(node, head.name(), &before);
+        }
         self.note_arrival(node, head.name(), bytes, payload_bytes);
         self.note_sync_generation(node, head.name(), bytes);
         self.note_heard(node, head.name(), bytes);
@@ -480,7 +490,10 @@ impl World {
                 Reading::Header
             }
             Next::Payload { peer, size_bytes } => Reading::Payload(peer, size_bytes as usize / 512),
-            Next::ReadReply { request, size_bytes } => Reading::ReadReply(request, size_bytes as usize / 512),
+            Next::ReadReply { request, size_bytes } => {
+                self.note_request_answered(node, request);
+                Reading::ReadReply(request, size_bytes as usize / 512)
+            }
             Next::Drain { size_bytes } => Reading::Drain(size_bytes as usize / 512),
         })
     }

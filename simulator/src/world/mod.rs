@@ -15,8 +15,10 @@ mod disks;
 mod hostile;
 mod link;
 mod machine;
+mod overdue;
 mod promises;
 mod trace;
+mod wire;
 mod worker;
 
 use crate::disk::{Block, DataDisk, MetaDisk, Stamp};
@@ -45,6 +47,7 @@ pub use coverage::Unflushed;
 pub use hostile::Hostile;
 use link::Connection;
 use machine::{boot, layout};
+pub use wire::SentEpoch;
 
 /// Lines of the trace that are kept.
 const TRACE_LINES: usize = 200_000;
@@ -168,10 +171,20 @@ pub struct Operation {
     pub lost: bool,
     /// The peer has said that it has this write.
     pub answered: bool,
+    /// When the peer answered it first, whatever it said.
+    pub answered_us: Option<u64>,
+    /// When it was over.
+    pub end_us: Option<u64>,
     /// The local disk has said so.
     pub on_disk: bool,
     /// The local disk has failed to do it.
     pub disk_failed: bool,
+    /// The connection over which the peer has been sent it, and when; `None` once it is answered.
+    pub sent: Option<(u64, u64)>,
+    /// The epoch in which it was sent.
+    pub epoch: Option<SentEpoch>,
+    /// The newest epoch of which a write was over when this one began.
+    pub after: Option<SentEpoch>,
 }
 
 impl Operation {
@@ -291,6 +304,8 @@ pub struct World {
     trace: VecDeque<String>,
     watched: trace::Watched,
     calm: calm::Calm,
+    wires: [wire::Wire; 2],
+    limits: [overdue::Limit; 2],
     buffer: Vec<u8>,
 }
 
@@ -357,6 +372,8 @@ impl World {
             trace: VecDeque::new(),
             watched: Default::default(),
             calm: Default::default(),
+            wires: Default::default(),
+            limits: Default::default(),
             buffer: vec![0; PACKET_BUFFER_BYTES],
         };
         for (volume, node) in world.volumes().flat_map(|volume| [(volume, 0), (volume, 1)]) {
@@ -487,6 +504,7 @@ impl World {
             Own::Link => self.link(node),
             Own::Tick => {
                 self.check_calm();
+                self.check_overdue(node);
                 let wanted = self.engine(node, |engine, now| {
                     engine.tick(now);
                     engine.wants_tick()

@@ -33,6 +33,12 @@ struct Arrived {
     flags: DataFlags,
     /// The peer made it while this node was Primary: a conflict may turn it down, or change its turn.
     contested: bool,
+    /// When it came.
+    since_us: u64,
+    /// What the disk is to do.
+    op: Option<Op>,
+    /// The writer has no disk for it.
+    alone: bool,
     /// The epoch it belongs to, once its barrier has come.
     barrier: Option<u32>,
     fate: Fate,
@@ -53,10 +59,19 @@ enum Fate {
     Failed,
 }
 
+/// A packet with a write, or about one, that is on its way.
+#[derive(Clone, Copy, Debug)]
+struct Coming {
+    sector: u64,
+    count: u64,
+    /// See [`Arrived`].
+    alone: bool,
+}
+
 /// The writes that one node has received over a connection and not been released from; and the ranges of those that are
 /// on their way.
 #[derive(Debug, Default)]
-pub(super) struct Arrivals(Vec<Arrived>, Vec<(u64, u64)>);
+pub(super) struct Arrivals(Vec<Arrived>, Vec<Coming>);
 
 impl Arrivals {
     /// The oldest that waits for the disk.
@@ -78,7 +93,7 @@ impl Arrivals {
         let written = |write: &&Arrived| matches!(write.fate, Fate::Written { .. });
         let here = self.0.iter().filter(|write| !written(write));
         here.map(|write| (write.sector, write.count))
-            .chain(self.1.iter().copied())
+            .chain(self.1.iter().map(|coming| (coming.sector, coming.count)))
             .any(|(first, sectors)| overlap(sector, count, first, sectors))
     }
 
@@ -89,7 +104,7 @@ impl Arrivals {
 }
 
 /// The write that a packet is about, and its length; `payload_bytes`: of its data.
-fn described(name: &str, body: &[u8], payload_bytes: Option<u32>) -> Option<(Data, u32)> {
+pub(super) fn described(name: &str, body: &[u8], payload_bytes: Option<u32>) -> Option<(Data, u32)> {
     match (name, payload_bytes) {
         ("P_DATA" | "P_RS_DATA_REPLY", Some(bytes)) => Data::decode(body).map(|data| (data, bytes)).ok(),
         ("P_TRIM" | "P_ZEROES", _) => Trim::decode(body).map(|trim| (trim.data, trim.size_bytes)).ok(),
@@ -134,37 +149,50 @@ impl World {
             open.for_each(|write| write.barrier = Some(number));
             return;
         }
-        self.note_coming_over(node, name, body);
+        let alone = self.note_coming_over(node, name, body);
         // Refused at once, as what has a payload is, which then is not wanted.
         if matches!(name, "P_TRIM" | "P_ZEROES") && self.status(node).state.disk < Disk::Inconsistent {
             return;
         }
         let Some((Data { sector, block_id, flags, .. }, bytes)) = described(name, body, payload_bytes) else { return };
         let contested = self.status(node).state.role == Role::Primary;
+        let since_us = self.now_us;
         let resync = name.starts_with("P_RS");
         let count = u64::from(bytes / 512);
         let fate = Fate::Waits;
+        let op = self.wanted_op(node, name, flags);
         let Some(arrivals) = self.arrivals(node).filter(|_| count > 0) else { return };
-        arrivals.0.push(Arrived { resync, block_id, sector, count, flags, contested, barrier: None, fate });
+        arrivals.0.push(Arrived {
+            resync,
+            block_id,
+            sector,
+            count,
+            flags,
+            contested,
+            since_us,
+            op,
+            alone,
+            barrier: None,
+            fate,
+        });
     }
 
     /// A packet with a write for the other node, or about one, is about to be sent.
     pub(super) fn note_coming(&mut self, node: usize, name: &str, body: &[u8], payload_bytes: Option<u32>) {
         let Some((sector, bytes)) = range_of(name, body, payload_bytes) else { return };
+        let alone = matches!(name, "P_DATA" | "P_TRIM" | "P_ZEROES") && self.is_without_disk(node, body);
         if let Some(arrivals) = self.arrivals(1 - node) {
-            arrivals.1.push((sector, u64::from(bytes / 512)));
+            arrivals.1.push(Coming { sector, count: u64::from(bytes / 512), alone });
         }
     }
 
-    /// It has arrived.
-    fn note_coming_over(&mut self, node: usize, name: &str, body: &[u8]) {
+    /// It has arrived. True: see [`Arrived::alone`].
+    fn note_coming_over(&mut self, node: usize, name: &str, body: &[u8]) -> bool {
         // Of data only the start is known here; the oldest with that start is the one.
-        let Some((start, _)) = range_of(name, body, Some(0)) else { return };
-        if let Some(arrivals) = self.arrivals(node) {
-            if let Some(at) = arrivals.1.iter().position(|(sector, _)| *sector == start) {
-                arrivals.1.remove(at);
-            }
-        }
+        let Some((start, _)) = range_of(name, body, Some(0)) else { return false };
+        let Some(arrivals) = self.arrivals(node) else { return false };
+        let at = arrivals.1.iter().position(|coming| coming.sector == start);
+        at.is_some_and(|at| arrivals.1.remove(at).alone)
     }
 
     /// A transfer is about to be handed to the data disk.
@@ -206,7 +234,17 @@ impl World {
                 if let Some(write) = overtaken.filter(|_| !arrivals.0[at].contested) {
                     panic!("node {node}: {transfer} goes to the disk before what came before it: {write:?}");
                 }
-                arrivals.0[at].fate = Fate::Transfer(number);
+                let write = &mut arrivals.0[at];
+                write.fate = Fate::Transfer(number);
+                let (wanted, alone) = (write.op, write.alone && !write.resync);
+                assert!(
+                    wanted.is_none_or(|op| op == transfer.op),
+                    "node {node}: {:?} on the disk for a packet that asks for {wanted:?}",
+                    transfer.op
+                );
+                if alone && disk_is_there {
+                    self.check_written_for_peer(node, transfer);
+                }
             }
             _ => {}
         }
@@ -303,12 +341,31 @@ impl World {
             "P_RECV_ACK" => write.flags.contains(DataFlags::SEND_RECEIVE_ACK),
             _ => !positive || write.flags.contains(DataFlags::SEND_WRITE_ACK),
         };
+        let refused = matches!(name, "P_SUPERSEDED" | "P_RETRY_WRITE").then_some(write.since_us);
         assert!(wanted, "node {node}: {name} that the packet did not ask for: {write:?}");
         assert!(!positive || done(write), "node {node}: {name} for a write that the disk has not done: {write:?}");
         // Of an epoch it is part until the barrier is acknowledged.
         if matches!(name, "P_SUPERSEDED" | "P_RETRY_WRITE") || (name != "P_RECV_ACK" && (resync || !positive)) {
             arrivals.0.remove(at);
         }
+        if let Some(since_us) = refused {
+            self.check_conflict(node, ack, since_us);
+        }
+    }
+
+    /// A write of the other Primary, which came then, is refused for one of this node that it meets. Not for one that the other one had
+    /// answered before.
+    fn check_conflict(&self, node: usize, ack: &BlockAck, since_us: u64) {
+        let count = u64::from(ack.size_bytes / 512);
+        let later = |us: Option<u64>| us.is_none_or(|us| us >= since_us);
+        let met = self.operations.iter().rev().any(|operation| {
+            (operation.node, operation.volume) == (node, self.volume)
+                && operation.stamp != 0
+                && later(operation.end_us)
+                && later(operation.answered_us)
+                && overlap(ack.sector, count, operation.sector, operation.count)
+        });
+        assert!(met, "node {node} refuses {ack:?}, and has no write of its own that is in its way");
     }
 
     fn check_barrier_ack(&mut self, node: usize, number: u32) {
@@ -360,7 +417,9 @@ impl World {
             upper.filter(|upper| upper.request == request)
         });
         if let Some(upper) = named {
-            self.operations[upper.operation].answered = true;
+            let operation = &mut self.operations[upper.operation];
+            operation.answered = true;
+            operation.answered_us.get_or_insert(self.now_us);
         }
     }
 
@@ -429,10 +488,16 @@ impl World {
 
     fn check_logged(&mut self, node: usize, transfer: &Transfer) {
         let state = self.status(node).state;
-        let (layout, superblock) = self.durable_meta(node);
         // Who takes the device away from under its user gets what he asked for.
-        let exempt = state.disk <= Disk::Failed || state.role != Role::Primary;
-        if exempt || superblock.flags.contains(MetaFlags::AL_DISABLED) {
+        if state.disk > Disk::Failed && state.role == Role::Primary {
+            self.check_covered(node, transfer);
+        }
+    }
+
+    /// After a crash it is known that this range may have been written.
+    pub(super) fn check_covered(&mut self, node: usize, transfer: &Transfer) {
+        let (layout, superblock) = self.durable_meta(node);
+        if superblock.flags.contains(MetaFlags::AL_DISABLED) {
             return;
         }
         let last = transfer.sector + transfer.count - 1;

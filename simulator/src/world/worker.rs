@@ -29,6 +29,7 @@ impl World {
                         self.check_overwrite(node);
                     }
                     self.check_resync_end(node, from, to);
+                    self.check_state_change(node, from, to);
                     let good = |state: State| (state.disk, state.pdsk) == (Disk::UpToDate, Disk::UpToDate);
                     if good(to) && !good(from) && self.both_good() {
                         self.check_differences();
@@ -76,6 +77,7 @@ impl World {
                     }
                     LogLine::Decision { comparison, decision, by, .. } => {
                         self.rules.insert(format!("{:?}", comparison.rule));
+                        self.note_decision(node, decision);
                         self.overwrite_allowed |= matches!(by, DecidedBy::Policy(_) | DecidedBy::DiscardMyData);
                         if let SyncDecision::Refuse(reason) = decision {
                             self.refused_excusably |= !self.unheard.is_empty()
@@ -140,7 +142,9 @@ impl World {
     /// A node whose peer has lost its disk goes on alone.
     fn note_generation(&mut self, node: usize, current: u64) {
         let other = 1 - node;
-        let has_primary = self.is_on(other) && self.status(other).state.role == Role::Primary;
+        // Perhaps it has consented to that only now, and the consent does not arrive.
+        let promoted = self.status(node).state.peer == Role::Primary;
+        let has_primary = self.is_on(other) && (promoted || self.status(other).state.role == Role::Primary);
         if has_primary && self.status(node).state.conn >= Conn::Connected {
             self.unheard.insert((self.volume, current & !1));
         }

@@ -146,6 +146,8 @@ pub struct RequestView {
     pub size_bytes: u32,
     /// Its local part is on the disk.
     pub on_disk: bool,
+    /// It has no local part, and had none since it began.
+    pub without_disk: bool,
     /// When it counts as completed.
     pub protocol: WireProtocol,
     /// It waits for no other write and no extent of the activity log.
@@ -162,6 +164,7 @@ impl<S: Storage> Engine<S> {
             size_bytes: slot.io.size_bytes,
             protocol: slot.protocol,
             on_disk: slot.local == Local::Pending,
+            without_disk: slot.local == Local::None,
             started: slot.phase == super::slots::Phase::Active,
         })
     }
