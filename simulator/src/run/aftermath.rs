@@ -23,6 +23,8 @@ impl Driver {
                 4 => self.hang_a_disk(primary, &mut random),
                 5 => self.pause_a_resync(primary, &mut random),
                 6 => self.meet_while_attaching(primary, &mut random),
+                7 | 8 => self.write_without_disk(primary, &mut random),
+                9 => self.replace_a_disk(primary, &mut random),
                 _ => return,
             }
         }
@@ -180,6 +182,61 @@ impl Driver {
                 return;
             }
         }
+    }
+
+    /// A node is promoted that has no disk; its disk comes back while it writes, or when it has lost the peer.
+    fn write_without_disk(&mut self, primary: usize, random: &mut Random) {
+        let volume = self.volume();
+        let node = random.below(2) as usize;
+        self.world.run_for_ms(100);
+        let requests = [
+            (primary, AdminRequest::Secondary { volume }),
+            (node, AdminRequest::Detach { volume, force: false }),
+            (node, AdminRequest::Primary { volume, force: false }),
+        ];
+        if requests.into_iter().any(|(node, request)| self.world.admin(node, request) != 1) {
+            return;
+        }
+        self.write_some(node, random, 12, ROOM);
+        if random.percent(40) {
+            self.cuts += 1;
+            self.world.reset_connection();
+            self.world.run_for_ms(random.below(10));
+            self.write_some(node, random, 6, ROOM);
+        }
+        self.world.run_for_ms(random.below(20));
+        let _begun = self.attach(node);
+        for _ in 0..random.below(6) {
+            self.write_some(node, random, 3, ROOM);
+            let us = random.below(400);
+            self.world.run_for_us(us);
+        }
+        match random.below(6) {
+            0 => self.cut_power(1 - node),
+            1 => self.cut_power(node),
+            2 => self.world.reset_connection(),
+            _ => {}
+        }
+    }
+
+    /// The disk of the node that is not Primary is replaced by one that has been used for something else. It gets everything.
+    fn replace_a_disk(&mut self, primary: usize, random: &mut Random) {
+        let victim = 1 - primary;
+        if self.world.config.sectors > 100_000 || self.grown > 0 {
+            return;
+        }
+        self.write_some(primary, random, 10, ROOM);
+        self.world.run_for_ms(100);
+        if self.world.admin(victim, AdminRequest::Detach { volume: self.volume(), force: false }) != 1 {
+            return;
+        }
+        self.world.run_until("the disk is let go", 10_000, |world| !world.status(victim).has_disk);
+        self.world.overwrite_allowed = true;
+        self.world.create_md(victim);
+        self.world.leave_junk(victim);
+        self.write_some(primary, random, 10, ROOM);
+        let _begun = self.attach(victim);
+        self.write_some(primary, random, 20, ROOM);
     }
 
     /// Both nodes write to the same few blocks at once.
