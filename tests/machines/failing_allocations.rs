@@ -62,7 +62,8 @@ fn replication() -> Result<()> {
     let pair = Pair::mirrored(Pairing::OURS, &Config::default())?;
     let (first, second) = (pair.first(), pair.second());
     let writer = Workload { sectors: SECTORS, longest: 64, ..Workload::default() }.spawn(first)?;
-    for (machines, percent) in [(&[second][..], 3), (&[first], 3), (&[first, second], 10)] {
+    // Most writes need no new memory: pages and bios are used again.
+    for (machines, percent) in [(&[second][..], 10), (&[first], 10), (&[first, second], 20)] {
         for machine in machines {
             machine.fail_allocations(percent)?;
         }
