@@ -62,7 +62,7 @@ impl World {
                         self.check_timeout(node, limit_ms, line);
                     }
                     // The other node has lost its power, and now this disk fails: that is two failures.
-                    LogLine::DiskError { .. } if !self.is_on(1 - node) => self.only_left(1 - node),
+                    LogLine::DiskError { .. } if self.has_lost_its_end(1 - node) => self.only_left(1 - node),
                     // So it is when the administrator wants a disk that fails not to be let go, and it is the only good one.
                     LogLine::DiskError { .. } if self.passes_on() && !self.is_mirrored(node) => {
                         self.only_left(1 - node)
@@ -208,6 +208,12 @@ impl World {
     /// The administrator wants a disk that fails not to be let go.
     pub fn passes_on(&self) -> bool {
         self.config.disk.on_io_error == OnIoError::PassOn
+    }
+
+    /// This node is without power, or was since it had a connection that the other one still believes in.
+    fn has_lost_its_end(&self, node: usize) -> bool {
+        let gone = self.connection.as_ref().is_some_and(|connection| connection.ends[node].is_none());
+        !self.is_on(node) || gone
     }
 
     fn is_mirrored(&self, node: usize) -> bool {
