@@ -640,3 +640,40 @@ fn a_full_resync_whose_target_is_gone_does_not_begin() {
         }
     }
 }
+
+/// Seed 25000246: the connection broke before the node that had asked to be resynced heard that the Primary agreed. That one took its disk for
+/// Inconsistent, and went on in the same generation: when they met again neither saw a difference.
+#[test]
+fn a_consent_to_a_resync_that_is_lost_means_a_new_generation() {
+    for seed in 1..=SEEDS {
+        for lost in [true, false] {
+            let mut world = synced_with(Config::new(seed));
+            world.ask(1, AdminRequest::Invalidate { volume: VOLUME });
+            let agrees = |world: &World| world.status(0).state.conn == Conn::StartingSyncS;
+            world.run_until("the consent", 60_000, agrees);
+            if !lost {
+                let heard = |world: &World| world.status(1).state.conn == Conn::StartingSyncT;
+                world.run_until("the consent is heard", 60_000, heard);
+            }
+            world.set_network(false);
+            world.reset_connection();
+            assert_eq!(world.status(1).state.disk == Disk::Inconsistent, !lost, "seed {seed}");
+            for block in 0..10 {
+                assert_eq!(world.io(0, WRITE, block * 80, 8), Ok(()), "seed {seed}");
+            }
+            if seed % 2 == 0 {
+                world.power_cut(1);
+                world.boot(1);
+                assert_eq!(world.attach(1), 101, "seed {seed}");
+                assert_eq!(world.connect(1), 1, "seed {seed}");
+            }
+            world.set_network(true);
+            world.run_until("connected", 60_000, |world| world.status(0).state.conn >= Conn::Connected);
+            let _code = world.poll_admin(1);
+            all_the_same(&mut world);
+            if let Err(reason) = world.check_acknowledged(1) {
+                panic!("seed {seed}: {reason}");
+            }
+        }
+    }
+}

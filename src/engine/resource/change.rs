@@ -54,6 +54,7 @@ impl<S: Storage> Engine<S> {
                 .is_some_and(|disk| disk.current() == volume.exposed_uuid && !volume.wrote_elsewhere),
             peer_says_worse: volume.peer.says_worse,
             target_of_growth: volume.resync.of_growth,
+            target_unheard: volume.resync.target_unheard,
         }
     }
 

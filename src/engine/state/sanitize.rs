@@ -87,7 +87,7 @@ const fn range(conn: Conn) -> Range {
 pub fn sanitize(old: State, wanted: State, rules: &Rules) -> Sanitized {
     let mut new = wanted;
     let mut warning = None;
-    forget_the_peer(&mut new);
+    forget_the_peer(old, &mut new, rules);
     warning = end_sync_without_disks(old, &mut new).or(warning);
     warning = end_negotiation(old, &mut new, rules).or(warning);
     settle_while_connected(old, &mut new, rules);
@@ -98,12 +98,16 @@ pub fn sanitize(old: State, wanted: State, rules: &Rules) -> Sanitized {
     Sanitized { state: new, susp_no_data_raised, susp_fencing_raised, warning }
 }
 
-/// Rules 1 and 2: without a connection nothing is known of the peer, except that its disk is bad.
-fn forget_the_peer(new: &mut State) {
+/// Rules 1 and 2: without a connection nothing is known of the peer, except that its disk is bad. That is not known of one that is to
+/// be resynced and has not been heard of since that was agreed on: its disk may be as good as ever. (The C module calls it Consistent
+/// until the resync starts, and forgets that.)
+fn forget_the_peer(old: State, new: &mut State, rules: &Rules) {
     if new.conn < Conn::Connected {
         new.peer_isp = false;
         new.peer = Role::Unknown;
-        if new.pdsk > Disk::Unknown || new.pdsk < Disk::Inconsistent {
+        let agreed = old.conn >= Conn::Connected && old.pdsk == Disk::Inconsistent && new.pdsk == Disk::Inconsistent;
+        let only_agreed = rules.target_unheard && agreed;
+        if new.pdsk > Disk::Unknown || new.pdsk < Disk::Inconsistent || only_agreed {
             new.pdsk = Disk::Unknown;
         }
     }
@@ -254,6 +258,21 @@ mod tests {
         }
         let wanted = State { peer_isp: true, ..CONNECTED };
         assert_eq!(sanitized(CONNECTED, wanted).state, wanted);
+    }
+
+    #[test]
+    fn rule_1_a_target_that_was_not_heard_of_is_unknown() {
+        let source = State { conn: Conn::StartingSyncS, pdsk: Disk::Inconsistent, ..CONNECTED };
+        let lost = State { conn: Conn::BrokenPipe, ..source };
+        let unheard = Rules { target_unheard: true, ..Rules::default() };
+        assert_eq!(sanitize(source, lost, &Rules::default()).state.pdsk, Disk::Inconsistent);
+        assert_eq!(sanitize(source, lost, &unheard).state.pdsk, Disk::Unknown);
+        // What is found out about it later, or is agreed on when the connection ends, is known.
+        let alone = State { pdsk: Disk::Unknown, ..lost };
+        let fenced = State { pdsk: Disk::Inconsistent, ..lost };
+        assert_eq!(sanitize(alone, fenced, &unheard).state.pdsk, Disk::Inconsistent);
+        let outdated = State { pdsk: Disk::Outdated, ..lost };
+        assert_eq!(sanitize(source, outdated, &unheard).state.pdsk, Disk::Outdated);
     }
 
     #[test]

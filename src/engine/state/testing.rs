@@ -40,6 +40,7 @@ impl Random {
     }
 
     pub(crate) fn rules(&mut self) -> Rules {
+        let negotiated = self.flag().then_some((self.pick(Disk::ALL), self.pick(Disk::ALL)));
         Rules {
             net_configured: self.flag(),
             two_primaries: self.flag(),
@@ -50,10 +51,12 @@ impl Random {
             apv: self.pick(&[86, 87, 88, 95, 96, 100, 101]),
             on_no_data_suspend: self.flag(),
             state_sent: self.flag(),
-            negotiated: self.flag().then_some((self.pick(Disk::ALL), self.pick(Disk::ALL))),
+            negotiated,
             ed_uuid_matches: self.flag(),
             peer_says_worse: self.flag(),
             target_of_growth: self.flag(),
+            // The source of a resync does not negotiate its disk.
+            target_unheard: negotiated.is_none() && self.flag(),
         }
     }
 }

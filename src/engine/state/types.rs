@@ -407,6 +407,8 @@ pub struct Rules {
     pub peer_says_worse: bool,
     /// WFSyncUUID was entered because the device has grown: the disk is as good as it was.
     pub target_of_growth: bool,
+    /// The nodes have agreed on a full resync of the peer, and nothing has come from it since: it may not know that it agreed.
+    pub target_unheard: bool,
 }
 
 impl Default for Rules {
@@ -426,6 +428,7 @@ impl Default for Rules {
             ed_uuid_matches: false,
             peer_says_worse: false,
             target_of_growth: false,
+            target_unheard: false,
         }
     }
 }
