@@ -287,10 +287,13 @@ impl World {
         assert!(known, "node {node}: {name} tells of generation {uuid:x}, and the disk has {durable:x?}");
     }
 
-    /// Each resync has a generation of its own, so that half of it is never taken for what it was made of.
+    /// Each resync has a generation of its own, so that half of it is never taken for what it was made of. One that the target has only
+    /// announced itself, when it was to be the source since the same generation, was never that of a disk: this node would be of it, or
+    /// have it behind it, and make another one of it.
     fn check_sync_generation(&self, node: usize, uuid: u64) {
         let known = self.durable_meta(1 - node).1.uuids;
-        let is_new = known.iter().all(|known| (known ^ uuid) & !1 != 0);
+        let mut held = known.iter().enumerate().filter(|(at, _)| *at != UI_BITMAP).map(|(_, known)| known);
+        let is_new = held.all(|known| (known ^ uuid) & !1 != 0);
         assert!(is_new, "node {node} begins a resync as generation {uuid:x}, which its target has: {known:x?}");
     }
 
