@@ -50,7 +50,7 @@ pub fn net(random: &mut Random, kind: Kind) -> NetConf {
             OnCongestion::Disconnect,
         ]);
         conf.cong_fill = random.pick(&[200, 1000, 4000]);
-        conf.cong_extents = random.pick(&[67, 1237]);
+        conf.cong_extents = random.pick(&[20, 1237]);
     }
     if !kind.careful && random.percent(60) {
         let nobody = [

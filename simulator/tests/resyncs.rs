@@ -677,3 +677,30 @@ fn a_consent_to_a_resync_that_is_lost_means_a_new_generation() {
         }
     }
 }
+
+/// A rate that is planned ahead never exceeds `c-max-rate`.
+#[test]
+fn a_resync_that_is_planned_ahead_keeps_to_its_highest_rate() {
+    for seed in 1..=3 {
+        let mut config = Config::new(seed);
+        config.disk.resync_rate = 40_000;
+        config.disk.c_max_rate = 400;
+        let took_ms = resync_ms(config, 200, 0, |_| {});
+        assert!((1_500..4_000).contains(&took_ms), "800 KiB at no more than 400 KiB/s took {took_ms} ms");
+    }
+}
+
+/// With `c-fill-target` that much is to be on its way, and not what arrives in the time of `c-delay-target`.
+#[test]
+fn a_resync_has_as_much_on_its_way_as_it_is_to_have() {
+    for seed in 1..=3 {
+        let [little, much] = [40, 4_000].map(|sectors| {
+            let mut config = Config::new(seed);
+            config.disk.resync_rate = 1_000;
+            config.disk.c_fill_target = sectors;
+            config.disk.c_delay_target = 100;
+            resync_ms(config, 1_000, 0, |_| {})
+        });
+        assert!(little > 2 * much, "seed {seed}: {little} ms with 20 KiB on the way, {much} ms with 2 MB");
+    }
+}

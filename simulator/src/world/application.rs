@@ -57,6 +57,7 @@ impl World {
             flags: IoFlags {
                 fua,
                 preflush: operation.flushes_first(),
+                sync: operation.is_waited_for(),
                 readahead: operation.action == Action::ReadAhead,
                 ..IoFlags::default()
             },

@@ -77,8 +77,9 @@ impl World {
                         data.first().and_then(|&stamp| self.operations.iter().find(|other| other.stamp == stamp));
                     let fua = asked.is_some_and(|asked| asked.action == Action::Write { fua: true });
                     let preflush = asked.is_some_and(Operation::flushes_first);
-                    let [wanted, found] = [(fua, preflush), (flags.fua, flags.preflush)];
-                    assert_eq!(found, wanted, "FUA or PREFLUSH was lost on the way to the peer's disk");
+                    let sync = asked.is_some_and(Operation::is_waited_for);
+                    let [wanted, found] = [(fua, preflush, sync), (flags.fua, flags.preflush, flags.sync)];
+                    assert_eq!(found, wanted, "FUA, PREFLUSH or SYNC was lost on the way to the peer's disk");
                 }
                 Transfer {
                     io,

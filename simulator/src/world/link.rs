@@ -246,6 +246,9 @@ impl World {
             world.check_told(node, name, body);
             world.check_paused(node, name);
             world.check_wire(node, name, body, payload_bytes);
+            if name == "P_STATE_CHG_REPLY" {
+                world.check_wish_answered(node, body);
+            }
             world.note_coming(node, name, body, payload_bytes);
             let range = || trace::packet_range(name, &head, true);
             world.note(|| format!("node {node} {} > {name} {}", SOCKETS[socket], range()));
@@ -462,7 +465,8 @@ impl World {
             head.name(),
             "P_DATA_REQUEST" | "P_RS_DATA_REQUEST" | "P_RS_THIN_REQ" | "P_CSUM_RS_REQUEST" | "P_OV_REQUEST"
         );
-        let before = reads.then(|| self.status(node));
+        let wish = head.name() == "P_STATE_CHG_REQ" && self.config.offers.is_none();
+        let before = (reads || wish).then(|| self.status(node));
         let next = self.engine(node, |engine, now| {
             if let Some(volume) = engine.wants_device_sizes(head) {
                 engine.device_sizes(volume, sizes);
@@ -473,8 +477,10 @@ impl World {
             Next::Payload { size_bytes, .. } => Some(size_bytes),
             _ => None,
         };
-        if let Some(before) = before {
-            self.check_served(node, head.name(), &before);
+        match before {
+            Some(before) if wish => self.note_wish(node, before.state),
+            Some(before) => self.check_served(node, head.name(), &before),
+            None => {}
         }
         self.note_arrival(node, head.name(), bytes, payload_bytes);
         self.note_sync_generation(node, head.name(), bytes);

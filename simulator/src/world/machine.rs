@@ -12,6 +12,7 @@ impl World {
             machine.tear(running, self.config.internal, &mut random);
         }
         machine.incarnation += 1;
+        self.unfences[node] = false;
         for disks in &mut machine.volumes {
             disks.logged = None;
             disks.unflushed.clear();

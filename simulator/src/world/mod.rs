@@ -16,6 +16,7 @@ mod hostile;
 mod link;
 mod machine;
 mod overdue;
+mod policies;
 mod promises;
 mod trace;
 mod wire;
@@ -197,6 +198,11 @@ impl Operation {
     pub fn flushes_first(&self) -> bool {
         self.action == Action::Write { fua: true } && self.stamp % 2 == 0
     }
+
+    /// Somebody waits for it (REQ_SYNC): some of the writes.
+    pub fn is_waited_for(&self) -> bool {
+        matches!(self.action, Action::Write { .. }) && self.stamp % 3 == 0
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -306,6 +312,9 @@ pub struct World {
     calm: calm::Calm,
     wires: [wire::Wire; 2],
     limits: [overdue::Limit; 2],
+    wishes: [policies::Wishes; 2],
+    /// The peer may be unfenced: the program is about to be called.
+    unfences: [bool; 2],
     buffer: Vec<u8>,
 }
 
@@ -374,6 +383,8 @@ impl World {
             calm: Default::default(),
             wires: Default::default(),
             limits: Default::default(),
+            wishes: Default::default(),
+            unfences: [false; 2],
             buffer: vec![0; PACKET_BUFFER_BYTES],
         };
         for (volume, node) in world.volumes().flat_map(|volume| [(volume, 0), (volume, 1)]) {

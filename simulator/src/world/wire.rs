@@ -7,6 +7,8 @@
 //! * A write says which acknowledgement it waits for: that of its protocol, C where the peer's copy is the only good one.
 //! * Data goes as data, zeroes as zeroes, a discard as a discard, of the same range; the peer's disk does what the packet says.
 //! * An epoch has no more writes than `max-epoch-size`, and none that began when another one of it was over.
+//! * The acknowledgement of a barrier counts the writes of its epoch.
+//! * A read is sent when the barrier has been sent of all writes that were over when it began.
 //! * Where both disks are good, a read goes to the one that `read-balancing` names.
 //! * What is sent when too much is on its way is not sent as usual: the node pulls ahead, or disconnects.
 //! * A node serves the peer from a good disk only.
@@ -31,6 +33,7 @@ pub struct SentEpoch {
 #[derive(Clone, Copy, Debug)]
 struct SentWrite {
     volume: VolumeId,
+    block_id: u64,
     sectors: u64,
     barrier: Option<u32>,
 }
@@ -70,10 +73,14 @@ impl World {
     /// That of the present connection.
     fn wire(&mut self, node: usize) -> &mut Wire {
         let link = self.link_of(node).unwrap_or(0);
+        // What is queued now may be sent when the options have changed.
+        let conf = self.nodes[node].running.as_ref().and_then(|running| running.engine.net_conf());
+        let most_writes = conf.map_or(0, |conf| conf.max_epoch_size);
         let wire = &mut self.wires[node];
         if wire.link != link {
             *wire = Wire { link, ..Wire::default() };
         }
+        wire.most_writes = wire.most_writes.max(most_writes);
         wire
     }
 
@@ -184,6 +191,8 @@ impl World {
             return;
         }
         let volume = self.volume;
+        let dual = self.config.net.two_primaries;
+        let _begun = self.wire(node);
         match name {
             "P_DATA" | "P_TRIM" | "P_ZEROES" => {
                 let Some((data, bytes)) = super::promises::described(name, body, payload_bytes) else { return };
@@ -194,6 +203,11 @@ impl World {
                 if let Some((number, _)) = self.named(node, request.block_id) {
                     self.check_range_sent(number, name, request.sector, request.size_bytes);
                     self.note_request_sent(node, number);
+                    let after = self.operations[number].after;
+                    let wire = self.wire(node);
+                    let follows = after.is_some_and(|after| after.link == wire.link && after.number >= wire.epoch);
+                    let open = follows && wire.writes > 0;
+                    assert!(!open || dual, "node {node} reads what it may have written in the same epoch: {request:?}");
                 }
             }
             "P_BARRIER" => {
@@ -250,14 +264,12 @@ impl World {
             assert_eq!((received, written), wanted, "node {node} sends {operation:?} as {data:?}");
             assert_eq!(data.flags.contains(DataFlags::MAY_SET_IN_SYNC), in_sync, "node {node} sends {data:?}");
         }
-        let most = self.engine_of(node).net_conf().map_or(u32::MAX, |conf| conf.max_epoch_size);
         let dual = self.config.net.two_primaries;
         let wire = self.wire(node);
         wire.writes += 1;
-        wire.most_writes = wire.most_writes.max(most);
         let epoch = SentEpoch { link: wire.link, number: wire.epoch };
         assert!(wire.writes <= wire.most_writes, "node {node}: {} writes in one epoch", wire.writes);
-        wire.sent.push(SentWrite { volume, sectors: u64::from(bytes / 512), barrier: None });
+        wire.sent.push(SentWrite { volume, block_id: data.block_id, sectors: u64::from(bytes / 512), barrier: None });
         // A write that the other Primary has overridden is in no epoch any more.
         let follows = operation.after.is_some_and(|after| after.link == epoch.link && after.number >= epoch.number);
         assert!(!follows || dual, "node {node}: {operation:?} is in the same epoch as one that was over before");
@@ -301,6 +313,10 @@ impl World {
         let volume = self.volume.0;
         let exchanges = |state: State| matches!(state.conn, Conn::WFBitMapS | Conn::WFBitMapT);
         let exchanged = exchanges(from) && !exchanges(to);
+        let pulls = to.conn == Conn::Ahead && from.conn != Conn::Ahead;
+        let disconnects = |net: &NetConf| net.on_congestion == OnCongestion::Disconnect;
+        let wrongly = pulls && self.engine_of(node).net_conf().is_some_and(disconnects);
+        assert!(!wrongly, "node {node} pulls ahead, and was to disconnect");
         let target = matches!(from.conn, Conn::SyncTarget | Conn::PausedSyncT);
         let done = target && to.conn == Conn::Connected && to.disk == Disk::UpToDate;
         let honest = self.hostile.is_none();
@@ -323,18 +339,34 @@ impl World {
             "P_PING_ACK" => self.wire(node).heard.values_mut().for_each(|heard| heard.proved = heard.asked),
             "P_BARRIER_ACK" => {
                 if let Ok(ack) = BarrierAck::decode(body) {
+                    self.check_epoch_size(node, &ack);
                     self.wire(node).sent.retain(|write| write.barrier != Some(ack.number));
                 }
             }
             "P_RECV_ACK" | "P_WRITE_ACK" | "P_RS_WRITE_ACK" | "P_SUPERSEDED" | "P_RETRY_WRITE" | "P_NEG_ACK"
             | "P_NEG_DREPLY" => {
                 let ack = BlockAck::decode(body).ok().filter(|ack| ack.block_id != ID_SYNCER);
+                if let ("P_SUPERSEDED" | "P_RETRY_WRITE", Some(ack)) = (name, &ack) {
+                    let sent = &mut self.wire(node).sent;
+                    if let Some(at) = sent.iter().position(|write| write.block_id == ack.block_id) {
+                        sent.remove(at);
+                    }
+                }
                 if let Some(request) = ack.and_then(|ack| RequestId::from_block_id(ack.block_id)) {
                     self.note_request_answered(node, request);
                 }
             }
             _ => {}
         }
+    }
+
+    /// An epoch has all writes that were sent in it, but for those that gave way to writes of the other Primary.
+    fn check_epoch_size(&mut self, node: usize, ack: &BarrierAck) {
+        let sent = self.wire(node).sent.iter().filter(|write| write.barrier == Some(ack.number)).count();
+        assert!(
+            sent == ack.set_size as usize || self.hostile.is_some(),
+            "node {node} has sent {sent} writes in an epoch, and hears {ack:?}"
+        );
     }
 
     /// The peer has answered what a packet of this node asked for.

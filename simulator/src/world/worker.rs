@@ -24,12 +24,15 @@ impl World {
                     Notice::State { from, to, .. } => format!("node {node} STATE {from} -> {to}"),
                     other => format!("node {node} {other:?}"),
                 });
-                if let Notice::State { from, to, .. } = notice {
+                if let Notice::State { from, to, susp, .. } = notice {
                     if from.conn != Conn::WFBitMapT && to.conn == Conn::WFBitMapT {
                         self.check_overwrite(node);
                     }
                     self.check_resync_end(node, from, to);
                     self.check_state_change(node, from, to);
+                    self.check_suspended(node, from, to, susp);
+                    self.check_helper_called(node, from, to);
+                    self.check_unfenced(node, from, to);
                     let good = |state: State| (state.disk, state.pdsk) == (Disk::UpToDate, Disk::UpToDate);
                     if good(to) && !good(from) && self.both_good() {
                         self.check_differences();
@@ -45,6 +48,9 @@ impl World {
             }
             Work::Log(line) => {
                 self.note(|| format!("node {node} LOG {line}"));
+                if let LogLine::DiskError { .. } = line {
+                    self.note_disk_error(node);
+                }
                 match line {
                     LogLine::Fault { fault } => {
                         // A ping waits behind what is queued for the socket.
@@ -78,6 +84,7 @@ impl World {
                     LogLine::Decision { comparison, decision, by, .. } => {
                         self.rules.insert(format!("{:?}", comparison.rule));
                         self.note_decision(node, decision);
+                        self.check_decision(node, &comparison, decision, by);
                         self.overwrite_allowed |= matches!(by, DecidedBy::Policy(_) | DecidedBy::DiscardMyData);
                         if let SyncDecision::Refuse(reason) = decision {
                             self.refused_excusably |= !self.unheard.is_empty()
@@ -90,7 +97,11 @@ impl World {
                 }
                 assert!(!matches!(line, LogLine::InternalError { .. }), "node {node}: {line}");
             }
-            Work::Helper { helper, ticket, .. } => {
+            Work::Helper { helper, ticket, volume } => {
+                if let (Helper::LocalIoError, Some(volume)) = (helper, volume) {
+                    self.at(volume, |world| world.nodes[node].device.helper_due = false);
+                }
+                self.unfences[node] &= helper != Helper::UnfencePeer;
                 let exit_code = self.exit_code(node, helper);
                 self.helpers.push((node, helper));
                 self.note(|| format!("node {node} helper {helper} -> {exit_code}"));
