@@ -1,6 +1,6 @@
 //! Writes of two Primaries that meet.
 
-use engine::resource::AdminRequest;
+use engine::resource::{AdminRequest, AlgorithmName};
 use engine::state::{Conn, Disk};
 use simulator::node::VOLUME;
 use simulator::world::Action;
@@ -320,5 +320,35 @@ fn a_demotion_waits_for_the_cache_of_the_other_one_where_writes_have_met() {
             panic!("seed {seed}: {reason}");
         }
         assert_eq!(world.nodes[0].data.first_difference(&world.nodes[1].data, SECTORS), None, "seed {seed}");
+    }
+}
+
+/// Seed 27001891: what a verify finds out is told over the meta socket, and every write waited on the other node for what had been
+/// found before. Where that waited for a slow socket the write was given up, and the connection with it.
+#[test]
+fn writes_do_not_wait_for_the_results_of_a_verify() {
+    for seed in 1..=20 {
+        let mut config = config(seed);
+        config.limits.peer_requests = 512;
+        config.disk.c_plan_ahead = 0;
+        config.disk.resync_rate = 1_000_000;
+        config.net.verify_alg = AlgorithmName::from_bytes(b"crc32c").expect("short");
+        let mut world = two_primaries_with(config);
+        warm_up(&mut world);
+        world.config.sent_us_most = 60;
+        let verify = AdminRequest::Verify { volume: VOLUME, start_sector: Some(0), stop_sector: None };
+        assert_eq!(world.admin(0, verify), 1, "seed {seed}");
+        // What the peer has read comes all at once, and then there is much to tell.
+        world.set_direction(1, false);
+        world.run_for_ms(1300);
+        world.config.sent_us_most = 20_000;
+        world.set_direction(1, true);
+        for block in 0..10 {
+            world.run_for_ms(20);
+            world.start(0, Action::Write { fua: false }, block * 8, 8);
+        }
+        world.run_until("the writes", 60_000, |world| world.open_operations() == 0);
+        assert_eq!(world.faults, [], "seed {seed}");
+        assert!(world.status(0).state.conn >= Conn::Connected, "seed {seed}: {:?}", world.status(0).state);
     }
 }

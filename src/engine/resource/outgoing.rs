@@ -116,6 +116,16 @@ pub(super) enum MetaOut {
     ConnectionReply { code: i32 },
 }
 
+impl MetaOut {
+    /// It acknowledges or refuses a write of the peer's application, which may let a write begin here that waited for it.
+    fn answers_write(self) -> bool {
+        use Command::{NegAck, RecvAck, RetryWrite, RsWriteAck, Superseded, WriteAck};
+        let MetaOut::Ack { command, block_id, .. } = self else { return false };
+        let answers = matches!(command, RecvAck | WriteAck | RsWriteAck | Superseded | RetryWrite | NegAck);
+        answers && block_id != ID_SYNCER
+    }
+}
+
 /// What the data sender is sending right now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sending {
@@ -158,7 +168,7 @@ impl<S: Storage> Engine<S> {
         // Drawn here and not when it is sent: a write that starts because of what is acknowledged has a later number, so that
         // the peer does not take it for one that meets its own. spec: wire-protocol 3.5, 6
         let seq = match packet {
-            MetaOut::Ack { volume, .. } => self.sequence(volume),
+            MetaOut::Ack { volume, .. } if packet.answers_write() => self.sequence(volume),
             _ => 0,
         };
         if !self.meta_out.push((packet, seq)) {
@@ -307,6 +317,15 @@ impl<S: Storage> Engine<S> {
         self.volume_mut(id).map_or(0, |volume| {
             volume.packet_seq = volume.packet_seq.wrapping_add(1);
             volume.packet_seq
+        })
+    }
+
+    /// The number of an acknowledgement that is sent now. One that no write can depend on repeats the last: where many of them wait for a
+    /// slow socket the peer would wait for all of them before it takes the next write.
+    fn sequence_of_ack(&mut self, id: VolumeId, drawn: Option<u32>) -> u32 {
+        self.volume_mut(id).map_or(0, |volume| {
+            volume.acked_seq = drawn.unwrap_or(volume.acked_seq);
+            volume.acked_seq
         })
     }
 
@@ -644,6 +663,7 @@ impl<S: Storage> Engine<S> {
         }
         let head_bytes = match packet {
             MetaOut::Ack { command, volume, sector, block_id, size_bytes } => {
+                let seq = self.sequence_of_ack(volume, packet.answers_write().then_some(seq));
                 let ack = BlockAck { sector, block_id, size_bytes, seq };
                 let number = self.number(volume);
                 self.packet(buffer, command, number, 0, |body| ack.encode(body))
@@ -784,6 +804,7 @@ impl<S: Storage> Engine<S> {
         let discard_my_data = self.link.discarding;
         self.with_volume(id, |volume| {
             volume.packet_seq = 0;
+            volume.acked_seq = 0;
             volume.peer_seq = 0;
             volume.discard_my_data = discard_my_data;
             volume.degraded_wait = false;

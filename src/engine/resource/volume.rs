@@ -375,6 +375,8 @@ pub(super) struct Volume<S: Storage> {
     pub(super) holds: u32,
     pub(super) counters: Counters,
     pub(super) packet_seq: u32,
+    /// Number of the last acknowledgement that was sent.
+    pub(super) acked_seq: u32,
     pub(super) peer_seq: u32,
     /// With `read-balancing round-robin`, the next read goes to the peer; the first one does not.
     pub(super) next_read_remote: bool,
@@ -445,6 +447,7 @@ impl<S: Storage> Volume<S> {
             holds: 0,
             counters: Counters::default(),
             packet_seq: 0,
+            acked_seq: 0,
             peer_seq: 0,
             next_read_remote: false,
             log: LogWaiters::NONE,
