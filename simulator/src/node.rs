@@ -147,8 +147,6 @@ pub struct Device {
     pub attaching: Attaching,
     /// When the disks were closed last.
     pub released_us: u64,
-    /// The disk has failed, and a program is to be called because of that.
-    pub helper_due: bool,
 }
 
 /// A machine. Fields of a volume are those of the one the world looks at, see [`crate::World::at`].

@@ -6,6 +6,7 @@ impl World {
     /// Asks for something; the answer is fetched with [`World::poll_admin`].
     pub fn ask(&mut self, node: usize, request: AdminRequest<'_>) {
         self.note(|| format!("node {node} asks {request:?}").chars().take(120).collect());
+        self.gives_up[node] = matches!(request, AdminRequest::Invalidate { .. });
         self.engine(node, |engine, now| engine.admin(request, now));
     }
 
@@ -17,6 +18,7 @@ impl World {
         }
         let code = self.engine(node, |engine, _| engine.admin_result())?.code;
         self.note(|| format!("node {node} answer {code}"));
+        self.gives_up[node] = false;
         let attached = self.volumes().find(|volume| self.attaching(node, *volume) == Attaching::Begun);
         self.at(attached.unwrap_or(VOLUME), |world| world.attach_answered(node, code))
     }
@@ -25,6 +27,7 @@ impl World {
     #[track_caller]
     pub fn admin(&mut self, node: usize, request: AdminRequest<'_>) -> i32 {
         self.note(|| format!("node {node} admin {request:?}").chars().take(200).collect());
+        self.gives_up[node] = matches!(request, AdminRequest::Invalidate { .. });
         self.engine(node, |engine, now| engine.admin(request, now));
         self.admin_answer(node)
     }

@@ -13,6 +13,7 @@ impl World {
         }
         machine.incarnation += 1;
         self.unfences[node] = false;
+        self.helpers_due.retain(|(due, _)| *due != node);
         for disks in &mut machine.volumes {
             disks.logged = None;
             disks.unflushed.clear();

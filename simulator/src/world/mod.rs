@@ -312,7 +312,11 @@ pub struct World {
     calm: calm::Calm,
     wires: [wire::Wire; 2],
     limits: [overdue::Limit; 2],
+    /// Its administrator has asked to give up its data, and has no answer yet.
+    gives_up: [bool; 2],
     wishes: [policies::Wishes; 2],
+    /// Volumes whose disk has failed, and a program is to be called because of that.
+    helpers_due: BTreeSet<(usize, VolumeId)>,
     /// The peer may be unfenced: the program is about to be called.
     unfences: [bool; 2],
     buffer: Vec<u8>,
@@ -383,7 +387,9 @@ impl World {
             calm: Default::default(),
             wires: Default::default(),
             limits: Default::default(),
+            gives_up: [false; 2],
             wishes: Default::default(),
+            helpers_due: BTreeSet::new(),
             unfences: [false; 2],
             buffer: vec![0; PACKET_BUFFER_BYTES],
         };

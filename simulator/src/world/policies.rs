@@ -111,12 +111,14 @@ impl World {
     /// A disk is being let go because it has failed: the program that may be called is called first.
     pub(super) fn note_disk_error(&mut self, node: usize) {
         let calls = self.config.disk.on_io_error == OnIoError::CallLocalIoError;
-        self.nodes[node].device.helper_due = calls && self.hostile.is_none();
+        if calls && self.hostile.is_none() {
+            self.helpers_due.insert((node, self.volume));
+        }
     }
 
     /// The disk is let go.
     pub(super) fn check_helper_called(&mut self, node: usize, from: State, to: State) {
-        let due = self.nodes[node].device.helper_due;
+        let due = self.helpers_due.contains(&(node, self.volume));
         let gone = from.disk == Disk::Failed && to.disk == Disk::Diskless;
         assert!(!(due && gone), "node {node}: the disk has failed, and local-io-error was not called");
     }

@@ -133,7 +133,7 @@ impl World {
         let now = self.status(node).state;
         if matches!(operation.action, Action::Read | Action::ReadAhead) {
             let remote = self.balanced(node, operation.sector, &before.status);
-            if let Some(remote) = remote.filter(|_| good && !self.overwrite_allowed) {
+            if let Some(remote) = remote.filter(|_| good && !self.overwrite_allowed && !self.gives_up[node]) {
                 assert!(
                     remote != view.on_disk,
                     "node {node}: {operation:?} is read from the other disk than it should"

@@ -99,7 +99,7 @@ impl World {
             }
             Work::Helper { helper, ticket, volume } => {
                 if let (Helper::LocalIoError, Some(volume)) = (helper, volume) {
-                    self.at(volume, |world| world.nodes[node].device.helper_due = false);
+                    self.helpers_due.remove(&(node, volume));
                 }
                 self.unfences[node] &= helper != Helper::UnfencePeer;
                 let exit_code = self.exit_code(node, helper);
