@@ -202,3 +202,35 @@ fn a_node_without_disk_believes_its_peer_that_has_old_data() {
         all_the_same(&mut world, seed);
     }
 }
+
+/// Seed 4123: a disk that is attached while connected meets a split brain. The node with the good disk refused, and told nothing of it; the other
+/// one waited for its verdict for ever. (The C module does.)
+#[test]
+fn a_disk_that_meets_a_split_brain_is_let_go() {
+    for seed in 1..=SEEDS / 10 {
+        let mut world = parted(seed, &[]);
+        // The other half goes its own way as well.
+        assert_eq!(world.admin(1, AdminRequest::Primary { volume: VOLUME, force: false }), 1);
+        assert_eq!(world.io(1, WRITE, 128, 8), Ok(()));
+        for node in 0..2 {
+            assert_eq!(world.admin(node, AdminRequest::Secondary { volume: VOLUME }), 1);
+        }
+        let attacher = (seed % 2) as usize;
+        assert_eq!(world.admin(attacher, DETACH), 1);
+        world.run_until("detached", 10_000, |world| !world.status(attacher).has_disk);
+        for node in 0..2 {
+            assert_eq!(world.connect(node), 1);
+        }
+        world.run_until("connected", 60_000, |world| {
+            (0..2).all(|node| world.status(node).state.conn == Conn::Connected)
+        });
+        assert_eq!(world.attach(attacher), 101, "seed {seed}");
+        world.run_until("let go", 10_000, |world| world.status(attacher).state.disk == Disk::Diskless);
+        let state = world.status(1 - attacher).state;
+        assert_eq!(
+            (state.conn, state.disk, state.pdsk),
+            (Conn::Connected, Disk::UpToDate, Disk::Diskless),
+            "seed {seed}"
+        );
+    }
+}

@@ -5,7 +5,7 @@
 //! own state must be the same both times; if it changed meanwhile the caller starts over.
 
 use super::decide::SyncDecision;
-use crate::state::{Conn, Disk, State};
+use crate::state::{Conn, Disk, Role, State};
 use core::fmt;
 
 /// The outcome of the decision about a resync.
@@ -260,10 +260,17 @@ fn apply(input: &PeerStateInput, conn: Conn, peer_disk: Disk) -> PeerStateAction
     if frozen && (rebooted || input.takes_not_all) && conn == Conn::Connected && own.conn < Conn::Connected {
         return PeerStateAction::Refuse(PeerStateRefusal::PeerRebooted);
     }
-    let send_uuids_and_state = own.conn > Conn::WFReportParams
+    let wants_resync = own.conn > Conn::WFReportParams
         && conn > Conn::Connected
         && received.conn <= Conn::Connected
         && received.disk != Disk::Negotiating;
+    // A disk that is not taken has to come to the same verdict, which it does where this node refused neither because it is Primary nor
+    // for its own disk. (The C module leaves it waiting.)
+    let not_taken = own.conn > Conn::WFReportParams
+        && received.disk == Disk::Negotiating
+        && (own.role, own.disk) == (Role::Secondary, Disk::UpToDate)
+        && matches!(input.handshake, Some(HandshakeResult::Failed { .. }));
+    let send_uuids_and_state = wants_resync || not_taken;
     PeerStateAction::Apply { new, soft, send_uuids_and_state }
 }
 
@@ -271,7 +278,7 @@ fn apply(input: &PeerStateInput, conn: Conn, peer_disk: Disk) -> PeerStateAction
 mod tests {
     use super::super::decide::RefuseReason;
     use super::*;
-    use crate::state::{testing::Random, Role};
+    use crate::state::testing::Random;
 
     const GOOD: State = State {
         role: Role::Primary,
