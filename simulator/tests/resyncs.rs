@@ -704,3 +704,33 @@ fn a_resync_has_as_much_on_its_way_as_it_is_to_have() {
         assert!(little > 2 * much, "seed {seed}: {little} ms with 20 KiB on the way, {much} ms with 2 MB");
     }
 }
+
+/// Seed 27000480: everything was copied, and the target had asked whether the source knew. A read of the application failed on its disk
+/// before the answer came, and marked a block: the resync was over all the same, and the block stayed marked.
+#[test]
+fn what_cannot_be_read_at_the_end_of_a_resync_is_copied_before_it_is_over() {
+    let mut late = 0u64;
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.disk.on_io_error = OnIoError::PassOn;
+        config.sent_us_most = 20_000;
+        let mut world = synced_with(config);
+        assert_eq!(world.io(0, WRITE, 0, 64), Ok(()), "seed {seed}");
+        world.run_for_ms(2000);
+        world.ask(0, AdminRequest::Invalidate { volume: VOLUME });
+        let copied = |world: &World| {
+            let status = world.status(0);
+            status.state.conn == Conn::SyncTarget && status.bits_out_of_sync == 0
+        };
+        world.run_until("everything copied", 300_000, copied);
+        world.nodes[0].faults.read_percent = 100;
+        assert_eq!(world.io(0, Action::Read, 8, 8), Ok(()), "seed {seed}");
+        world.nodes[0].faults.read_percent = 0;
+        if world.status(0).state.conn == Conn::Connected {
+            late += 1;
+            continue;
+        }
+        all_the_same(&mut world);
+    }
+    assert!(late < SEEDS / 2, "{late} reads came too late");
+}

@@ -422,7 +422,16 @@ impl<S: Storage> Engine<S> {
     /// A ping was answered that was sent after everything now waiting for it.
     pub(super) fn resync_ping_answered(&mut self) {
         for id in self.volume_ids() {
-            if self.volume(id).is_some_and(|volume| volume.resync.end == ResyncEnd::Ping) {
+            if !self.volume(id).is_some_and(|volume| volume.resync.end == ResyncEnd::Ping) {
+                continue;
+            }
+            // What a read of the application could not get from the own disk meanwhile has to be copied as well.
+            let given_up = self.bits_given_up(id);
+            let goes_on =
+                self.runs_resync(id, Conn::SyncTarget) && self.volume(id).is_some_and(|v| v.weight() > given_up);
+            if goes_on {
+                self.with_volume(id, |volume| volume.resync.end = ResyncEnd::No);
+            } else {
                 self.resync_finished(id);
             }
         }
