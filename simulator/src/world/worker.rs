@@ -153,10 +153,16 @@ impl World {
     /// A node whose peer has lost its disk goes on alone.
     fn note_generation(&mut self, node: usize, current: u64) {
         let other = 1 - node;
+        // As it was then: the engine may have gone on, and have lost the connection (seed 27001617 with several volumes).
+        let told = self.history.iter().rev().find_map(|&(of, notice)| match notice {
+            Notice::State { volume, to, .. } if of == node && volume == self.volume => Some(to),
+            _ => None,
+        });
+        let state = told.unwrap_or(self.status(node).state);
         // Perhaps it has consented to that only now, and the consent does not arrive.
-        let promoted = self.status(node).state.peer == Role::Primary;
+        let promoted = state.peer == Role::Primary;
         let has_primary = self.is_on(other) && (promoted || self.status(other).state.role == Role::Primary);
-        if has_primary && self.status(node).state.conn >= Conn::Connected {
+        if has_primary && state.conn >= Conn::Connected {
             self.unheard.insert((self.volume, current & !1));
         }
     }
