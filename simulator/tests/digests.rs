@@ -661,3 +661,28 @@ fn the_integrity_algorithm_changes_under_load() {
         },
     );
 }
+
+/// Seed 19005302: the last ping of a verify stood behind all its results, which came at once and left one by one, and was late before it
+/// had been sent.
+#[test]
+fn a_ping_that_waits_for_its_turn_is_not_late() {
+    for seed in 1..=10 {
+        let mut config = Config::new(seed);
+        (config.internal, config.sectors) = (false, 1_600);
+        config.limits.peer_requests = 512;
+        (config.disk.c_plan_ahead, config.disk.resync_rate) = (0, 1_000_000);
+        config.net.verify_alg = algorithm("crc32c");
+        config.sent_us_most = 60;
+        let mut world = World::new(config);
+        synced(&mut world);
+        assert_eq!(world.admin(0, verify(Some(0), None)), 1, "seed {seed}");
+        world.set_direction(1, false);
+        world.run_for_ms(400);
+        world.config.sent_us_most = 20_000;
+        world.set_direction(1, true);
+        world.run_for_ms(200);
+        assert!(world.engine_of(0).usage().queued > 60, "seed {seed}: {:?}", world.engine_of(0).usage());
+        verified(&mut world);
+        assert_eq!(world.faults, [], "seed {seed}");
+    }
+}

@@ -154,8 +154,10 @@ pub(super) struct Link {
     pub(super) sending_meta: bool,
     /// A P_PING has not been answered.
     pub(super) ping_outstanding: bool,
-    /// When it was asked for.
+    /// When it was given to the socket.
     pub(super) ping_since_ms: u64,
+    /// It has not been given to the socket yet.
+    pub(super) ping_queued: bool,
     /// Another ping has to follow the one under way.
     pub(super) ping_again: bool,
     /// A bitmap is being received for this volume: no other packet may come between.
@@ -215,6 +217,7 @@ impl Link {
             sending_meta: false,
             ping_outstanding: false,
             ping_since_ms: 0,
+            ping_queued: false,
             ping_again: false,
             bitmap_for: None,
             up_since_ms: 0,
@@ -280,6 +283,7 @@ impl<S: Storage> Engine<S> {
         link.peer_dry_run = false;
         link.disconnect_sent = false;
         link.ping_outstanding = false;
+        link.ping_queued = false;
         link.ping_again = false;
         link.bitmap_for = None;
         link.received_epoch = ReceivedEpoch::default();
@@ -432,6 +436,7 @@ impl<S: Storage> Engine<S> {
         self.link.state_sent = false;
         self.link.bitmap_for = None;
         self.link.ping_outstanding = false;
+        self.link.ping_queued = false;
         self.link.ping_again = false;
         for id in self.volume_ids() {
             self.cancel_resync(id);
@@ -492,8 +497,10 @@ impl<S: Storage> Engine<S> {
             self.ping();
             return Ok(());
         }
-        // A ping that was asked for while the reader waited for something else has its whole time still.
-        if self.now_ms.saturating_sub(self.link.ping_since_ms) < u64::from(self.link.net.ping_timeo) * 100 {
+        // A ping that was asked for while the reader waited for something else has its whole time still. One that waits behind other
+        // packets is not late; that the socket takes nothing is noticed by whoever sends.
+        let waited_ms = self.now_ms.saturating_sub(self.link.ping_since_ms);
+        if self.link.ping_queued || waited_ms < u64::from(self.link.net.ping_timeo) * 100 {
             return Ok(());
         }
         Err(self.fail(Fault::PingTimeout, Conn::NetworkFailure))
@@ -509,8 +516,14 @@ impl<S: Storage> Engine<S> {
 
     fn ping(&mut self) {
         self.link.ping_outstanding = true;
-        self.link.ping_since_ms = self.now_ms;
+        self.link.ping_queued = true;
         self.queue_meta(MetaOut::Ping);
+    }
+
+    /// The ping goes to the socket now.
+    pub(super) fn ping_sent(&mut self) {
+        self.link.ping_queued = false;
+        self.link.ping_since_ms = self.now_ms;
     }
 
     /// Asks for a ping that is sent from now on: its answer proves that the peer has processed everything that was

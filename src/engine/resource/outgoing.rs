@@ -672,7 +672,10 @@ impl<S: Storage> Engine<S> {
                 let ack = BarrierAck { number, set_size };
                 self.packet(buffer, Command::BarrierAck, 0, 0, |body| ack.encode(body))
             }
-            MetaOut::Ping => self.packet(buffer, Command::Ping, 0, 0, |_| Ok(0)),
+            MetaOut::Ping => {
+                self.ping_sent();
+                self.packet(buffer, Command::Ping, 0, 0, |_| Ok(0))
+            }
             MetaOut::PingAck => self.packet(buffer, Command::PingAck, 0, 0, |_| Ok(0)),
             MetaOut::StateReply { volume, code } => {
                 let reply = StateReply { code };
