@@ -279,6 +279,8 @@ pub struct World {
     pub old_data_refused: u64,
     /// Generations that a node began for its own data while it was connected with a Primary, which has not heard of them since.
     unheard: BTreeSet<(VolumeId, u64)>,
+    /// The last size that this node has refused was too small for a Primary without a disk.
+    outgrown: [bool; 2],
     /// There were some when the nodes refused each other; or the Primary was the target of a resync whose source missed the end, and then that
     /// is to be its source again (rule 35; the C module refuses as well).
     refused_excusably: bool,
@@ -365,6 +367,7 @@ impl World {
             refusals: Vec::new(),
             old_data_refused: 0,
             unheard: BTreeSet::new(),
+            outgrown: [false; 2],
             refused_excusably: false,
             events: 0,
             faults: Vec::new(),

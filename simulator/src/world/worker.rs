@@ -60,9 +60,12 @@ impl World {
                         if let Fault::SameSide { .. } = fault {
                             self.refusals.push(format!("node {node}: {fault}"));
                         }
-                        if !(fault == Fault::SizeRefused && self.has_outgrown_its_peer(node)) {
+                        if !(fault == Fault::SizeRefused && self.outgrown[node]) {
                             self.faults.push((node, fault));
                         }
+                    }
+                    LogLine::SizeRefused { volume, own_sectors, offered_sectors } => {
+                        self.note_size_refused(node, volume, own_sectors, offered_sectors);
                     }
                     LogLine::RequestTimeout { limit_ms } | LogLine::DiskTimeout { limit_ms, .. } => {
                         self.check_timeout(node, limit_ms, line);
@@ -239,14 +242,11 @@ impl World {
     }
 
     /// This Primary has lost its disk, and lost its peer before that could grow with it: what the peer offers is too small for
-    /// what the application has seen (seeds 3018024, 20008867).
-    fn has_outgrown_its_peer(&self, node: usize) -> bool {
-        let other = 1 - node;
-        let [own, peer] = [&self.nodes[node], &self.nodes[other]];
-        let (Some(own), Some(peer)) = (own.running.as_ref(), peer.running.as_ref()) else { return false };
-        let [own, peer] = [own, peer].map(|running| running.engine.volume_status(self.volume).expect("volume"));
-        let is_larger = peer.state.disk >= Disk::Negotiating && own.size_sectors > peer.size_sectors;
-        own.state.role == Role::Primary && own.state.disk <= Disk::Failed && is_larger
+    /// what the application has seen, even if its disk has grown since (seeds 3018024, 20008867; 31002426 with several volumes).
+    fn note_size_refused(&mut self, node: usize, volume: VolumeId, own_sectors: u64, offered_sectors: u64) {
+        let state = self.engine_of(node).volume_status(volume).expect("volume").state;
+        self.outgrown[node] =
+            state.role == Role::Primary && state.disk <= Disk::Failed && offered_sectors < own_sectors;
     }
 
     /// This node's data is about to be overwritten: is what was acknowledged and is only here given up by somebody?
