@@ -145,6 +145,8 @@ struct Driver {
     asked: [Asked; 2],
     /// Volumes one of whose disks got new meta data in the end.
     started_over: BTreeSet<VolumeId>,
+    /// Turns of the mending in which an answer was still awaited.
+    turns_waited: u32,
     /// The node whose data of a volume is being given up, or may be before long.
     invalidating: BTreeMap<VolumeId, usize>,
     /// How often the disks have grown.
@@ -195,6 +197,7 @@ impl Driver {
             weak,
             asked: [Asked::Nothing; 2],
             started_over: BTreeSet::new(),
+            turns_waited: 0,
             invalidating: BTreeMap::new(),
             grown: 0,
             damages: 0,
@@ -650,6 +653,8 @@ impl Driver {
 
     /// One request at a time: another volume's turn comes first each time.
     fn mend_volumes(&mut self, turn: u32, bad_turns: u32) {
+        // A program that fences may take many turns, and nothing else can be asked for meanwhile (seed 31002881 with several volumes).
+        self.turns_waited += u32::from(self.asked != [Asked::Nothing; 2]);
         // Where all are in sync something else is still to be done.
         let all = self.all(Driver::volume_in_sync);
         let before = self.volume();
@@ -666,7 +671,7 @@ impl Driver {
     }
 
     fn mend(&mut self, turn: u32, bad_turns: u32) {
-        if turn > 20 && self.is_hopeless() && self.start_over() {
+        if turn.saturating_sub(self.turns_waited) > 20 && self.is_hopeless() && self.start_over() {
             return;
         }
         if !self.dual && (0..2).all(|node| self.is_primary(node)) {
