@@ -34,6 +34,8 @@ pub struct Written {
     pub early: bool,
     /// It was made under protocol C.
     pub strict: bool,
+    /// The other Primary's write that it met is in its place: wherever that is, and no longer than that is.
+    pub superseded: bool,
 }
 
 impl Written {
@@ -72,6 +74,7 @@ impl Oracle {
             doomed: false,
             early: false,
             strict: false,
+            superseded: false,
         });
         for sector in sector..sector + count {
             self.by_sector.entry((self.looked_at, sector)).or_default().push(index as u32);
@@ -104,8 +107,26 @@ impl Oracle {
         }
     }
 
-    /// The power of the node failed that its writes were made on: what no flush has made durable may be gone.
+    /// The other Primary has answered that one of its own writes takes the place of this one.
+    pub fn superseded(&mut self, stamp: Stamp) {
+        self.writes[stamp as usize - 1].superseded = true;
+    }
+
+    /// The power of the node failed that its writes were made on: what no flush has made durable may be gone. With it goes what it had
+    /// superseded, which was never on this node's disk.
     pub fn power_cut(&mut self, node: usize) {
+        let gone: Vec<Written> =
+            self.writes_on(node).filter(|write| !write.stable).map(|write| write.clone()).collect();
+        let in_place_of = |write: &Written| {
+            gone.iter().any(|winner| {
+                let (own, others) = (write.sectors(), winner.sectors());
+                let meet = own.start < others.end && others.start < own.end;
+                meet && winner.start_us <= write.end_us && write.start_us <= winner.end_us
+            })
+        };
+        for write in self.writes_on(1 - node).filter(|write| write.superseded && in_place_of(write)) {
+            write.end_us = NEVER;
+        }
         for write in self.writes_on(node).filter(|write| !write.stable) {
             write.end_us = NEVER;
         }
@@ -245,5 +266,21 @@ mod tests {
         assert!(!may_hold(0, 0), "the peer has that");
         assert!(!may_hold(1, old) && may_hold(1, late), "not made under protocol A");
         assert!(!may_hold(2, other[0]) && may_hold(2, other[1]), "of the other node");
+    }
+
+    /// Seed 34002467: two Primaries wrote one sector, and the node whose write counted lost its power before it had flushed.
+    #[test]
+    fn what_was_superseded_is_gone_with_what_took_its_place() {
+        let (winner, loser) = (0, 1);
+        for (node, start_us, is_kept) in [(winner, 12, false), (winner, 30, true), (loser, 12, true)] {
+            let mut oracle = Oracle::default();
+            let superseded = oracle.begin(loser, 0, 8, false, 10);
+            let other = oracle.begin(node, 7, 8, false, start_us);
+            oracle.superseded(superseded);
+            oracle.acknowledge(superseded, false, 20);
+            oracle.acknowledge(other, false, 40);
+            oracle.power_cut(winner);
+            assert_eq!(oracle.check(0, 0, 1000, 1001).is_err(), is_kept, "by a write of node {node} at {start_us}");
+        }
     }
 }

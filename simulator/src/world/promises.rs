@@ -420,6 +420,9 @@ impl World {
             let operation = &mut self.operations[upper.operation];
             operation.answered = true;
             operation.answered_us.get_or_insert(self.now_us);
+            if name == "P_SUPERSEDED" && operation.stamp != 0 {
+                self.oracle.superseded(operation.stamp);
+            }
         }
     }
 
