@@ -3,7 +3,7 @@
 use engine::metadata::superblock::UI_CURRENT;
 use engine::netlink::{OnCongestion, OnIoError, ResizeParms, WireProtocol};
 use engine::resource::{AdminRequest, AlgorithmName, Fault, Helper};
-use engine::state::{Conn, Disk};
+use engine::state::{Conn, Disk, Outcome, StateError};
 use simulator::node::VOLUME;
 use simulator::scenario::{all_the_same, good, synced_with};
 use simulator::world::Action;
@@ -611,6 +611,61 @@ fn a_resync_begins_when_the_peer_has_answered_what_it_was_asked() {
         assert_eq!(world.status(0).state.disk, Disk::Diskless, "seed {seed}");
         assert_eq!(world.attach(0), 101, "seed {seed}");
         all_the_same(&mut world);
+    }
+}
+
+/// Seed 34010582: the source lost its disk when the target had its sync UUID and waited for a program. What that had was as good as before, and
+/// it began a generation on top of the sync UUID, to which nothing led from the source's disk: a split brain when that came back.
+#[test]
+fn new_space_that_is_not_resynced_leads_to_no_other_generation() {
+    let mut stayed_good = 0;
+    for seed in 1..=4 * SEEDS {
+        let mut world = about_to_sync_new_space(seed);
+        let asks = |world: &World| world.helpers.contains(&(1, Helper::BeforeResyncTarget));
+        world.run_until("the target has the sync UUID", 10_000, asks);
+        world.ask(0, AdminRequest::Detach { volume: VOLUME, force: true });
+        world.run_until("the loss is known", 10_000, |world| world.status(1).state.pdsk == Disk::Diskless);
+        if world.status(1).state.disk != Disk::UpToDate {
+            continue;
+        }
+        stayed_good += 1;
+        world.start(0, WRITE, 0, 8);
+        world.run_until("the write", 10_000, |world| world.open_operations() == 0);
+        world.run_for_ms(1_000);
+        assert_eq!(world.poll_admin(0), Some(1), "seed {seed}");
+        assert_eq!(world.attach(0), 101, "seed {seed}");
+        all_the_same(&mut world);
+        assert_eq!(world.refusals, Vec::<String>::new(), "seed {seed}");
+    }
+    assert!(stayed_good > 0, "the disk never failed in time");
+}
+
+/// Seed 34007807: a request for a full resync came when the disk was gone. None began, but the disk of the node that had asked counted as
+/// worthless from then on.
+#[test]
+fn a_full_resync_without_a_disk_makes_no_disk_worthless() {
+    for seed in 1..=SEEDS {
+        for request in [AdminRequest::Invalidate { volume: VOLUME }, AdminRequest::InvalidateRemote { volume: VOLUME }]
+        {
+            let mut world = synced_with(Config::new(seed));
+            world.set_direction(0, false);
+            world.ask(0, request);
+            world.run_for_ms(1);
+            assert_eq!(world.admin(1, AdminRequest::Detach { volume: VOLUME, force: true }), 1, "seed {seed}");
+            world.run_until("the disk is gone", 1_000, |world| !world.status(1).has_disk);
+            world.set_direction(0, true);
+            let code = world.admin_answer(0);
+            let refused = code == StateError::CwFailedByPeer.code();
+            assert!(refused || code == Outcome::NothingToDo.code(), "seed {seed}: {code}");
+            world.run_for_ms(1_000);
+            for node in 0..2 {
+                let state = world.status(node).state;
+                let [own, peer] = if node == 0 { [state.disk, state.pdsk] } else { [state.pdsk, state.disk] };
+                assert_eq!((state.conn, own, peer), (Conn::Connected, Disk::UpToDate, Disk::Diskless), "seed {seed}");
+            }
+            assert_eq!(world.attach(1), 101, "seed {seed}");
+            all_the_same(&mut world);
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use super::outgoing::Control;
 use super::slots::Local;
 use super::volume::{DiskError, ResyncEnd, ResyncStart, NEW_BITMAP_OFFSET};
 use super::work::{LogLine, Notice, Overall, Work};
-use super::{Engine, Sabotage};
+use super::{Engine, Sabotage, Volume};
 use crate::metadata::superblock::MetaFlags;
 use crate::netlink::{Fencing, OnIoError, OnNoData};
 use crate::state::And;
@@ -188,7 +188,10 @@ impl<S: Storage> Engine<S> {
         if let Some(volume) = self.volume_mut(id) {
             volume.state = new;
             volume.note_lacks(old);
-            volume.resync.of_growth &= new.conn == Conn::WFSyncUUID;
+            if volume.resync.of_growth && new.conn != Conn::WFSyncUUID {
+                volume.resync.of_growth = false;
+                volume.growth_left(new);
+            }
             if new.disk != Disk::Negotiating {
                 // However it ended: what was found at attach must not speak for the disk any more.
                 volume.negotiated = None;
@@ -708,10 +711,28 @@ impl<S: Storage> Engine<S> {
     }
 }
 
+impl<S: Storage> Volume<S> {
+    /// The target no longer waits for the resync of what the device has grown by. If that is not to be, because the source lost its
+    /// disk, the data here is of the generation that it was of before, not of the one that the resync would have led to: its source,
+    /// with the next disk or this one again, has not left that one, and would take what is written here meanwhile for a split brain.
+    fn growth_left(&mut self, new: State) {
+        let before = self.resync.before_growth.take();
+        let stays_good = new.conn == Conn::Connected && new.disk == Disk::UpToDate;
+        let (Some([current, bitmap]), Some(disk)) = (before.filter(|_| stays_good), self.disk.as_mut()) else { return };
+        disk.set_current(current, new.role == Role::Primary);
+        disk.set_bitmap_uuid(bitmap);
+        self.exposed_uuid = current;
+    }
+}
+
 /// A full resync that is asked for makes the target's data worthless at once. If it is interrupted before it has begun,
 /// the generations are still the same on both nodes, and only this tells at the next connection that they are not.
-/// (The C module only calls the disk Outdated; then it forgets.)
+/// (The C module only calls the disk Outdated; then it forgets.) Without both disks nothing begins: one may be gone by the time the
+/// request arrives.
 fn with_implied_disk(change: Change, old: State) -> Change {
+    if old.disk < Disk::Inconsistent || old.pdsk < Disk::Inconsistent {
+        return change;
+    }
     match change.wanted_conn() {
         Some(Conn::StartingSyncT) if old.disk > Disk::Inconsistent => change.disk(Disk::Inconsistent),
         Some(Conn::StartingSyncS) if old.pdsk > Disk::Inconsistent => change.pdsk(Disk::Inconsistent),

@@ -19,7 +19,7 @@ use super::slots::Net;
 use super::work::LogLine;
 use super::{Engine, Sabotage, ANSWERS};
 use crate::handshake::{Incompatible, ProtocolMismatch};
-use crate::state::{BadChange, BadState, Change, Conn, Outcome, StateError};
+use crate::state::{BadChange, BadState, Change, Conn, Disk, Outcome, StateError};
 use crate::storage::Storage;
 use crate::wire::{
     check_agreed_length, check_length, header_size, Barrier, BarrierAck, BitmapError, BlockAck, BlockDesc,
@@ -496,11 +496,23 @@ impl<S: Storage> Engine<S> {
             StateError::ConcurrentStChg.code()
         } else {
             let change = Change::from_request(request.mask, request.val).map_err(Fault::Change)?.mirror();
-            result_code(self.change(id, change, Kind::Soft))
+            let possible = self.check_resync_disks(id, change);
+            result_code(possible.and_then(|()| self.change(id, change, Kind::Soft)))
         };
         self.queue_meta(MetaOut::StateReply { volume: id, code });
         self.sync_metadata(id);
         Ok(())
+    }
+
+    /// The peer asks for a full resync: both disks are needed for that. It may not have heard yet that one of them is gone, and would call
+    /// its own worthless if it were told that there is nothing to do, as the C module says.
+    fn check_resync_disks(&self, id: VolumeId, change: Change) -> Result<(), StateError> {
+        let starts = matches!(change.wanted_conn(), Some(Conn::StartingSyncS | Conn::StartingSyncT));
+        match self.volume(id).map(|volume| volume.state).filter(|_| starts) {
+            Some(state) if state.disk < Disk::Inconsistent => Err(StateError::NoLocalDisk),
+            Some(state) if state.pdsk < Disk::Inconsistent => Err(StateError::NoRemoteDisk),
+            _ => Ok(()),
+        }
     }
 
     fn receive_connection_request(&mut self, request: &StateRequest) -> Result<(), Fault> {

@@ -241,6 +241,7 @@ impl<S: Storage> Engine<S> {
         let expected = matches!(volume.state.conn, Conn::WFSyncUUID | Conn::Behind);
         let usable = volume.state.disk >= Disk::Negotiating;
         if let Some(disk) = volume.disk.as_mut().filter(|_| expected && usable) {
+            volume.resync.before_growth = Some(disk.generation()).filter(|_| volume.resync.of_growth);
             disk.set_current(uuid, primary);
             disk.set_bitmap_uuid(0);
             volume.exposed_uuid = uuid;

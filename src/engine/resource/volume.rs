@@ -148,6 +148,11 @@ impl<S: Storage> AttachedDisk<S> {
         }
     }
 
+    /// Current and bitmap UUID.
+    pub(super) fn generation(&self) -> [u64; 2] {
+        [self.current(), self.bitmap_uuid()]
+    }
+
     /// Stores the bitmap UUID without touching the history.
     pub(super) fn set_bitmap_uuid(&mut self, value: u64) {
         self.put(UI_BITMAP, value);
@@ -266,6 +271,8 @@ pub(super) struct Resync {
     pub(super) target_unheard: bool,
     /// It waits for the source only because the device has grown: what the disk had before is as good as the source's (target).
     pub(super) of_growth: bool,
+    /// Current and bitmap UUID from before the sync UUID of such a resync (target).
+    pub(super) before_growth: Option<[u64; 2]>,
     /// First and last bit of what the target has acknowledged and does not count here, since it may have been written anew and only
     /// announced: this node is, or was, Ahead (source).
     pub(super) uncounted: Option<[u64; 2]>,
@@ -459,6 +466,7 @@ impl<S: Storage> Volume<S> {
                 peer_failed: false,
                 target_unheard: false,
                 of_growth: false,
+                before_growth: None,
                 uncounted: None,
                 done_since_ms: None,
                 total_bits: 0,
