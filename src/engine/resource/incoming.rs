@@ -9,7 +9,6 @@
 use core::fmt;
 
 use super::api::{Digest, Next, Op, RequestId, VolumeId};
-use super::change::Kind;
 use super::conflict::newer;
 use super::inspect::Direction;
 use super::link::Handshake;
@@ -19,7 +18,7 @@ use super::slots::Net;
 use super::work::LogLine;
 use super::{Engine, Sabotage, ANSWERS};
 use crate::handshake::{Incompatible, ProtocolMismatch};
-use crate::state::{BadChange, BadState, Change, Conn, Disk, Outcome, StateError};
+use crate::state::{BadChange, BadState, Conn, Outcome, StateError};
 use crate::storage::Storage;
 use crate::wire::{
     check_agreed_length, check_length, header_size, Barrier, BarrierAck, BitmapError, BlockAck, BlockDesc,
@@ -478,60 +477,6 @@ impl<S: Storage> Engine<S> {
         });
         self.settle(request.index);
         self.check_role_wait();
-        Ok(())
-    }
-
-    // Requests for state changes. spec: wire-protocol 9.3
-
-    fn receive_state_request(&mut self, id: VolumeId, request: &StateRequest) -> Result<(), Fault> {
-        if self.link.apv < 100 {
-            let change = Change::from_request(request.mask, request.val).map_err(Fault::Change)?;
-            if change.wanted_conn() == Some(Conn::Disconnecting) {
-                return self.receive_connection_request(request);
-            }
-        }
-        // Below version 100 all requests of a connection exclude each other. spec: wire-protocol 9.2
-        let asks = self.asks_peer(Some(id)) || (self.link.apv < 100 && self.asks_peer(None));
-        let code = if self.link.resolve_conflicts && asks {
-            StateError::ConcurrentStChg.code()
-        } else {
-            let change = Change::from_request(request.mask, request.val).map_err(Fault::Change)?.mirror();
-            let possible = self.check_resync_disks(id, change);
-            result_code(possible.and_then(|()| self.change(id, change, Kind::Soft)))
-        };
-        self.queue_meta(MetaOut::StateReply { volume: id, code });
-        self.sync_metadata(id);
-        Ok(())
-    }
-
-    /// The peer asks for a full resync: both disks are needed for that. It may not have heard yet that one of them is gone, and would call
-    /// its own worthless if it were told that there is nothing to do, as the C module says.
-    fn check_resync_disks(&self, id: VolumeId, change: Change) -> Result<(), StateError> {
-        let starts = matches!(change.wanted_conn(), Some(Conn::StartingSyncS | Conn::StartingSyncT));
-        match self.volume(id).map(|volume| volume.state).filter(|_| starts) {
-            Some(state) if state.disk < Disk::Inconsistent => Err(StateError::NoLocalDisk),
-            Some(state) if state.pdsk < Disk::Inconsistent => Err(StateError::NoRemoteDisk),
-            _ => Ok(()),
-        }
-    }
-
-    fn receive_connection_request(&mut self, request: &StateRequest) -> Result<(), Fault> {
-        if self.link.resolve_conflicts && self.asks_peer(None) {
-            self.queue_meta(MetaOut::ConnectionReply { code: StateError::ConcurrentStChg.code() });
-            return Ok(());
-        }
-        let change = Change::from_request(request.mask, request.val).map_err(Fault::Change)?.mirror();
-        if change.wanted_conn() == Some(Conn::TearDown) {
-            // The answer has to be out before the sockets go: check now, change when it has been sent.
-            let code = result_code(self.check_connection(change));
-            self.queue_meta(MetaOut::ConnectionReply { code });
-            if code >= Outcome::Success.code() {
-                self.link.tear_down = Some(change);
-            }
-            return Ok(());
-        }
-        let code = result_code(self.change_connection(change, Kind::Soft, true));
-        self.queue_meta(MetaOut::ConnectionReply { code });
         Ok(())
     }
 

@@ -109,6 +109,7 @@ mod resize;
 mod ring;
 mod sabotage;
 mod slots;
+mod state_request;
 mod status;
 mod sync;
 mod throttle;
