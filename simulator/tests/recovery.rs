@@ -826,3 +826,40 @@ fn a_demotion_while_the_device_grows_waits_for_the_disks_cache() {
         assert!(!differs || world.engine_of(0).is_out_of_sync(VOLUME, 0) == Some(true), "seed {seed}");
     }
 }
+
+/// Seed 35003251 with several volumes: one of two Primaries let its disk go, and the other one, which had agreed, wrote on and lost its power. None
+/// of that had reached the first one: it attached its disk before it noticed, went on with that alone, and was the source when they met.
+#[test]
+fn a_disk_that_was_let_go_beside_another_primary_does_not_go_on_alone() {
+    for seed in 1..=SEEDS {
+        for attaches_early in [true, false] {
+            let mut config = Config::new(seed);
+            config.net.two_primaries = true;
+            let mut world = synced_with(config);
+            assert_eq!(world.admin(1, PRIMARY), 1);
+            world.ask(0, DETACH);
+            world.run_until("the consent", 1_000, |world| world.status(0).state.disk <= Disk::Failed);
+            // Node 0 hears no more.
+            world.set_direction(1, false);
+            assert_eq!(world.admin_answer(0), 1, "seed {seed}");
+            assert_eq!(world.io(1, WRITE, 0, 8), Ok(()));
+            world.power_cut(1);
+            if attaches_early {
+                assert_eq!(world.attach(0), 101, "seed {seed}: the peer may be there");
+            }
+            alone(&mut world, 0);
+            world.set_direction(1, true);
+            assert_eq!(world.status(0).state.disk, Disk::Diskless, "seed {seed}");
+            world.run_until("the disk is let go", 1_000, |world| !world.status(0).has_disk);
+            world.boot(1);
+            assert_eq!(world.attach(0), 150, "seed {seed}: the disk of node 0 is not what its application has seen");
+            // Nor is the other one's, as far as node 0 knows. Whoever demotes it gives that up.
+            assert_eq!(world.admin(0, SECONDARY), 1, "seed {seed}");
+            assert_eq!(world.attach(0), 101, "seed {seed}");
+            assert_eq!(world.attach(1), 101, "seed {seed}");
+            assert_eq!(world.connect(1), 1, "seed {seed}");
+            all_the_same(&mut world);
+            assert_eq!(world.check_acknowledged(0), Ok(()), "seed {seed}");
+        }
+    }
+}

@@ -103,6 +103,13 @@ impl World {
     pub(super) fn before_request(&mut self, node: usize) -> Before {
         let status = self.status(node);
         let volume = self.volume;
+        // All volumes lose their peer at once.
+        let can_part = self.volumes().all(|volume| {
+            self.at(volume, |world| {
+                let state = world.status(node).state;
+                state.role != Role::Primary || state.disk == Disk::UpToDate
+            })
+        });
         let engine = self.engine_of(node);
         let extents = engine.activity_status(volume).map_or(0, |(used, ..)| used);
         let apv = engine.connection_status().apv;
@@ -114,7 +121,7 @@ impl World {
                 OnCongestion::Block => false,
                 OnCongestion::PullAhead => conf.wire_protocol == WireProtocol::A,
                 // Whoever has to fence the peer before it is alone is not let go.
-                OnCongestion::Disconnect => self.config.disk.fencing == Fencing::DontCare,
+                OnCongestion::Disconnect => self.config.disk.fencing == Fencing::DontCare && can_part,
             };
             let fills = conf.cong_fill > 0 && in_flight >= u64::from(conf.cong_fill);
             apv >= 96 && waits && (fills || extents >= conf.cong_extents)

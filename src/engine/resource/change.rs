@@ -229,6 +229,11 @@ impl<S: Storage> Engine<S> {
         if new.conn >= Conn::Connected && new.disk == Disk::UpToDate {
             self.with_volume(id, |volume| volume.wrote_elsewhere = false);
         }
+        let loses_disk = old.disk > Disk::Failed && new.disk <= Disk::Failed;
+        if loses_disk && new.conn >= Conn::Connected && new.peer == Role::Primary {
+            // What the other Primary writes from now on may never arrive here.
+            self.with_volume(id, |volume| volume.lacks_write_of_peer());
+        }
         if old.conn >= Conn::Connected && new.conn < Conn::Connected {
             // What has no answer by now has failed.
             self.with_volume(id, |volume| {

@@ -560,7 +560,7 @@ impl<S: Storage> Volume<S> {
         self.exposed_uuid != 0 && ((self.exposed_uuid ^ current) & !1 != 0 || self.wrote_elsewhere)
     }
 
-    /// The peer has a write of its own that could not be done here. The application of a Primary may read it over there: alone,
+    /// The peer has a write of its own that could not be done here, or may have. The application of a Primary may read it over there: alone,
     /// the own disk is not what it has seen, though its generation may be the last one that this node has heard of.
     pub(super) fn lacks_write_of_peer(&mut self) {
         self.wrote_elsewhere |= self.state.role == Role::Primary;
