@@ -216,8 +216,9 @@ impl<'a> Report<'a> {
         let rest = &self.lines[self.alarm..];
         let last = rest.iter().take(LONGEST_REPORT).position(|line| END.iter().any(|end| line.text.contains(end)))?;
         let body = &rest[..=last];
-        // Modules from outside of the kernel's tree are marked with an O; then it is ours that is loaded.
-        if body.iter().any(|line| line.text.contains("drbd(")) {
+        // Modules from outside of the kernel's tree are marked with an O; then it is ours that is loaded. It may have been before.
+        let loaded = |line: &Line| line.text.split("[last unloaded").next().is_some_and(|text| text.contains("drbd("));
+        if body.iter().any(loaded) {
             return None;
         }
         let head = &self.lines[self.alarm.saturating_sub(1)..=self.alarm];
@@ -324,6 +325,8 @@ mod tests {
         let log = Log::with("theirs", Module::Stock, &format!("boot\r\n{WORKER}more\r\n{WORKER}"));
         assert_eq!(log.0.check_with(Mark::default(), true).unwrap(), [KNOWN[0].says; 2]);
         assert!(log.0.check_with(Mark::default(), false).is_err(), "the stock kernel does not know why");
+        let text = WORKER.replace("drbd lru_cache", "drbd lru_cache [last unloaded: drbd(O)]");
+        assert_eq!(Log::with("unloaded", Module::Stock, &text).alarm(), None, "ours was loaded before");
     }
 
     #[test]
