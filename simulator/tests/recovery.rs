@@ -863,3 +863,24 @@ fn a_disk_that_was_let_go_beside_another_primary_does_not_go_on_alone() {
         }
     }
 }
+
+/// Whoever attaches the disk of a Secondary alone decides that what it lacks is given up: it is all that an application sees from then on.
+/// The node remembered what had been written to the other disk, and refused its own the next time.
+#[test]
+fn a_disk_that_was_chosen_by_its_administrator_is_not_refused_later() {
+    for seed in 1..=SEEDS {
+        let mut world = synced_with(Config::new(seed));
+        assert_eq!(world.admin(0, DETACH), 1, "seed {seed}");
+        assert_eq!(world.io(0, WRITE, 0, 8), Ok(()), "seed {seed}");
+        world.power_cut(1);
+        alone(&mut world, 0);
+        assert_eq!(world.attach(0), 150, "seed {seed}: the write is missing");
+        assert_eq!(world.admin(0, SECONDARY), 1, "seed {seed}");
+        assert_eq!(world.attach(0), 101, "seed {seed}");
+        world.only_left(0);
+        assert_eq!(world.admin(0, PRIMARY), 1, "seed {seed}");
+        assert_eq!(world.admin(0, FORCE_DETACH), 1, "seed {seed}");
+        world.run_until("the disk is let go", 1_000, |world| !world.status(0).has_disk);
+        assert_eq!(world.attach(0), 101, "seed {seed}: nothing is missing");
+    }
+}

@@ -394,6 +394,7 @@ impl<S: Storage> Engine<S> {
             Effect::RememberExposedUuid => {
                 if let Some(volume) = self.volume_mut(id) {
                     volume.exposed_uuid = volume.disk.as_ref().map_or(volume.exposed_uuid, |disk| disk.current());
+                    volume.wrote_elsewhere &= volume.disk.is_none();
                 }
             }
             Effect::SetConsiderResync => self.with_volume(id, |volume| volume.consider_resync = true),
