@@ -167,3 +167,31 @@ fn a_write_of_the_peer_whose_flush_fails_loses_what_was_in_the_cache() {
         all_the_same(&mut world);
     }
 }
+
+/// Seed 30005670: a node had the Primary's data declared worthless, and lost its power before the Primary heard of that. What was in its
+/// cache was lost, and the Primary agreed all the same.
+#[test]
+fn data_is_given_up_only_when_the_peer_has_it_on_its_disk() {
+    let mut agreed = 0;
+    for seed in 1..=4 * SEEDS {
+        let mut world = synced_with(config(seed));
+        for block in 0..8 {
+            assert_eq!(world.io(0, WRITE, block * 16, 8), Ok(()));
+        }
+        let pending = world.start(0, WRITE, 500, 64);
+        world.ask(1, AdminRequest::InvalidateRemote { volume: VOLUME });
+        let asks = |world: &World| world.packets_sent.contains_key("P_STATE_CHG_REQ");
+        let before = world.packets_sent.remove("P_STATE_CHG_REQ");
+        world.run_until("the request", 1_000, asks);
+        world.packets_sent.extend(before.map(|count| ("P_STATE_CHG_REQ", count)));
+        world.run_for_us(seed * 25);
+        world.power_cut(1);
+        alone(&mut world, 0);
+        agreed += u32::from(world.status(0).state.disk == Disk::Inconsistent);
+        world.run_until("the write", 60_000, |world| world.operations[pending].result.is_some());
+        come_back(&mut world, 1);
+        all_the_same(&mut world);
+        world.check_acknowledged(0).unwrap_or_else(|reason| panic!("seed {seed}: {reason}"));
+    }
+    assert!((1..4 * SEEDS as u32).contains(&agreed), "{agreed} times it agreed in time");
+}

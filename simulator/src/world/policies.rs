@@ -11,11 +11,11 @@ use engine::handshake::{Comparison, DecidedBy, RefuseReason, SyncResult};
 use engine::netlink::{AfterSplitBrain, Fencing, OnNoData};
 use engine::state::{State, Susp};
 
-/// What the peer's wishes have changed that are not answered, oldest first.
+/// What the peer's wishes have changed that are not answered, oldest first; nothing yet, where that has to wait.
 #[derive(Debug, Default)]
 pub(super) struct Wishes {
     link: u64,
-    changed: VecDeque<bool>,
+    changed: VecDeque<Option<bool>>,
 }
 
 impl World {
@@ -62,6 +62,7 @@ impl World {
     /// A packet with a wish of the peer has been carried out, or refused.
     pub(super) fn note_wish(&mut self, node: usize, before: State) {
         let changed = self.status(node).state != before;
+        let changed = Some(changed).filter(|_| !self.engine_of(node).holds_request());
         let link = self.link_of(node).unwrap_or(0);
         let wishes = &mut self.wishes[node];
         if wishes.link != link {
@@ -75,7 +76,9 @@ impl World {
         let Ok(reply) = engine::wire::StateReply::decode(body) else { return };
         let link = self.link_of(node).unwrap_or(0);
         let changed = self.wishes[node].changed.pop_front().filter(|_| self.wishes[node].link == link);
-        if let Some(changed) = changed.filter(|_| self.hostile.is_none()) {
+        // Nothing but the overwriting of this disk has to wait.
+        let given_up = self.status(node).state.disk == Disk::Inconsistent;
+        if let Some(changed) = changed.map(|changed| changed.unwrap_or(given_up)).filter(|_| self.hostile.is_none()) {
             assert_eq!(changed, reply.code == 1, "node {node} answers {} to a wish of the peer", reply.code);
         }
     }

@@ -71,6 +71,7 @@ impl<S: Storage> Engine<S> {
         let most = if self.link.configured { self.link.net.max_buffers } else { u32::MAX };
         !self.susp.any()
             && volume.holds == 0
+            && self.link.held_request.is_none_or(|held| held.volume != id)
             && volume.upper_pending < most
             && io_may_start(volume.state, self.link.apv)
     }
@@ -672,7 +673,7 @@ impl<S: Storage> Engine<S> {
             }
             if self.log_retry != 0 {
                 self.retry_activity(VolumeId(self.log_retry.trailing_zeros() as u8));
-            } else if !self.run_admin() {
+            } else if !self.run_held_request() && !self.run_admin() {
                 return;
             }
         }

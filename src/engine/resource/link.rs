@@ -16,6 +16,7 @@ use super::metadata_pipeline::{Job, Then};
 use super::outgoing::{Control, MetaOut, Sending};
 use super::received_epoch::ReceivedEpoch;
 use super::slots::{Net, Phase, Request};
+use super::state_request::HeldRequest;
 use super::work::LogLine;
 use super::{Engine, VolumeId};
 use crate::netlink::{NetConf, OnCongestion, WireProtocol};
@@ -172,6 +173,8 @@ pub(super) struct Link {
     pub(super) connects: u32,
     /// The peer disconnects in order; this happens when our consent has been sent.
     pub(super) tear_down: Option<Change>,
+    /// The peer asks for a change of state that has to wait; meanwhile the application's requests for that volume do, too.
+    pub(super) held_request: Option<HeldRequest>,
     /// When unanswered requests were looked for last.
     pub(super) requests_checked_ms: u64,
     /// When the last barrier was sent.
@@ -225,6 +228,7 @@ impl Link {
             fence: None,
             connects: 0,
             tear_down: None,
+            held_request: None,
             requests_checked_ms: 0,
             barrier_sent_ms: 0,
         }
@@ -431,6 +435,8 @@ impl<S: Storage> Engine<S> {
         let was_up = self.link.was_up;
         self.abandon_peer_requests();
         self.forget_packets();
+        self.link.held_request = None;
+        self.reopen_gate();
         self.link.handshake = Handshake::Down;
         self.link.wire_version = VERSION_BEFORE_FEATURES;
         self.link.state_sent = false;

@@ -11,6 +11,8 @@ mod disk;
 mod resize;
 mod role;
 
+pub(super) use role::Undrained;
+
 use super::api::{BackingLimits, VolumeId, Wakes};
 use super::change::Kind;
 use super::disk::AttachTables;

@@ -16,7 +16,7 @@ const MOST_ROLE_TRIES: u8 = 4;
 
 /// Whether writes are on the transfer log that a demotion waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Undrained {
+pub(in crate::resource) enum Undrained {
     Nothing,
     /// Only of epochs in which writes of two Primaries met, about which the C module does not tell.
     Untold,
@@ -61,7 +61,7 @@ impl<S: Storage> Engine<S> {
     }
 
     /// What the transfer log still has of this volume, beside what it keeps for the next connection because I/O is frozen.
-    pub(super) fn undrained(&self, id: VolumeId) -> Undrained {
+    pub(in crate::resource) fn undrained(&self, id: VolumeId) -> Undrained {
         let mut found = Undrained::Nothing;
         let mut at = self.log.front();
         while let Some(index) = at {
