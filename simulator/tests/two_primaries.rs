@@ -352,3 +352,38 @@ fn writes_do_not_wait_for_the_results_of_a_verify() {
         assert!(world.status(0).state.conn >= Conn::Connected, "seed {seed}: {:?}", world.status(0).state);
     }
 }
+
+/// Seed 30002064: the disk of the deciding node failed while its writes met one of the other node. What that had answered ended only when it knew of
+/// the failure, its own write, which came after these answers, waited for that end, and it waited for an answer to that before it
+/// read on, and so did not hear of the failure until a write had taken too long.
+#[test]
+fn writes_that_meet_do_not_wait_for_the_news_of_a_failed_disk() {
+    for seed in 1..=SEEDS {
+        let mut config = config(seed);
+        config.sent_us_most = 60;
+        let mut world = two_primaries_with(config);
+        warm_up(&mut world);
+        let decides = usize::from(!world.trace().any(|line| line.contains("node 0 resolves")));
+        let write = Action::Write { fua: false };
+        // There is a lot for the other node to answer, and its answers are slow.
+        for block in 0..12 {
+            world.start(decides, write, block * 8, 8);
+        }
+        world.run_for_us(400);
+        world.config.sent_us_most = 20_000;
+        world.run_for_us(200);
+        // It is in the way of the next one, which is in its way, and it reads no further than to the barrier after that.
+        world.start(1 - decides, write, 0, 128);
+        world.run_for_us(seed * 20);
+        world.start(decides, write, 100, 8);
+        world.start(decides, Action::Flush, 0, 0);
+        world.run_for_ms(1);
+        world.start(decides, write, 800, 8);
+        world.run_for_ms(seed);
+        world.nodes[decides].faults.write_percent = 100;
+        world.start(decides, write, 900, 8);
+        world.run_until("the loss of the disk", 1_000, |world| !world.status(decides).has_disk);
+        world.run_until("all writes", 2_000, |world| world.open_operations() == 0);
+        assert_eq!(world.status(decides).state.conn, Conn::Connected, "seed {seed}");
+    }
+}

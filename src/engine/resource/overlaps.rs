@@ -114,9 +114,10 @@ impl<S: Storage> Overlaps<S> {
             (Application, Peer) => older || other.active,
             (Application, _) => older,
             // The peer answered our write before it sent its own, so there is nothing to decide: ours goes first. A write that
-            // ours overrides counts as done for the peer when it hears of that: by then ours has to be on the disk here.
+            // ours overrides counts as done for the peer when it hears of that: by then ours has to be on the disk here. That is
+            // all there is to wait for: the end of ours may depend on what the peer has to hear of before, and that one on this.
             (Peer, Application) if self.resolves => {
-                other.active && (other.answered || (!other.written && covers(other, entry)))
+                other.active && !other.written && (other.answered || covers(other, entry))
             }
             (Peer, Application) => other.active && !other.yielding,
             (Peer, Peer | ResyncWrite | ResyncRead) => older,
