@@ -451,13 +451,34 @@ impl Machine {
         const FILE: &str = KMEMLEAK;
         let command = format!("test ! -w {FILE} || {{ echo scan >{FILE}; sleep 6; echo scan >{FILE}; cat {FILE}; }}");
         let found = self.run_ok_for(LEAKS_LIMIT, &command)?;
-        ensure!(found.is_empty(), "{}: nothing points to\n{found}", self.name());
+        let ours = not_of_the_c_module(&found, self.console().loaded());
+        ensure!(ours.is_empty(), "{}: nothing points to\n{ours}", self.name());
+        if !found.is_empty() {
+            let says = "memory that nothing points to";
+            let _ = writeln!(io::stderr().lock(), "note: {}: the C module's own: {says}", self.name());
+            // Not to be taken for that of the next module.
+            self.run_ok(&format!("echo clear >{FILE}"))?;
+        }
         Ok(())
     }
 
     fn throttle_nothing(&self) -> Result<()> {
         (0..self.disks().len()).try_for_each(|index| self.throttle(&crate::disk::name(index), Default::default()))
     }
+}
+
+/// What kmemleak found, without what the C module is known to leave behind where that is loaded: the plan of a resync's rates, which it
+/// makes anew with each attach.
+fn not_of_the_c_module(found: &str, loaded: Module) -> String {
+    const START: &str = "unreferenced object";
+    let is_known = |report: &str| {
+        let frames: Vec<&str> =
+            report.lines().filter_map(|line| line.trim().strip_suffix(" [drbd]")?.split('+').next()).collect();
+        loaded == Module::Stock && frames == ["fifo_alloc", "drbd_nl_attach_doit"]
+    };
+    let reports = found.split(START).skip(1).filter(|report| !is_known(report));
+    let before = found.split(START).next().unwrap_or_default();
+    reports.fold(before.to_owned(), |text, report| text + START + report)
 }
 
 /// The machines of a test program: its tests take turns. See [`shared`].
@@ -531,4 +552,24 @@ pub fn shared(options: Options) -> Result<Shared> {
         }
     }
     Ok(Shared { guard, finished: false, began, processor_time })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAN: &str =
+        "unreferenced object 0xffff888008f90de0 (size 16):\n  comm \"drbdsetup-84\", pid 607, jiffies 4294967031\n  \
+                        backtrace (crc 0):\n    __kmalloc_noprof+0x2a1/0x490\n    fifo_alloc+0x1e/0x60 [drbd]\n    \
+                        drbd_nl_attach_doit+0x4ae/0x1690 [drbd]\n    genl_rcv_msg+0x22c/0x260\n";
+
+    #[test]
+    fn only_the_c_module_leaves_its_plan_behind() {
+        assert_eq!(not_of_the_c_module(PLAN, Module::Stock), "");
+        assert_eq!(not_of_the_c_module(PLAN, Module::Ours), PLAN);
+        assert_eq!(not_of_the_c_module(PLAN, Module::None), PLAN);
+        let other = PLAN.replace("fifo_alloc", "lc_create");
+        assert_eq!(not_of_the_c_module(&format!("{PLAN}{other}{PLAN}"), Module::Stock), other);
+        assert_eq!(not_of_the_c_module("", Module::Stock), "");
+    }
 }

@@ -46,12 +46,14 @@ const ALARMS: &[&str] = &[
     "NETDEV WATCHDOG",
 ];
 
-/// Lines with an alarm in them that any healthy machine prints; the last one where allocations are made to fail, also those of
-/// kmemleak, which then looks more closely at the block than it would have.
+/// Lines with an alarm in them that say nothing. Any healthy machine prints the first two; the third comes where allocations are made to
+/// fail, also those of kmemleak, which then looks more closely at the block than it would have; and whoever asks kmemleak for the
+/// last one reads what it is about.
 const HARMLESS: &[&str] = &[
     "kmemleak: Kernel memory leak detector initialized",
     "kmemleak: Automatic memory scanning thread ",
     "kmemleak: Cannot allocate a scan area, scanning the full object",
+    " new suspected memory leaks (see /sys/kernel/debug/kmemleak)",
 ];
 
 /// Lines of context that are shown before and after an alarm.
@@ -102,6 +104,11 @@ impl Console {
     /// From now on this module is loaded, or about to be.
     pub(crate) fn loads(&self, module: Module) {
         self.modules.lock().unwrap_or_else(PoisonError::into_inner).push((self.mark(), module));
+    }
+
+    /// The module that is loaded.
+    pub(crate) fn loaded(&self) -> Module {
+        self.module_at(self.mark())
     }
 
     /// Where the log is.

@@ -220,12 +220,13 @@ fn pause(pair: &Pair) -> Result<()> {
 
 /// A fixed rate, a limit, and changes of both while it runs are kept.
 fn rate(pair: &Pair) -> Result<()> {
-    for (options, mib, kib_per_second) in [
-        ("--c-plan-ahead=0 --resync-rate=4M", 24, 4096),
-        ("--c-plan-ahead=20 --c-fill-target=1M --c-max-rate=3M --resync-rate=1M", 24, 3072),
+    let [fixed, most] = [4096, 3072].map(|kib_per_second| kib_per_second / stretch());
+    for (options, kib_per_second) in [
+        (format!("--c-plan-ahead=0 --resync-rate={fixed}K"), fixed),
+        (format!("--c-plan-ahead=20 --c-fill-target=1M --c-max-rate={most}K --resync-rate=1M"), most),
     ] {
-        pair.disk_options(options)?;
-        fall_behind(pair, 20, mib)?;
+        pair.disk_options(&options)?;
+        fall_behind(pair, 20, 24)?;
         wait_states(pair, ["SyncSource", "SyncTarget"])?;
         let began = (Instant::now(), out_of_sync(pair, pair.second())?);
         sleep(Duration::from_millis(2000));
