@@ -10,6 +10,8 @@ use simulator::world::Action;
 use simulator::{Config, World};
 
 const WRITE: Action = Action::Write { fua: false };
+const PRIMARY: AdminRequest<'static> = AdminRequest::Primary { volume: VOLUME, force: false };
+const SECONDARY: AdminRequest<'static> = AdminRequest::Secondary { volume: VOLUME };
 const SEEDS: u64 = 20;
 
 /// Seed 6007470: a request of the target waited on the source for a write in its range. The target let its disk go, had it back, and
@@ -294,6 +296,37 @@ fn a_disk_that_failed_is_not_the_source_of_what_has_grown() {
         assert_eq!(world.check_acknowledged(0), Ok(()), "seed {seed}");
     }
     assert!(failed > 0, "the disk never failed in time");
+}
+
+/// Seed 35005234 of runs with several volumes: one of two Primaries was demoted while the device grew. The other one had decided who is the
+/// source of the new space before it heard of that, and this one after it: each took itself for the target, and both waited.
+#[test]
+fn two_primaries_of_which_one_is_demoted_agree_who_is_the_source_of_what_has_grown() {
+    let mut as_targets = 0;
+    for seed in 1..=4 * SEEDS {
+        let node = usize::from(seed % 2 == 0);
+        let mut config = Config::new(seed);
+        config.net.two_primaries = true;
+        let mut world = synced_with(config);
+        assert_eq!(world.admin(1, PRIMARY), 1);
+        for node in 0..2 {
+            world.grow_disk(node, 16_384, 1 << (50 + node));
+        }
+        world.start_resize(usize::from(seed % 4 < 2), &ResizeParms::default());
+        world.run_for_us(seed * 40);
+        world.ask(node, SECONDARY);
+        for _ in 0..100 {
+            world.run_for_us(100);
+            let both = (0..2).all(|node| world.status(node).state.conn == Conn::WFSyncUUID);
+            as_targets += u32::from(both);
+        }
+        world.run_for_ms(2_000);
+        for node in 0..2 {
+            let _code = world.poll_admin(node);
+        }
+        all_the_same(&mut world);
+    }
+    assert!(as_targets > 0, "both never took themselves for the target");
 }
 
 /// A disk that comes back with the generation from before the last resync is recognized by the history.

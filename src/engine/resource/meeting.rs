@@ -224,7 +224,13 @@ impl<S: Storage> Engine<S> {
                 PeerStateAction::FailOwnDisk => {
                     let _outcome = self.change(id, Change::disk(Disk::Failed), Kind::Hard);
                 }
-                other => return self.carry_out_peer_state(id, other),
+                other => {
+                    self.carry_out_peer_state(id, other)?;
+                    if received.conn == Conn::WFSyncUUID {
+                        self.peer_waits_for_growth(id);
+                    }
+                    return Ok(());
+                }
             }
         }
         Ok(())

@@ -515,6 +515,18 @@ impl<S: Storage> Engine<S> {
         }
     }
 
+    /// The peer takes itself for the target of what the device has grown by. So may this node, if one of two Primaries was demoted
+    /// meanwhile: each has decided by the roles that it knew. Then the node that has the upper hand is the source after all. (Two C modules
+    /// wait for ever.) spec: wire-protocol 8.4
+    pub(super) fn peer_waits_for_growth(&mut self, id: VolumeId) {
+        let waits = self.volume(id).is_some_and(|volume| volume.resync.of_growth && !volume.resync.target_prepares);
+        if waits && self.link.resolve_conflicts {
+            // The disk is as good as it was then: it has not taken anything yet.
+            let _outcome = self.change(id, Change::conn(Conn::Connected), Kind::Hard);
+            self.prepare_resync(id, Conn::SyncSource);
+        }
+    }
+
     /// What a resync has done is written down every now and then, so that a crash does not make it start anew. (The C module
     /// does so when 16 MiB are complete, every 2 s at most. Here the disk's cache is flushed before, and what arrives
     /// meanwhile does not count; so it is done less often.) spec: metadata 5.2

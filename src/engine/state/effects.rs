@@ -532,6 +532,15 @@ const AFTER: &[Row] = &[
     // Not of the C module. What the target told while it waited for its turn, a disk that is Outdated, is not what a source of the C
     // module hears the end of the resync from.
     row("9.15b", |old, new, _| matches!(old.conn, Conn::WFSyncUUID | Conn::Behind) && syncing(new), &[E::SendState]),
+    // Nor is this. A target of what the device has grown by has decided so by the roles; a peer that is demoted may decide by others.
+    row(
+        "9.15c",
+        |old, new, _| {
+            let waits = old.conn == Conn::WFSyncUUID && new.conn == Conn::WFSyncUUID;
+            waits && old.peer == Role::Primary && new.peer == Role::Secondary
+        },
+        &[E::SendState],
+    ),
     row("9.16", |old, new, _| !old.paused() && new.paused(), &[E::PauseDependents]),
     row("9.17", |old, new, _| old.conn == Conn::WFReportParams && new.conn >= Conn::Connected, &[E::SendState]),
     row("9.18", |old, new, _| becomes(old, new, Conn::Ahead), &[E::SendState]),
