@@ -174,3 +174,36 @@ fn a_write_that_was_only_sent_before_io_was_frozen_is_copied() {
         }
     }
 }
+
+/// Seed 35007329 with several volumes: each node was the target of one volume and the source of another. Both had all their slots taken by
+/// what they had asked for and what they were asked for; neither read on, and so the answers did not get through.
+#[test]
+fn resyncs_in_both_directions_do_not_keep_each_other_from_being_read() {
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.limits.peer_requests = 16;
+        config.net.max_buffers = 100_000;
+        config.disk.c_plan_ahead = 0;
+        config.disk.resync_rate = 1_000_000;
+        let mut world = synced(config);
+        for (volume, target) in [(FIRST, 1), (SECOND, 0)] {
+            world.look_at(volume);
+            assert_eq!(world.admin(0, AdminRequest::Secondary { volume }), 1);
+            assert_eq!(world.admin(target, AdminRequest::PauseSync { volume }), 101);
+            assert_eq!(world.admin(target, AdminRequest::Invalidate { volume }), 1);
+            let waits = |world: &World| world.status(target).state.conn == Conn::PausedSyncT;
+            world.run_until("a target that waits", 10_000, waits);
+        }
+        // Both ask for all that they may before either is asked for anything.
+        world.set_network(false);
+        for (volume, target) in [(FIRST, 1), (SECOND, 0)] {
+            assert_eq!(world.at(volume, |world| world.admin(target, AdminRequest::ResumeSync { volume })), 101);
+        }
+        world.run_for_ms(300);
+        world.set_network(true);
+        for volume in [FIRST, SECOND] {
+            world.at(volume, all_the_same);
+        }
+        assert_eq!(world.faults, [], "seed {seed}");
+    }
+}
