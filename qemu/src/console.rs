@@ -74,6 +74,8 @@ const KNOWN: &[Known] = &[
         says: "do not call blocking ops when !TASK_RUNNING",
         way: &["conn_prepare_command", "maybe_send_barrier", "wait_for_work", "drbd_worker"],
     },
+    // `disk-options` looks at what it has freed.
+    Known { says: "KASAN: slab-use-after-free in drbd_nl_chg_disk_opts_doit", way: &["drbd_nl_chg_disk_opts_doit"] },
 ];
 
 /// What ends a report: a warning says so, of the others it is the last call trace.
@@ -104,6 +106,13 @@ impl Console {
     /// From now on this module is loaded, or about to be.
     pub(crate) fn loads(&self, module: Module) {
         self.modules.lock().unwrap_or_else(PoisonError::into_inner).push((self.mark(), module));
+    }
+
+    /// The module that was loaded last, if any was.
+    pub(crate) fn last_loaded(&self) -> Module {
+        let modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        let loaded = modules.iter().rev().map(|(_, module)| *module).find(|module| *module != Module::None);
+        loaded.unwrap_or(Module::None)
     }
 
     /// The module that is loaded.
@@ -334,6 +343,28 @@ mod tests {
         assert!(log.0.check_with(Mark::default(), false).is_err(), "the stock kernel does not know why");
         let text = WORKER.replace("drbd lru_cache", "drbd lru_cache [last unloaded: drbd(O)]");
         assert_eq!(Log::with("unloaded", Module::Stock, &text).alarm(), None, "ours was loaded before");
+    }
+
+    #[test]
+    fn a_use_after_free_of_the_c_module_is_its_own() {
+        const REPORT: &str = "\
+[  226.264446] BUG: KASAN: slab-use-after-free in drbd_nl_chg_disk_opts_doit+0x690/0x9d0 [drbd]\r
+[  226.265451] Read of size 1 at addr ffff88800d1e2150 by task drbdsetup-84/687\r
+[  226.265747] Call Trace:\r
+[  226.265747]  <TASK>\r
+[  226.265747]  dump_stack_lvl+0x67/0x90\r
+[  226.265747]  ? drbd_nl_chg_disk_opts_doit+0x690/0x9d0 [drbd]\r
+[  226.265747]  kasan_report+0xb8/0xf0\r
+[  226.265747]  drbd_nl_chg_disk_opts_doit+0x690/0x9d0 [drbd]\r
+[  226.265747]  genl_family_rcv_msg_doit+0xdc/0x120\r
+[  226.265747]  </TASK>\r
+[  226.265747] Allocated by task 687:\r
+[  226.265747]  drbd_nl_chg_disk_opts_doit+0x114/0x9d0 [drbd]\r
+";
+        assert_eq!(Log::with("freed", Module::Stock, REPORT).alarm(), None);
+        assert!(Log::with("freed-ours", Module::Ours, REPORT).alarm().is_some());
+        let elsewhere = REPORT.replace("free in drbd_nl_chg_disk_opts_doit", "free in drbd_nl_attach_doit");
+        assert!(Log::with("freed-elsewhere", Module::Stock, &elsewhere).alarm().is_some());
     }
 
     #[test]

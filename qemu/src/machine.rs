@@ -6,7 +6,7 @@ use crate::client::{Client, Output, Process, Stuck};
 use crate::cluster::{Module, Setup};
 use crate::console::{Console, Mark};
 use crate::disk::Disk;
-use crate::limit::stretched;
+use crate::limit::{is_debug_kernel, stretched};
 use crate::paths::{Paths, RunDirectory};
 use crate::qemu::{self, Accelerator};
 use crate::qmp::Qmp;
@@ -483,9 +483,11 @@ impl Machine {
     fn kernel_command_line(&self) -> String {
         let plan = &self.plan;
         let address = if plan.net.is_some() { format!("{}/24", self.address()) } else { String::new() };
+        // KASAN would be silent after its first report, whoever that is about.
+        let debug = if is_debug_kernel() { "kasan_multi_shot" } else { "" };
         format!(
             "console=ttyS0,115200 panic=-1 loglevel=7 root=/dev/vda rw net.ifnames=0 mitigations=off random.trust_cpu=on \
-             scsi_mod.scan=manual lab.host={} lab.ip={address} lab.mtu={} lab.disks={} {}",
+             scsi_mod.scan=manual lab.host={} lab.ip={address} lab.mtu={} lab.disks={} {debug} {}",
             plan.name,
             plan.mtu,
             plan.disks.len(),

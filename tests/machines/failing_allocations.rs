@@ -16,7 +16,7 @@ const ROUNDS_LIMIT: Duration = Duration::from_secs(120);
 const TRY_EVERYTHING: &str = "
 drbdadm up r0
 drbdadm primary --force r0
-dd if=/dev/zero of=/dev/drbd0 bs=64k count=4 oflag=direct
+dd if=/dev/zero of=/dev/drbd0 bs=64k count=4 oflag=direct conv=nocreat
 blkdiscard --length 65536 /dev/drbd0
 cat /proc/drbd
 drbdsetup show
@@ -44,7 +44,7 @@ fn configuration() -> Result<()> {
         machine.run_ok("drbdadm down r0 && test -z \"$(drbdsetup show)\"")?;
     }
     machine.run_ok("drbdadm up r0 && drbdadm primary --force r0")?;
-    machine.run_ok("dd if=/dev/zero of=/dev/drbd0 bs=64k count=4 oflag=direct status=none")?;
+    machine.run_ok("dd if=/dev/zero of=/dev/drbd0 bs=64k count=4 oflag=direct conv=nocreat status=none")?;
     machine.run_ok("drbdadm down r0")?;
     pair.finish()
 }

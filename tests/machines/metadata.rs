@@ -1,7 +1,7 @@
 //! Meta data on the disk: what one program writes, the other reads, internal and external, clean and after a crash.
 
 use crate::transcript::normalise;
-use anyhow::{anyhow, bail, ensure};
+use anyhow::{anyhow, bail, ensure, Context};
 use lab::{Machine, Module, Tools};
 use machine_tests::config::Config;
 use machine_tests::guest::Workload;
@@ -83,7 +83,7 @@ fn life(pairing: Pairing, config: &Config) -> Result<Vec<String>> {
     pair.one_by_one("drbdadm down r0")?;
     let mut dumps = Vec::new();
     for machine in pair.machines() {
-        dumps.extend(normalise(&dump(machine, config)?));
+        dumps.extend(normalise(&within_the_device(&dump(machine, config)?)?));
         let generations = machine.run_ok(&format!("{THEIRS} 0 v08 {} get-gi", device(config)))?;
         dumps.extend(normalise(&generations));
     }
@@ -106,6 +106,28 @@ fn dump(machine: &Machine, config: &Config) -> Result<String> {
         ensure!(generations(THEIRS)? == generations(OURS)?);
     }
     Ok(fields(&theirs).join("\n"))
+}
+
+/// A dump with as much of the bitmap as the device has blocks. Behind that, to the end of the page, the C module writes what its memory
+/// held; only where the kernel clears pages that is zero.
+fn within_the_device(dump: &str) -> Result<String> {
+    const BLOCK_SECTORS: usize = 8;
+    let (before, bitmap) = dump.split_once("bm {").context("no bitmap in the dump")?;
+    let (bitmap, after) = bitmap.split_once('}').context("a bitmap without an end")?;
+    let size = before.lines().find_map(|line| line.strip_prefix("la-size-sect ")).context("no size in the dump")?;
+    let blocks = size.trim_end_matches(';').parse::<usize>()?.div_ceil(BLOCK_SECTORS);
+    let mut words = Vec::new();
+    for entry in bitmap.split(';').map(str::trim).filter(|entry| !entry.is_empty()) {
+        let (times, word) = entry.split_once(" times ").unwrap_or(("1", entry));
+        words.extend(std::iter::repeat_n(u64::from_str_radix(word.trim_start_matches("0x"), 16)?, times.parse()?));
+    }
+    ensure!(words.len() * 64 >= blocks, "{} words for {blocks} blocks", words.len());
+    words.truncate(blocks.div_ceil(64));
+    if let Some(last) = words.last_mut().filter(|_| blocks % 64 > 0) {
+        *last &= (1 << (blocks % 64)) - 1;
+    }
+    let words: Vec<String> = words.iter().map(|word| format!("0x{word:016X};")).collect();
+    Ok(format!("{before}bm {{\n{}\n}}{after}", words.join("\n")))
 }
 
 fn device(config: &Config) -> String {
