@@ -608,7 +608,8 @@ fn a_read_that_lost_its_disk_says_nothing_about_the_next_one() {
         assert_eq!(world.admin(0, AdminRequest::Detach { volume: VOLUME, force: true }), 1);
         world.run_until("the source has no disk", 60_000, |world| !world.status(0).has_disk);
         assert_eq!(world.attach(0), 101);
-        world.run_until("all operations", 60_000, |world| world.open_operations() == 0);
+        // One operation of a disk as slow as that may take 20 s, and others wait for it.
+        world.run_until("all operations", 240_000, |world| world.open_operations() == 0);
         world.nodes[1].faults.slowness = 0;
         assert!(world.status(0).has_disk, "seed {seed}");
         all_the_same(&mut world);

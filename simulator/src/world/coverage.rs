@@ -88,7 +88,9 @@ impl World {
     /// Is this block not the same on both disks, and is nothing under way there?
     fn differs_unexplained(&self, node: usize, sector: u64) -> bool {
         let [zero, one] = [0, 1].map(|node| &self.nodes[node].data);
-        let end = (sector + 8).min(zero.sectors()).min(one.sectors());
+        // The disks may have grown, and the device has not, or not yet.
+        let device = self.status(node).size_sectors;
+        let end = (sector + 8).min(zero.sectors()).min(one.sectors()).min(device);
         if (sector..end).all(|sector| zero.get(sector) == one.get(sector)) {
             return false;
         }

@@ -102,7 +102,10 @@ impl World {
                 write_empty_log(meta, &layout);
             }
             Replay::Nothing => {}
-            Replay::NoUsableLog | Replay::Damaged { .. } => assert!(!primary, "the activity log is damaged"),
+            Replay::NoUsableLog | Replay::Damaged { .. } => {
+                assert!(!primary, "the activity log of node {node} is damaged: {found:?}");
+                write_empty_log(meta, &layout);
+            }
         }
         superblock.flags.set(MetaFlags::AL_CLEAN);
         let mut block: Block = [0; 4096];
