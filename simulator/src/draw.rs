@@ -128,6 +128,11 @@ pub fn fence(random: &mut Random, kind: Kind) -> Fence {
     }
 }
 
+/// Pages that what the peer sends may take. From a generator of its own as well; few of them hold everything up that is large.
+pub fn max_buffers(seed: u64) -> u32 {
+    Random::new(seed ^ 0x0b0f_fe25).pick(&[2048, 2048, 2048, 2048, 8000, 256, 32])
+}
+
 /// Number of volumes. From a generator of its own: the runs with one are as they were before there were any with more.
 pub fn volumes(seed: u64, kind: Kind, percent: u64) -> u8 {
     let mut random = Random::new(seed ^ 0x0b01_00e5);

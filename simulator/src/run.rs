@@ -164,7 +164,7 @@ impl Driver {
         let careful = !random.percent(15);
         let dual = random.percent(wishes.two_primaries);
         let kind = draw::Kind { careful, dual };
-        let net = draw::net(&mut random, kind);
+        let net = NetConf { max_buffers: draw::max_buffers(seed), ..draw::net(&mut random, kind) };
         let wire_protocol = net.wire_protocol;
         let slots = random.pick(&[64, 64, 16, 200]);
         let mut config = Config::new(seed);

@@ -424,6 +424,7 @@ impl<S: Storage> Engine<S> {
     pub fn receiver_may_read(&self) -> bool {
         self.link.is_closing()
             || (self.may_answer_one_more(0)
+                && self.has_buffers()
                 && !self.link.received_epoch.is_closing()
                 && !self.link.introducing
                 && self.link.refusal.is_none()

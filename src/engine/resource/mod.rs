@@ -89,6 +89,7 @@ mod admin;
 mod api;
 mod application;
 mod authenticate;
+mod buffers;
 mod change;
 mod conflict;
 mod disk;
@@ -138,6 +139,7 @@ use crate::state::{Conn, Disk, Role, Susp};
 use crate::storage::{OutOfMemory, Storage};
 use admin::Admin;
 use authenticate::HandshakeDigests;
+use buffers::PeerBuffers;
 use conflict::HeldAck;
 use inspect::Algorithms;
 use link::{Departed, Link};
@@ -203,6 +205,7 @@ pub struct Engine<S: Storage> {
     volumes_end: usize,
     requests: RequestTable<S>,
     peers: PeerTable<S>,
+    buffers: PeerBuffers,
     /// Entries: one for each request slot, then two for each peer slot.
     overlaps: Overlaps<S>,
     log: TransferLog,
@@ -263,6 +266,7 @@ impl<S: Storage> Engine<S> {
             volumes_end: 0,
             requests: RequestTable::new(requests)?,
             peers: PeerTable::new(peers)?,
+            buffers: PeerBuffers::default(),
             overlaps: Overlaps::new(requests + 2 * peers)?,
             log: TransferLog::EMPTY,
             departed: Departed::new(requests)?,

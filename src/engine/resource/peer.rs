@@ -90,6 +90,7 @@ impl<S: Storage> Engine<S> {
             self.payload_received(peer, self.now_ms)?;
             return Ok(Next::Packet);
         }
+        self.hold_buffer(peer.index);
         Ok(Next::Payload { peer, size_bytes: write.payload_bytes })
     }
 
@@ -272,6 +273,9 @@ impl<S: Storage> Engine<S> {
             PeerKind::Resync if slot.inspect.is_some() => Op::Read,
             PeerKind::Write | PeerKind::Resync => slot.op,
         };
+        if op == Op::Read {
+            self.hold_buffer(index);
+        }
         let flags = IoFlags {
             fua: slot.flags.contains(DataFlags::FUA),
             preflush: slot.flags.contains(DataFlags::FLUSH),
@@ -591,6 +595,7 @@ impl<S: Storage> Engine<S> {
     pub(super) fn receive_resync_data(&mut self, id: VolumeId, sector: u64, size_bytes: u32) -> Result<Next, Fault> {
         let peer = self.asked_for(id, sector, size_bytes).ok_or(Fault::UnknownReply { sector })?;
         if self.awaits_data(peer, id, sector, size_bytes)? {
+            self.hold_buffer(peer.index);
             Ok(Next::Payload { peer, size_bytes })
         } else {
             Ok(Next::Drain { size_bytes })
@@ -688,13 +693,13 @@ impl<S: Storage> Engine<S> {
             resync.requests_in_flight = resync.requests_in_flight.saturating_sub(1);
             resync.blocks_in_flight = resync.blocks_in_flight.saturating_sub(size_bytes.div_ceil(4096));
         });
-        self.peers.release(peer.index);
+        self.release_peer(peer.index);
         self.resync_answered(id);
         self.peer_slot_free();
     }
 
     pub(super) fn end_peer(&mut self, peer: PeerId, id: VolumeId) {
-        self.peers.release(peer.index);
+        self.release_peer(peer.index);
         self.with_volume(id, |volume| volume.unacked = volume.unacked.saturating_sub(1));
         self.peer_slot_free();
     }

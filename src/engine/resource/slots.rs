@@ -272,6 +272,8 @@ pub(super) struct PeerRequest {
     pub(super) has_digest: bool,
     /// All zeroes: answered without data.
     pub(super) deallocated: bool,
+    /// Its data is in memory, or will be.
+    pub(super) holds_buffer: bool,
     link: u16,
 }
 
@@ -295,6 +297,7 @@ impl PeerRequest {
         inspect: None,
         has_digest: false,
         deallocated: false,
+        holds_buffer: false,
         link: NIL,
     };
 }

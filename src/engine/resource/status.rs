@@ -123,6 +123,8 @@ pub struct Usage {
     pub requests: usize,
     /// Slots of peer requests.
     pub peer_requests: usize,
+    /// Bytes in memory for these.
+    pub buffered_bytes: u64,
     /// Ranges that others may have to wait for.
     pub overlaps: usize,
     /// Activity log extents with references, on all volumes.
@@ -290,6 +292,7 @@ impl<S: Storage> Engine<S> {
         Usage {
             requests: self.requests.used(),
             peer_requests: self.peers.used(),
+            buffered_bytes: self.buffered_bytes(),
             overlaps: self.overlaps.used(),
             log_extents: volumes().filter_map(|volume| volume.disk.as_ref()).map(|disk| disk.log.used()).sum(),
             holds: volumes().map(|volume| volume.holds).sum(),

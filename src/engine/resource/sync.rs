@@ -571,6 +571,7 @@ impl<S: Storage> Engine<S> {
             self.save_progress(id);
             self.sync_metadata(id);
         }
+        self.exceed_buffers();
         self.check_idle_barrier();
         self.check_request_timeouts();
         self.check_sequence_timeout();
