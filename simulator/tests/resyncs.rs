@@ -329,6 +329,50 @@ fn two_primaries_of_which_one_is_demoted_agree_who_is_the_source_of_what_has_gro
     assert!(as_targets > 0, "both never took themselves for the target");
 }
 
+/// Seed 40006507: the connection broke before the resync of what the device had grown by, and the source let its disk go. The target was
+/// still of the generation of that resync, and what it wrote while the other one had no disk was a split brain to that one.
+#[test]
+fn a_source_of_what_has_grown_that_is_back_without_its_disk_is_no_split_brain() {
+    let mut announced = 0;
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.net.two_primaries = true;
+        let mut world = synced_with(config);
+        assert_eq!(world.admin(1, PRIMARY), 1);
+        for node in 0..2 {
+            world.grow_disk(node, 16_384, 1 << (50 + node));
+        }
+        let before = [0, 1].map(|node| world.superblock(node).uuids[UI_CURRENT]);
+        world.start_resize(0, &ResizeParms::default());
+        let waits = |world: &World| (0..2).find(|&node| world.status(node).state.conn == Conn::WFSyncUUID);
+        world.run_until("a target", 1_000, |world| waits(world).is_some());
+        let target = waits(&world).expect("a target");
+        while world.status(target).state.conn == Conn::WFSyncUUID
+            && world.superblock(target).uuids[UI_CURRENT] == before[target]
+        {
+            world.run_for_us(20);
+        }
+        world.set_network(false);
+        world.reset_connection();
+        let source = 1 - target;
+        assert_eq!(world.admin(source, SECONDARY), 1);
+        assert_eq!(world.admin(source, AdminRequest::Detach { volume: VOLUME, force: true }), 1);
+        if world.status(target).state.disk == Disk::Inconsistent {
+            // It had begun.
+            continue;
+        }
+        announced += 1;
+        world.set_network(true);
+        world.run_until("the source is back", 10_000, |world| world.status(target).state.conn == Conn::Connected);
+        assert_eq!(world.io(target, WRITE, 0, 8), Ok(()));
+        assert_eq!(world.attach(source), 101);
+        let _code = world.poll_admin(0);
+        all_the_same(&mut world);
+        assert_eq!(world.refusals, [""; 0], "seed {seed}");
+    }
+    assert!(announced > 0, "no resync was announced and had not begun");
+}
+
 /// A disk that comes back with the generation from before the last resync is recognized by the history.
 #[test]
 fn the_generation_before_a_resync_is_in_the_history_after_it() {

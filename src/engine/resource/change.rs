@@ -188,7 +188,7 @@ impl<S: Storage> Engine<S> {
         if let Some(volume) = self.volume_mut(id) {
             volume.state = new;
             volume.note_lacks(old);
-            if volume.resync.of_growth && new.conn != Conn::WFSyncUUID {
+            if new.conn != Conn::WFSyncUUID {
                 volume.resync.of_growth = false;
                 volume.growth_left(new);
             }
@@ -721,9 +721,13 @@ impl<S: Storage> Volume<S> {
     /// The target no longer waits for the resync of what the device has grown by. If that is not to be, because the source lost its
     /// disk, the data here is of the generation that it was of before, not of the one that the resync would have led to: its source,
     /// with the next disk or this one again, has not left that one, and would take what is written here meanwhile for a split brain.
+    /// The source may also lose its disk while they are not connected.
     fn growth_left(&mut self, new: State) {
+        if new.conn < Conn::Connected && new.disk > Disk::Failed {
+            return;
+        }
         let before = self.resync.before_growth.take();
-        let stays_good = new.conn == Conn::Connected && new.disk == Disk::UpToDate;
+        let stays_good = new.conn == Conn::Connected && new.disk == Disk::UpToDate && new.pdsk < Disk::Inconsistent;
         let (Some([current, bitmap]), Some(disk)) = (before.filter(|_| stays_good), self.disk.as_mut()) else { return };
         disk.set_current(current, new.role == Role::Primary);
         disk.set_bitmap_uuid(bitmap);
