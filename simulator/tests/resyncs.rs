@@ -373,6 +373,33 @@ fn a_source_of_what_has_grown_that_is_back_without_its_disk_is_no_split_brain() 
     assert!(announced > 0, "no resync was announced and had not begun");
 }
 
+/// Seed 40002938: the target of a resync attached while connected, and the source let its disk go before it began. The target had not told
+/// what its disk was then, and counted as Consistent.
+#[test]
+fn a_resync_that_does_not_begin_leaves_no_wrong_idea_of_the_targets_disk() {
+    let mut ended = 0;
+    for seed in 1..=2 * SEEDS {
+        let mut world = synced_with(Config::new(seed));
+        assert_eq!(world.admin(1, AdminRequest::Detach { volume: VOLUME, force: false }), 1);
+        world.run_until("detached", 1_000, |world| !world.status(1).has_disk);
+        assert_eq!(world.io(0, WRITE, 0, 8), Ok(()));
+        assert_eq!(world.admin(0, SECONDARY), 1);
+        assert_eq!(world.start_attach(1), Ok(()));
+        let waits = |world: &World| matches!(world.status(1).state.conn, Conn::WFBitMapT | Conn::WFSyncUUID);
+        world.run_until("the target anew", 1_000, waits);
+        world.run_for_us(seed * 10);
+        world.ask(0, AdminRequest::Detach { volume: VOLUME, force: false });
+        world.run_for_ms(1_000);
+        let [source, target] = [0, 1].map(|node| world.status(node).state);
+        if target.conn != Conn::Connected || source.disk != Disk::Diskless {
+            continue;
+        }
+        ended += 1;
+        assert_eq!((source.pdsk, target.pdsk), (target.disk, source.disk), "seed {seed}");
+    }
+    assert!(ended > 0, "it began each time");
+}
+
 /// A disk that comes back with the generation from before the last resync is recognized by the history.
 #[test]
 fn the_generation_before_a_resync_is_in_the_history_after_it() {

@@ -593,6 +593,16 @@ const AFTER: &[Row] = &[
         |old, new, _| old.disk < Disk::UpToDate && old.conn >= Conn::SyncSource && new.conn == Conn::Connected,
         &[E::SendState],
     ),
+    // Not of the C module: the same before the resync has begun. A target that attached while connected has not told what its disk is.
+    row(
+        "9.25b",
+        |old, new, _| {
+            matches!(old.conn, Conn::WFBitMapT | Conn::WFSyncUUID)
+                && new.conn == Conn::Connected
+                && (Disk::Inconsistent..Disk::UpToDate).contains(&new.disk)
+        },
+        &[E::SendState],
+    ),
     row(
         "9.26",
         |old, new, ctx| old.conn == Conn::VerifyS && new.conn == Conn::Connected && ctx.apv >= 97 && ctx.apv != 100,
