@@ -176,6 +176,38 @@ fn a_disk_that_fails_and_is_kept_is_the_second_failure_under_protocol_a() {
     }
 }
 
+/// Seed 41002160 with several volumes: the disk of a Primary failed and was kept, and that node lost its power before its superblock said so.
+/// As the disk of a crashed Primary it was the source, and overwrote what had been acknowledged because the peer had it.
+#[test]
+fn what_only_the_peer_has_is_acknowledged_when_the_disk_that_is_kept_says_that_it_is_bad() {
+    let mut in_between = 0;
+    for seed in 1..=4 * SEEDS {
+        let mut config = Config::new(seed);
+        config.disk.on_io_error = OnIoError::PassOn;
+        let mut world = synced_with(config);
+        assert_eq!(world.io(0, WRITE, 0, 8), Ok(()));
+        world.nodes[0].faults.write_percent = 100;
+        world.start(0, WRITE, 0, 8);
+        // Only the superblock takes long.
+        world.nodes[0].faults.slowness = 50;
+        world.run_until("the failure", 1_000, |world| world.status(0).state.disk == Disk::Inconsistent);
+        world.run_for_us(10);
+        world.nodes[0].faults.slowness = 0;
+        world.start(0, Action::Write { fua: true }, 64, 8);
+        world.start(0, Action::Flush, 0, 0);
+        world.run_for_us(seed * 20);
+        in_between += u32::from(world.superblock(0).flags.contains(MetaFlags::CONSISTENT));
+        world.power_cut(0);
+        world.nodes[0].faults.write_percent = 0;
+        world.boot(0);
+        assert_eq!(world.attach(0), 101);
+        assert_eq!(world.connect(0), 1);
+        all_the_same(&mut world);
+        assert_eq!(world.check_acknowledged(0), Ok(()), "seed {seed}");
+    }
+    assert!(in_between > 0, "the superblock was there each time");
+}
+
 /// Seeds 2001470, 2003919: the disk failed while its node followed the peer to a larger size, and that ended the connection, on
 /// which a Primary without a disk depends.
 #[test]

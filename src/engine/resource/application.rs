@@ -561,14 +561,17 @@ impl<S: Storage> Engine<S> {
         }
         let Some(volume) = self.volume(slot.volume) else { return false };
         let unseen = volume.failure_unseen_until_ms.is_some();
+        let only_peer = || !self.local_copy_counts(slot) && self.peers_copy_counts(slot);
+        // A disk that failed and is kept: whatever the peer alone has, also if that was written after the failure.
+        let kept = volume.loss_version.is_some() && volume.state.disk == Disk::Inconsistent;
         if slot.io.op == Op::Flush {
-            return unseen && !self.local_copy_counts(slot) && self.peers_copy_counts(slot);
+            return (unseen || kept) && only_peer();
         }
         if !slot.io.op.is_write() {
             return false;
         }
         if slot.net == Net::Ok {
-            (unseen || volume.loss_version.is_some()) && self.only_peer_has(slot)
+            ((unseen || volume.loss_version.is_some()) && self.only_peer_has(slot)) || (kept && only_peer())
         } else {
             // The peer's disk has failed, as its state packet is about to tell: a new generation is due. Not where the copy here is
             // worth nothing: then nothing is acknowledged anyway, and the peer, being the source of a resync, tells nothing when it

@@ -634,6 +634,7 @@ impl<S: Storage> Engine<S> {
         if tolerated {
             if state.disk > Disk::Inconsistent {
                 let _outcome = self.change(id, Change::disk(Disk::Inconsistent), Kind::Hard);
+                self.record_kept_loss(id);
             }
             return;
         }
@@ -679,6 +680,16 @@ impl<S: Storage> Engine<S> {
         }
     }
 
+    /// The same for a disk that is kept (`on-io-error pass_on`). If this node lost its power before that is on the disk, it would be that
+    /// of a crashed Primary, and its data would win.
+    fn record_kept_loss(&mut self, id: VolumeId) {
+        let Some(volume) = self.volume_mut(id).filter(|volume| volume.state.disk == Disk::Inconsistent) else { return };
+        if let Some(disk) = volume.disk.as_ref().filter(|disk| disk.pipeline.is_dirty()) {
+            volume.loss_version = Some(disk.pipeline.version());
+            self.sync_metadata(id);
+        }
+    }
+
     /// The disk of this Primary is lost, or being let go: what only the peer has is acknowledged when that one has shown that it
     /// knows. If this node lost its power before, the disk would come back as that of a crashed Primary, and its data
     /// would win. (The C module does not wait.)
@@ -709,7 +720,8 @@ impl<S: Storage> Engine<S> {
 
     /// The loss of the own disk is known where it matters: writes that only the peer has may be acknowledged.
     pub(super) fn loss_recorded(&mut self, id: VolumeId) {
-        let Some(volume) = self.volume_mut(id).filter(|volume| volume.state.disk == Disk::Failed) else { return };
+        let is_bad = |volume: &&mut Volume<S>| matches!(volume.state.disk, Disk::Failed | Disk::Inconsistent);
+        let Some(volume) = self.volume_mut(id).filter(is_bad) else { return };
         volume.loss_known = true;
         if volume.loss_version.take().is_some() {
             self.settle_all();

@@ -353,7 +353,7 @@ pub(super) struct Volume<S: Storage> {
     pub(super) lacks_are_marked: bool,
     /// Superblock version that must be durable before writes of this node alone are acknowledged.
     pub(super) generation_version: Option<u32>,
-    /// The disk of this Primary has failed: superblock version that says so. What only the peer has is acknowledged when
+    /// The disk of this Primary has failed, and may be kept: superblock version that says so. What only the peer has is acknowledged when
     /// that is durable, or the peer has begun a generation of its own (`loss_known`).
     pub(super) loss_version: Option<u32>,
     pub(super) loss_known: bool,
