@@ -130,7 +130,7 @@ pub fn fence(random: &mut Random, kind: Kind) -> Fence {
 
 /// Pages that what the peer sends may take. From a generator of its own as well; few of them hold everything up that is large.
 pub fn max_buffers(seed: u64) -> u32 {
-    Random::new(seed ^ 0x0b0f_fe25).pick(&[2048, 2048, 2048, 2048, 8000, 256, 32])
+    Random::new(seed ^ 0x0b0f_fe25).pick(&[2048, 2048, 2048, 2048, 8000, 512, 256])
 }
 
 /// Number of volumes. From a generator of its own: the runs with one are as they were before there were any with more.
