@@ -619,8 +619,8 @@ impl Driver {
             }
         }
         let mut bad_turns = 0;
-        // Volumes may have to be copied one after the other.
-        for turn in 0..600 * u32::from(self.world.config.volumes) {
+        // Volumes may have to be copied one after the other; where a packet takes 20 ms, 512 MiB take their time (seed 1205).
+        for turn in 0..1200 * u32::from(self.world.config.volumes) {
             if self.in_sync() {
                 return;
             }
