@@ -444,7 +444,14 @@ impl Driver {
         let mirrored = self.both_good() && self.strict;
         // The peer may have agreed already to overwrite what is here, and gone on without this node (seed 12014425).
         let given_up = self.invalidating.get(&self.volume()) == Some(&node);
-        if self.careful && !given_up && own.disk == Disk::UpToDate && (own.role == Role::Primary || mirrored) {
+        // Or to its detach (seeds 50004608, 50027411).
+        let other = 1 - node;
+        let agreed = self.world.is_on(other) && {
+            let state = self.world.status(other).state;
+            state.conn >= Conn::Connected && state.pdsk <= Disk::Failed
+        };
+        if self.careful && !given_up && !agreed && own.disk == Disk::UpToDate && (own.role == Role::Primary || mirrored)
+        {
             if let Err(reason) = self.world.check_acknowledged(node) {
                 panic!("node {node} is UpToDate but lacks an acknowledged write: {reason}");
             }
