@@ -116,7 +116,7 @@ impl Console {
     }
 
     /// The module that is loaded.
-    pub(crate) fn loaded(&self) -> Module {
+    pub fn loaded(&self) -> Module {
         self.module_at(self.mark())
     }
 
