@@ -102,6 +102,29 @@ fn a_handshake_in_the_middle_of_an_attach_is_waited_for() {
     assert!(waited > 5, "only {waited} were overtaken by a handshake");
 }
 
+/// Seed 51026490 with several volumes. The Primary has written alone and let its disk go; what the peer attaches lacks that write.
+#[test]
+fn a_primary_without_disk_does_not_take_old_data_that_is_attached_while_they_meet() {
+    let mut overtaken = 0;
+    for seed in 1..=SEEDS {
+        let mut world = parted(seed, &[1]);
+        assert_eq!(world.admin(0, AdminRequest::Detach { volume: VOLUME, force: true }), 1);
+        world.run_until("detached", 10_000, |world| !world.status(0).has_disk);
+        assert_eq!(world.connect(0), 1);
+        assert_eq!(world.connect(1), 1);
+        world.run_for_us(seed * 10);
+        assert_eq!(world.start_attach(1), Ok(()));
+        world.run_until("the handshake", 60_000, |world| world.status(1).state.conn >= Conn::WFReportParams);
+        overtaken += u64::from(world.status(1).state.disk == Disk::Attaching);
+        assert_eq!(world.admin_answer(1), 101, "seed {seed}");
+        world.run_until("the refusal", 60_000, |world| world.old_data_refused > 0);
+        world.run_for_ms(1_000);
+        assert_eq!(world.status(0).state.conn, Conn::StandAlone, "seed {seed}");
+        assert!(world.io(0, Action::Read, 64, 8).is_err(), "seed {seed}: old data was read");
+    }
+    assert!(overtaken > 5, "only {overtaken} disks were being attached when the nodes met");
+}
+
 /// What the peer says of the size of its disk becomes known in the middle of the attach.
 #[test]
 fn an_attach_that_hears_of_another_size_costs_no_connection() {

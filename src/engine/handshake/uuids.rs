@@ -477,7 +477,8 @@ pub enum UuidsAction {
 pub fn receive_uuids(input: &UuidsInput) -> UuidsAction {
     let own = input.own;
     let primary = own.role == Role::Primary;
-    let meets_peer = own.conn < Conn::Connected || own.pdsk == Disk::Diskless;
+    // Its disk may be known as Attaching already, if that began before the nodes met. (The C module takes any data then.)
+    let meets_peer = own.conn < Conn::Connected || matches!(own.pdsk, Disk::Diskless | Disk::Attaching);
     // Where both attach their disks at the same time, this one is going to be the source.
     let needs_peer = own.disk < Disk::Inconsistent && !(own.disk == Disk::Negotiating && input.holds_exposed);
     if meets_peer && needs_peer && primary && !same(input.exposed, input.peer_current) {
@@ -755,6 +756,8 @@ mod tests {
         assert_eq!(receive_uuids(&UuidsInput { peer_current: B, ..input }), UuidsAction::Refuse);
         let reattached = State { conn: Conn::Connected, pdsk: Disk::Diskless, ..alone };
         assert_eq!(receive_uuids(&UuidsInput { own: reattached, peer_current: B, ..input }), UuidsAction::Refuse);
+        let attaching = State { pdsk: Disk::Attaching, ..reattached };
+        assert_eq!(receive_uuids(&UuidsInput { own: attaching, peer_current: B, ..input }), UuidsAction::Refuse);
         let both = UuidsInput { own: State { disk: Disk::Negotiating, ..reattached }, peer_current: B, ..input };
         assert_eq!(receive_uuids(&both), UuidsAction::Refuse);
         assert_eq!(receive_uuids(&UuidsInput { holds_exposed: true, ..both }), UuidsAction::Keep);
