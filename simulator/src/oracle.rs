@@ -28,6 +28,8 @@ pub struct Written {
     pub end_us: u64,
     /// It was written with FUA, or a flush was acknowledged that began after it was.
     pub stable: bool,
+    /// That flush was acknowledged without a disk here: it may be in the peer's cache only.
+    pub elsewhere: bool,
     /// The only good copy lost its power while it was under way: it may be acknowledged and gone.
     pub doomed: bool,
     /// It was made under protocol A: it may be acknowledged before the peer has it.
@@ -71,6 +73,7 @@ impl Oracle {
             start_us: now_us,
             end_us: NEVER,
             stable: false,
+            elsewhere: false,
             doomed: false,
             early: false,
             strict: false,
@@ -100,10 +103,19 @@ impl Oracle {
         self.writes.iter_mut().filter(move |write| write.node == node && write.volume == volume)
     }
 
-    /// A flush on this node that began at `start_us` was acknowledged.
-    pub fn flushed(&mut self, node: usize, start_us: u64) {
+    /// A flush on this node that began at `start_us` was acknowledged; `has_disk`: by its own disk.
+    pub fn flushed(&mut self, node: usize, start_us: u64, has_disk: bool) {
         for write in self.writes_on(node).filter(|write| write.end_us < start_us) {
+            write.elsewhere = !has_disk && (write.elsewhere || !write.stable);
             write.stable = true;
+        }
+    }
+
+    /// The only good copy, on this node, lost what was in its cache: the flushes that the other node acknowledged without a
+    /// disk promised only that its own power may fail.
+    pub fn cache_lost(&mut self, node: usize) {
+        for write in self.writes_on(1 - node).filter(|write| write.elsewhere) {
+            write.end_us = NEVER;
         }
     }
 
@@ -266,6 +278,40 @@ mod tests {
         assert!(!may_hold(0, 0), "the peer has that");
         assert!(!may_hold(1, old) && may_hold(1, late), "not made under protocol A");
         assert!(!may_hold(2, other[0]) && may_hold(2, other[1]), "of the other node");
+    }
+
+    /// Seed 50006302: the Primary let its disk go, flushed, and lost its power, and then the peer did.
+    #[test]
+    fn a_flush_without_a_disk_promises_nothing_of_the_peers_power() {
+        for (has_disk, again, cut, is_kept) in [
+            (false, false, Some(1), false),
+            (false, false, Some(0), true),
+            (false, false, None, true),
+            (true, false, Some(1), true),
+            (true, true, Some(1), true),
+            (false, true, Some(1), false),
+        ] {
+            let mut oracle = Oracle::default();
+            let stamp = oracle.begin(0, 0, 8, false, 10);
+            oracle.acknowledge(stamp, false, 20);
+            oracle.flushed(0, 30, has_disk);
+            if again {
+                oracle.flushed(0, 40, false);
+            }
+            if let Some(node) = cut {
+                oracle.power_cut(node);
+                oracle.cache_lost(node);
+            }
+            let what = format!("{has_disk}, {again}, {cut:?}");
+            assert_eq!(oracle.check(0, 0, 1000, 1001).is_err(), is_kept, "{what}");
+        }
+        let mut oracle = Oracle::default();
+        let stamp = oracle.begin(0, 0, 8, false, 10);
+        oracle.acknowledge(stamp, false, 20);
+        oracle.flushed(0, 30, false);
+        oracle.flushed(0, 40, true);
+        oracle.cache_lost(1);
+        assert!(oracle.check(0, 0, 1000, 1001).is_err(), "its own disk has flushed since");
     }
 
     /// Seed 34002467: two Primaries wrote one sector, and the node whose write counted lost its power before it had flushed.

@@ -153,7 +153,7 @@ impl World {
         if (operation.action == Action::Flush || operation.flushes_first())
             && !(no_disk && self.network_up != [true, true])
         {
-            self.oracle.flushed(operation.node, operation.start_us);
+            self.oracle.flushed(operation.node, operation.start_us, !no_disk);
         }
         if matches!(operation.action, Action::Read | Action::ReadAhead) && self.config.check_reads {
             assert_eq!(data.len() as u64, operation.count, "a read without its data");
@@ -190,6 +190,7 @@ impl World {
         for sector in sectors {
             self.oracle.lost(sector, self.nodes[node].data.get(sector));
         }
+        self.oracle.cache_lost(node);
         for operation in self.operations.iter().filter(|operation| operation.result.is_none()) {
             if operation.stamp != 0 && operation.volume == self.volume {
                 self.oracle.doom(operation.stamp);
