@@ -373,6 +373,69 @@ fn a_source_of_what_has_grown_that_is_back_without_its_disk_is_no_split_brain() 
     assert!(announced > 0, "no resync was announced and had not begun");
 }
 
+/// The device grows, and node 0, Primary and the source of the resync of what is new, loses the connection before node 1 has heard
+/// that it began; node 0 has written since.
+fn lost_before_the_target_heard(seed: u64) -> Option<World> {
+    let mut world = synced_with(Config::new(seed));
+    assert_eq!(world.io(0, WRITE, 0, 8), Ok(()));
+    for node in 0..2 {
+        world.grow_disk(node, 16_384, 1 << (50 + node));
+    }
+    world.start_resize(0, &ResizeParms::default());
+    world.run_until("a source", 10_000, |world| world.status(0).state.conn == Conn::SyncSource);
+    world.set_network(false);
+    world.reset_connection();
+    world.run_until("the loss", 60_000, |world| (0..2).all(|node| world.status(node).state.conn < Conn::Connected));
+    let _code = world.poll_admin(0);
+    assert_eq!(world.io(0, WRITE, 0, 8), Ok(()), "seed {seed}");
+    (world.status(1).state.disk != Disk::Inconsistent).then_some(world)
+}
+
+/// Seed 50009709: the Primary's disk was lost then. The target had the same generation, and its old data was taken for what the
+/// application had seen.
+#[test]
+fn a_target_that_has_not_heard_of_the_resync_is_not_what_the_application_has_seen() {
+    let mut unheard = 0;
+    for mut world in (1..=SEEDS).filter_map(lost_before_the_target_heard) {
+        unheard += 1;
+        assert_eq!(world.admin(0, AdminRequest::Detach { volume: VOLUME, force: true }), 1);
+        world.run_until("detached", 10_000, |world| !world.status(0).has_disk);
+        world.set_network(true);
+        world.run_until("the refusal", 60_000, |world| world.old_data_refused > 0);
+        world.run_for_ms(1_000);
+        assert!(world.io(0, Action::Read, 0, 8).is_err(), "old data was read");
+    }
+    assert!(unheard > 5, "only {unheard} targets had not heard");
+}
+
+/// The same with a disk: only what differs is copied.
+#[test]
+fn a_target_that_has_not_heard_of_the_resync_is_synced_by_bitmap() {
+    for mut world in (1..=SEEDS).filter_map(lost_before_the_target_heard) {
+        world.set_network(true);
+        world.run_until("a resync", 60_000, |world| world.status(0).state.conn == Conn::SyncSource);
+        let blocks = world.status(0).bits_out_of_sync;
+        assert!(blocks <= 16_384 / 8 + 1, "{blocks}");
+        all_the_same(&mut world);
+    }
+}
+
+/// The same, and the node that has not heard is made Primary by force, after the other one has lost its power: that is a split brain.
+#[test]
+fn a_target_that_has_not_heard_of_the_resync_and_is_made_primary_is_a_split_brain() {
+    for mut world in (1..=SEEDS).filter_map(lost_before_the_target_heard) {
+        world.power_cut(0);
+        assert_eq!(world.admin(1, AdminRequest::Primary { volume: VOLUME, force: true }), 1);
+        assert_eq!(world.io(1, WRITE, 64, 8), Ok(()));
+        world.set_network(true);
+        world.boot(0);
+        assert_eq!(world.attach(0), 101);
+        assert_eq!(world.connect(0), 1);
+        world.run_until("the refusal", 60_000, |world| !world.refusals.is_empty());
+        assert_eq!(world.io(1, Action::Read, 64, 8), Ok(()));
+    }
+}
+
 /// Seed 40002938: the target of a resync attached while connected, and the source let its disk go before it began. The target had not told
 /// what its disk was then, and counted as Consistent.
 #[test]

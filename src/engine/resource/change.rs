@@ -54,7 +54,7 @@ impl<S: Storage> Engine<S> {
                 .is_some_and(|disk| disk.current() == volume.exposed_uuid && !volume.wrote_elsewhere),
             peer_says_worse: volume.peer.says_worse,
             target_of_growth: volume.resync.of_growth,
-            target_unheard: volume.resync.target_unheard,
+            target_unheard: volume.resync.target_unheard || volume.resync.begin_unheard,
         }
     }
 
@@ -224,7 +224,7 @@ impl<S: Storage> Engine<S> {
                 volume.exposed_uuid = peer.unwrap_or(volume.exposed_uuid);
             });
         }
-        self.note_missed_end(id, old, new);
+        self.note_level_peer(id, old, new);
         self.note_overtaken_end(id, old, new);
         if new.conn >= Conn::Connected && new.disk == Disk::UpToDate {
             self.with_volume(id, |volume| volume.wrote_elsewhere = false);
@@ -297,17 +297,26 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// The source of a resync whose last block is done loses its target, which may have finished without our hearing of
-    /// it: then both have the same generation, and what is written on one side only must be of another. (The C module
-    /// goes on with the same, and the other node would be told that it is the one with changes.)
-    fn note_missed_end(&mut self, id: VolumeId, old: State, new: State) {
-        let was_source = matches!(old.conn, Conn::SyncSource | Conn::PausedSyncS);
+    /// The source of a resync loses its target, which may have finished without our hearing of it, or not have heard of the beginning
+    /// where the generations were the same before: then they are the same now, and what is written on one side only must be of
+    /// another. (The C module goes on with the same, and the other node would be told that it is the one with changes, or be
+    /// taken for what the application has seen.)
+    fn note_level_peer(&mut self, id: VolumeId, old: State, new: State) {
+        let is_source = |state: State| matches!(state.conn, Conn::SyncSource | Conn::PausedSyncS);
         self.with_volume(id, |volume| {
-            if was_source && new.conn <= Conn::Connected && new.pdsk != Disk::UpToDate {
-                volume.missed_end = volume.weight() == 0;
-            } else if old.conn < Conn::Connected && new.conn >= Conn::Connected {
-                volume.missed_end = false;
+            let current = volume.disk.as_ref().map_or(0, |disk| disk.current());
+            let peer = volume.peer.uuids.and_then(|uuids| uuids.uuids.first().copied());
+            if is_source(new) && !is_source(old) {
+                // What the device has grown by is synced without a handshake.
+                let was_level = peer.is_some_and(|peer| (peer ^ current) & !1 == 0);
+                volume.resync.begin_unheard = was_level || old.conn == Conn::Connected;
             }
+            if is_source(old) && new.conn <= Conn::Connected && new.pdsk != Disk::UpToDate {
+                volume.peer_may_be_level = volume.weight() == 0 || volume.resync.begin_unheard;
+            } else if old.conn < Conn::Connected && new.conn >= Conn::Connected {
+                volume.peer_may_be_level = false;
+            }
+            volume.resync.begin_unheard &= new.conn > Conn::Connected;
         });
     }
 
@@ -519,8 +528,8 @@ impl<S: Storage> Engine<S> {
             return;
         };
         let old = disk.current();
-        if core::mem::take(&mut volume.missed_end) && disk.bitmap_uuid() != 0 {
-            // As if the end had been heard of.
+        if core::mem::take(&mut volume.peer_may_be_level) && disk.bitmap_uuid() != 0 {
+            // As if the end had been heard of, or the beginning not.
             disk.rotate_bitmap_uuid(0);
         }
         disk.set_bitmap_uuid(old);

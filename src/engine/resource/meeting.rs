@@ -183,6 +183,7 @@ impl<S: Storage> Engine<S> {
             let is_worse = (Disk::Outdated..Disk::UpToDate).contains(&received.disk);
             volume.peer.says_worse = received.conn == Conn::Connected && is_worse;
             volume.resync.target_unheard &= received.conn == Conn::Connected;
+            volume.resync.begin_unheard &= !matches!(received.conn, Conn::SyncTarget | Conn::PausedSyncT);
             if received.conn == Conn::Ahead {
                 // It has pulled ahead before this node has begun, and will tell when it starts anew. Until then what it announces
                 // only reaches the bitmap in core.

@@ -440,7 +440,10 @@ impl<S: Storage> Engine<S> {
             Command::CsumRsRequest => Some(Inspect::ChecksumDigest),
             _ => None,
         };
-        self.with_volume(id, |volume| volume.resync.target_unheard = false);
+        self.with_volume(id, |volume| {
+            volume.resync.target_unheard = false;
+            volume.resync.begin_unheard = false;
+        });
         let peer = self.serve_read(id, request, PeerKind::ResyncRead, inspect)?;
         if let Some(peer) = peer.filter(|_| command == Command::CsumRsRequest) {
             self.keep_digest(peer, digest);

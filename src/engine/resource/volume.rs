@@ -269,6 +269,8 @@ pub(super) struct Resync {
     pub(super) peer_failed: bool,
     /// The resync was agreed on, by a request of one node, and the target has not been heard of since (source).
     pub(super) target_unheard: bool,
+    /// It has begun, for a target with the same generation, which has not been heard of since (source).
+    pub(super) begin_unheard: bool,
     /// It waits for the source only because the device has grown: what the disk had before is as good as the source's (target).
     pub(super) of_growth: bool,
     /// Current and bitmap UUID from before the sync UUID of such a resync (target).
@@ -336,8 +338,9 @@ pub(super) struct Volume<S: Storage> {
     /// A write is done, by this node or by the peer, that is not on the own disk: alone, that must not become what the application sees, even if its
     /// generation is the same.
     pub(super) wrote_elsewhere: bool,
-    /// This node was the source of a resync that the peer may have finished without our hearing of it.
-    pub(super) missed_end: bool,
+    /// This node was the source of a resync, and the peer may have the same generation: it may have finished without our hearing of it,
+    /// or it had the same before and may not have heard that the resync has begun.
+    pub(super) peer_may_be_level: bool,
     /// A correction of the own generations that is carried out when the resync starts.
     pub(super) late_fixup: Option<Fixup>,
     pub(super) peer: PeerVolume,
@@ -428,7 +431,7 @@ impl<S: Storage> Volume<S> {
             size_sectors: 0,
             exposed_uuid: 0,
             wrote_elsewhere: false,
-            missed_end: false,
+            peer_may_be_level: false,
             late_fixup: None,
             peer: PeerVolume::default(),
             negotiated: None,
@@ -465,6 +468,7 @@ impl<S: Storage> Volume<S> {
                 peer_done: false,
                 peer_failed: false,
                 target_unheard: false,
+                begin_unheard: false,
                 of_growth: false,
                 before_growth: None,
                 uncounted: None,
@@ -568,7 +572,7 @@ impl<S: Storage> Volume<S> {
 
     /// What only this node writes is already told apart from what the peer has, by its generation.
     pub(super) fn records_changes(&self) -> bool {
-        self.disk.as_ref().is_some_and(|disk| disk.bitmap_uuid() != 0) && !self.missed_end
+        self.disk.as_ref().is_some_and(|disk| disk.bitmap_uuid() != 0) && !self.peer_may_be_level
     }
 
     /// The peer has begun a generation because this disk leaves, as it was asked to agree to. What is here is older from then on: if its
