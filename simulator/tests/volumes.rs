@@ -207,3 +207,36 @@ fn resyncs_in_both_directions_do_not_keep_each_other_from_being_read() {
         assert_eq!(world.faults, [], "seed {seed}");
     }
 }
+
+/// Each node is without a disk of one volume, and reads it from the other one: as much as it likes, in both directions at once.
+#[test]
+fn reads_in_both_directions_do_not_keep_each_other_from_being_answered() {
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.limits.peer_requests = 16;
+        config.net.max_buffers = 100_000;
+        config.net.two_primaries = true;
+        let mut world = synced(config);
+        for (volume, reader) in [(FIRST, 0), (SECOND, 1)] {
+            world.look_at(volume);
+            if reader == 1 {
+                assert_eq!(world.admin(0, AdminRequest::Secondary { volume }), 1);
+                assert_eq!(world.admin(1, AdminRequest::Primary { volume, force: false }), 1);
+            }
+            assert_eq!(world.admin(reader, AdminRequest::Detach { volume, force: false }), 1);
+            world.run_until("detached", 10_000, |world| !world.status(reader).has_disk);
+        }
+        // Both ask for all that they may before either is asked for anything.
+        world.set_network(false);
+        let mut reads = Vec::new();
+        for (volume, reader) in [(FIRST, 0), (SECOND, 1)] {
+            world.look_at(volume);
+            reads.extend((0..60).map(|number| world.start(reader, Action::Read, number * 256, 256)));
+        }
+        world.run_for_ms(300);
+        world.set_network(true);
+        world.run_until("the reads", 60_000, |world| reads.iter().all(|&read| world.operations[read].result.is_some()));
+        assert!(reads.iter().all(|&read| world.operations[read].result == Some(Ok(()))), "seed {seed}");
+        assert_eq!(world.faults, [], "seed {seed}");
+    }
+}

@@ -36,7 +36,7 @@ impl<S: Storage> Engine<S> {
         if io.op != Op::Flush && end.is_none_or(|end| end > volume.size_sectors) {
             return Submit::Failed(IoError::Io);
         }
-        if !self.gate_open(id) {
+        if !self.gate_open(id) || (io.op == Op::Read && !self.peer_takes_reads()) {
             self.gate_waiters = true;
             return Submit::Later;
         }
@@ -117,16 +117,17 @@ impl<S: Storage> Engine<S> {
             ReadPath::Peer => {
                 let epoch = self.link.epoch;
                 let now_ms = self.now_ms;
-                let Some(id) = self.requests.at_mut(request.index).map(|slot| {
+                let Some((id, counted)) = self.requests.at_mut(request.index).map(|slot| {
                     slot.phase = Phase::Active;
                     slot.net = Net::Queued;
                     slot.net_counts = true;
                     slot.start_ms = now_ms;
                     slot.epoch = epoch;
-                    slot.volume
+                    (slot.volume, core::mem::replace(&mut slot.peer_read, true))
                 }) else {
                     return;
                 };
+                self.peer_reads = self.peer_reads.saturating_add(u32::from(!counted));
                 if let Some(volume) = self.volume_mut(id) {
                     volume.peer_pending += 1;
                 }
@@ -687,6 +688,7 @@ impl<S: Storage> Engine<S> {
     fn release_request(&mut self, index: u16) {
         let Some(slot) = self.requests.at(index) else { return };
         let logged = slot.in_activity_log.then(|| (slot.volume, slot.extents()));
+        self.peer_reads = self.peer_reads.saturating_sub(u32::from(slot.peer_read));
         self.requests.release(index);
         if let Some((id, (first, last))) = logged {
             if let Some(volume) = self.volume_mut(id) {

@@ -1,11 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Memory for what the peer sends and asks for: `max-buffers`.
+//! Memory and slots for what the peer sends and asks for.
 //!
+//! # `max-buffers`
 //! A peer can send faster than a disk writes, and ask for more than a network carries. What is in memory for it meanwhile is
 //! limited; above the limit the receiver reads no further, and TCP makes the peer wait. The limit is a soft one, as in the C
 //! module: two nodes may each have what the other one has to read before anything is given back, so a packet is read
 //! every 100 ms all the same.
 //! spec: drbd-conf, `max-buffers`
+//!
+//! # Slots
+//! What the peer asks for keeps its slot until the answer is in the data socket. If all slots of both nodes were taken by what the other
+//! one has to read first, neither would read on, and neither answer would get through. So there are eight parts: a node asks for
+//! three at most to resync and verify, which take slots here as well as there, and for two at most for its applications. With
+//! the three and the two of the peer that is all. Writes are answered over the meta socket and keep nobody.
 
 use super::api::Wakes;
 use super::Engine;
@@ -52,6 +59,17 @@ impl<S: Storage> Engine<S> {
             self.buffers.one_more = true;
             self.wakes.insert(Wakes::RECEIVER);
         }
+    }
+
+    /// Whether the peer may be asked for one more block to resync or verify.
+    pub(super) fn may_ask_for_one_more(&self) -> bool {
+        (self.peers.used() + 1) * 8 <= self.peers.capacity() * 3
+    }
+
+    /// Whether the peer may be asked for one more read of an application. (Those that were on the own disk when that failed are read from the
+    /// peer all the same.)
+    pub(super) fn peer_takes_reads(&self) -> bool {
+        self.peer_reads as usize * 8 < self.peers.capacity() * 2
     }
 
     /// Bytes in memory for the peer.

@@ -235,6 +235,8 @@ pub struct Engine<S: Storage> {
     log_retry: u64,
     /// Application requests under way, on all volumes.
     upper_pending: u32,
+    /// Those of them that are reads which the peer is asked for.
+    peer_reads: u32,
     /// Somebody holds application requests back until [`Wakes::GATE`].
     gate_waiters: bool,
     admin: Admin,
@@ -288,6 +290,7 @@ impl<S: Storage> Engine<S> {
             wakes: Wakes::default(),
             log_retry: 0,
             upper_pending: 0,
+            peer_reads: 0,
             gate_waiters: false,
             admin: Admin::default(),
             entropy: [0; ENTROPY],

@@ -570,9 +570,7 @@ impl<S: Storage> Engine<S> {
     /// Takes a slot for a range this node, the sync target, wants, or whose digest it wants to compare. The request goes out when no application write is
     /// under way in it. False: not now.
     pub(super) fn ask_for(&mut self, id: VolumeId, kind: PeerKind, sector: u64, size_bytes: u32) -> bool {
-        // More than half of the slots stay for the peer. It may be the target of another volume, and have as many requests under way:
-        // with all slots taken neither node would read on, and the answers of both would not get through.
-        if (self.peers.used() + 1) * 2 >= self.peers.capacity() {
+        if !self.may_ask_for_one_more() {
             return false;
         }
         let checksums = kind == PeerKind::Resync && self.volume(id).is_some_and(|volume| volume.resync.uses_checksums);

@@ -107,6 +107,8 @@ pub(super) struct Request {
     pub(super) contested: Option<u32>,
     /// A read that the own disk could not do.
     pub(super) local_read_failed: bool,
+    /// A read that counts as one of those the peer is asked for.
+    pub(super) peer_read: bool,
     link: u16,
     log_next: u16,
     log_previous: u16,
@@ -145,6 +147,7 @@ impl Request {
         postponed_ms: 0,
         contested: None,
         local_read_failed: false,
+        peer_read: false,
         link: NIL,
         log_next: NIL,
         log_previous: NIL,
