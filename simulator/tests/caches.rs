@@ -168,6 +168,45 @@ fn a_write_of_the_peer_whose_flush_fails_loses_what_was_in_the_cache() {
     }
 }
 
+/// The same, asked for by the Primary itself.
+#[test]
+fn a_primary_gives_up_its_own_data_only_when_the_peer_has_it_on_its_disk() {
+    let mut agreed = 0;
+    for seed in 1..=SEEDS {
+        let mut world = synced_with(config(seed));
+        for block in 0..8 {
+            assert_eq!(world.io(0, WRITE, block * 16, 8), Ok(()));
+        }
+        let pending = world.start(0, WRITE, 500, 64);
+        world.ask(0, AdminRequest::Invalidate { volume: VOLUME });
+        world.run_for_us(seed * 100);
+        world.power_cut(1);
+        alone(&mut world, 0);
+        agreed += u32::from(world.status(0).state.disk == Disk::Inconsistent);
+        world.run_until("the write", 60_000, |world| world.operations[pending].result.is_some());
+        come_back(&mut world, 1);
+        all_the_same(&mut world);
+        world.check_acknowledged(0).unwrap_or_else(|reason| panic!("seed {seed}: {reason}"));
+    }
+    assert!((1..SEEDS as u32).contains(&agreed), "{agreed} times it gave its data up in time");
+}
+
+/// A write that comes while the command waits is done when the data has been given up.
+#[test]
+fn a_write_waits_while_a_primary_gives_up_its_data() {
+    for seed in 1..=5 {
+        let mut world = synced_with(config(seed));
+        let pending = world.start(0, WRITE, 500, 64);
+        world.ask(0, AdminRequest::Invalidate { volume: VOLUME });
+        let late = world.start(0, WRITE, 0, 8);
+        assert!(world.operations[late].epoch.is_none(), "it has begun");
+        world.run_until("given up", 1_000, |world| world.status(0).state.disk == Disk::Inconsistent);
+        assert!(world.operations[pending].result.is_some() && world.operations[late].result.is_none(), "seed {seed}");
+        world.run_until("the write", 1_000, |world| world.operations[late].result.is_some());
+        all_the_same(&mut world);
+    }
+}
+
 /// Seed 30005670: a node had the Primary's data declared worthless, and lost its power before the Primary heard of that. What was in its
 /// cache was lost, and the Primary agreed all the same.
 #[test]

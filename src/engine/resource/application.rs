@@ -725,7 +725,7 @@ impl<S: Storage> Engine<S> {
             if let Some(volume) = self.volume_mut(id) {
                 volume.peer_pending = volume.peer_pending.saturating_sub(1);
             }
-            self.check_role_wait();
+            self.check_waiting_command();
         }
         if contested {
             self.release_held_acks();

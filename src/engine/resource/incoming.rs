@@ -477,7 +477,7 @@ impl<S: Storage> Engine<S> {
             volume.counters.received_sectors = volume.counters.received_sectors.wrapping_add(sectors);
         });
         self.settle(request.index);
-        self.check_role_wait();
+        self.check_waiting_command();
         Ok(())
     }
 
@@ -695,7 +695,7 @@ impl<S: Storage> Engine<S> {
         }
         self.forget_epoch(epoch);
         self.congestion_ended();
-        self.check_role_wait();
+        self.check_waiting_command();
         Ok(())
     }
 }

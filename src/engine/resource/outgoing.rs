@@ -277,7 +277,7 @@ impl<S: Storage> Engine<S> {
         self.link.barrier_due = false;
         self.link.barrier_sent_ms = self.now_ms;
         // A demotion may wait for it to be sent.
-        self.check_role_wait();
+        self.check_waiting_command();
         let payload = Barrier { number };
         let head_bytes = self.packet(buffer, Command::Barrier, 0, 0, |body| payload.encode(body))?;
         Some(Outgoing {

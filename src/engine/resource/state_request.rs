@@ -61,7 +61,7 @@ impl<S: Storage> Engine<S> {
 
     /// Everything that the application has been told is written is on the peer's disk, or this node does not answer for it. Asks
     /// the peer for what is missing.
-    fn is_safe_at_peer(&mut self, id: VolumeId) -> bool {
+    pub(super) fn is_safe_at_peer(&mut self, id: VolumeId) -> bool {
         let Some(volume) = self.volume(id) else { return true };
         if volume.state.role != Role::Primary || volume.state.conn != Conn::Connected || self.susp.any() {
             return true;

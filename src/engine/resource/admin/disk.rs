@@ -56,7 +56,7 @@ impl<S: Storage> Engine<S> {
         if result != 0 {
             // Asked and granted: wait until the disk is gone.
             if volume.disk.is_none() {
-                self.end_detach(id, result);
+                self.end_held(id, result);
             } else {
                 self.check_disk_idle(id);
             }
@@ -76,12 +76,13 @@ impl<S: Storage> Engine<S> {
                 self.admin.op = Some(Op::Detach { volume: id, asked: true, result: outcome.code() });
                 self.admin.poked = true;
             }
-            Some(Err(StateError::IsDiskless)) => self.end_detach(id, Outcome::NothingToDo.code()),
-            Some(Err(error)) => self.end_detach(id, error.code()),
+            Some(Err(StateError::IsDiskless)) => self.end_held(id, Outcome::NothingToDo.code()),
+            Some(Err(error)) => self.end_held(id, error.code()),
         }
     }
 
-    pub(super) fn end_detach(&mut self, id: VolumeId, code: i32) {
+    /// The command is done, and new requests of the application may begin again.
+    pub(super) fn end_held(&mut self, id: VolumeId, code: i32) {
         self.with_volume(id, |volume| volume.holds = volume.holds.saturating_sub(1));
         self.answer(code);
         self.reopen_gate();
@@ -101,22 +102,41 @@ impl<S: Storage> Engine<S> {
         let local = state.conn == Conn::StandAlone
             && ((conn == Conn::StartingSyncT && state.role == Role::Secondary)
                 || (conn == Conn::StartingSyncS && state.role == Role::Primary));
-        if !local {
+        if !local && conn == Conn::StartingSyncS {
             self.ask(Target::Volume(id), Change::conn(conn), None);
             return;
         }
         volume.holds += 1;
+        if !local {
+            self.admin.op = Some(Op::Invalidate { volume: id, asked: false });
+            return;
+        }
         let change = if conn == Conn::StartingSyncT {
             Change::disk(Disk::Inconsistent)
         } else {
             Change::pdsk(Disk::Inconsistent)
         };
         if let Err(error) = self.change(id, change, Kind::Soft) {
-            self.end_detach(id, error.code());
+            self.end_held(id, error.code());
             return;
         }
         self.admin.op = Some(Op::Job { volume: id, success: Outcome::Success.code() });
         self.queue_job(id, Job::SetAll(Then::Admin));
+    }
+
+    /// What this Primary has acknowledged because the peer has it may only be in the cache of the peer's disk, which is the only copy
+    /// soon: nothing new begins until the data here is given up. (The C module asks at once.)
+    pub(super) fn run_invalidate(&mut self, id: VolumeId, asked: bool) {
+        if !asked {
+            if self.is_safe_at_peer(id) {
+                self.admin.op = Some(Op::Invalidate { volume: id, asked: true });
+                self.begin_ask(Target::Volume(id), Change::conn(Conn::StartingSyncT));
+            }
+            return;
+        }
+        if let Some(result) = self.run_ask() {
+            self.end_held(id, result.map_or_else(|error| error.code(), |outcome| outcome.code()));
+        }
     }
 
     pub(super) fn start_pause(&mut self, id: VolumeId, on: bool) {

@@ -260,6 +260,11 @@ enum Op {
         asked: bool,
         result: i32,
     },
+    /// The data here is to be overwritten: not before the peer has all of it on its disk (`asked`).
+    Invalidate {
+        volume: VolumeId,
+        asked: bool,
+    },
     Disconnect {
         stage: DisconnectStage,
     },
@@ -357,7 +362,10 @@ impl<S: Storage> Engine<S> {
     /// Whoever waited was interrupted: the request is given up where that is possible.
     pub fn admin_cancel(&mut self, now_ms: u64) {
         self.now_ms = now_ms;
-        if let Some(Op::Detach { volume, .. } | Op::Resize { volume, begun: false, .. }) = self.admin.op {
+        if let Some(
+            Op::Detach { volume, .. } | Op::Invalidate { volume, .. } | Op::Resize { volume, begun: false, .. },
+        ) = self.admin.op
+        {
             self.with_volume(volume, |volume| volume.holds = volume.holds.saturating_sub(1));
         }
         if !matches!(self.admin.op, Some(Op::Attach { .. } | Op::Job { .. } | Op::Resize { begun: true, .. })) {
@@ -435,6 +443,7 @@ impl<S: Storage> Engine<S> {
             }
             Some(Op::Pause { volume, on }) => self.run_pause(volume, on),
             Some(Op::Detach { volume, asked, result }) => self.run_detach(volume, asked, result),
+            Some(Op::Invalidate { volume, asked }) => self.run_invalidate(volume, asked),
             Some(Op::Disconnect { stage }) => self.run_disconnect(stage),
             Some(Op::Role(change)) => self.run_role(change),
         }
@@ -645,7 +654,7 @@ impl<S: Storage> Engine<S> {
 
     /// An application request ended: somebody may wait for the device to be quiet.
     pub(super) fn upper_request_ended(&mut self, _id: VolumeId) {
-        if matches!(self.admin.op, Some(Op::Detach { .. } | Op::Role(_) | Op::Resize { .. })) {
+        if matches!(self.admin.op, Some(Op::Detach { .. } | Op::Invalidate { .. } | Op::Role(_) | Op::Resize { .. })) {
             self.admin.poked = true;
         }
     }

@@ -23,7 +23,7 @@ impl<S: Storage> Engine<S> {
         }
         self.admin.op = Some(Op::Resize { volume: id, parms, begun: true });
         if let Err(code) = self.check_resize(id, &parms).and_then(|()| self.carry_out_resize(id, &parms)) {
-            self.end_detach(id, code.number());
+            self.end_held(id, code.number());
         }
     }
 

@@ -285,9 +285,9 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// An answer of the peer arrived that a change of the role, or a disconnect, may wait for.
-    pub(in crate::resource) fn check_role_wait(&mut self) {
-        if matches!(self.admin.op, Some(Op::Role(_) | Op::Disconnect { .. })) {
+    /// An answer of the peer arrived that a change of the role, an invalidate, or a disconnect may wait for.
+    pub(in crate::resource) fn check_waiting_command(&mut self) {
+        if matches!(self.admin.op, Some(Op::Role(_) | Op::Invalidate { .. } | Op::Disconnect { .. })) {
             self.admin.poked = true;
         }
     }
