@@ -761,8 +761,12 @@ impl Driver {
                 self.ask(node, Asked::Other, AdminRequest::InvalidateRemote { volume: self.volume() });
             } else if bad_turns > 10 && bad_turns % 10 == 1 && (node == 0 || self.asked[0] != Asked::Nothing) {
                 // Blocks that could not be synced while the disk failed are tried again with the next connection. So does a promotion
-                // wait for it, which finds that the peer has better data (seed 9201291).
-                self.ask(1, Asked::Other, AdminRequest::Disconnect { force: true });
+                // wait for it, which finds that the peer has better data (seed 9201291). Two Primaries must not lose sight of each other for
+                // that, nor where `max-buffers` lets only one packet through in 100 ms (seed 50014738, and 51023677 with several volumes).
+                match (0..2).all(|node| self.is_primary(node)) {
+                    true => self.demote(1),
+                    false => self.ask(1, Asked::Other, AdminRequest::Disconnect { force: true }),
+                }
             }
         }
     }
