@@ -1,11 +1,11 @@
 //! Several volumes of one resource.
 
-use engine::metadata::superblock::UI_BITMAP;
+use engine::metadata::superblock::{UI_BITMAP, UI_CURRENT};
 use engine::netlink::{Fencing, OnNoData, WireProtocol};
-use engine::resource::{AdminRequest, VolumeId};
+use engine::resource::{AdminRequest, AlgorithmName, VolumeId};
 use engine::state::{Conn, Disk};
 use simulator::scenario::{all_the_same, good};
-use simulator::world::Action;
+use simulator::world::{Action, Fence};
 use simulator::{Config, World};
 
 const WRITE: Action = Action::Write { fua: false };
@@ -239,4 +239,38 @@ fn reads_in_both_directions_do_not_keep_each_other_from_being_answered() {
         assert!(reads.iter().all(|&read| world.operations[read].result == Some(Ok(()))), "seed {seed}");
         assert_eq!(world.faults, [], "seed {seed}");
     }
+}
+
+/// Seed 50020923: the program that fences ended while the nodes were proving to each other who they are. It was to begin a new generation of a
+/// volume whose resync might have ended without this node's hearing of it, and the peer, told of that at such a time, gave up the connection.
+#[test]
+fn who_is_fenced_while_the_nodes_meet_hears_of_a_new_generation_when_they_have_met() {
+    let mut begun = 0;
+    for seed in 1..=4 * SEEDS {
+        let mut config = Config::new(seed);
+        config.disk.fencing = Fencing::ResourceOnly;
+        config.net.cram_hmac_alg = AlgorithmName::from_bytes(b"sha256").expect("short");
+        config.net.shared_secret = AlgorithmName::from_bytes(b"open sesame").expect("short");
+        config.sent_us_most = 20_000;
+        let mut world = synced(config);
+        world.fence = Fence::Truthful;
+        world.reset_connection();
+        let syncs = |world: &World| world.status(0).state.conn == Conn::SyncSource;
+        world.run_until("the resync of the first volume", 60_000, syncs);
+        if world.at(SECOND, |world| world.status(0).state.conn) >= Conn::SyncSource {
+            // Fenced is who has a disk of which nothing is known.
+            continue;
+        }
+        let generation = world.status(0).uuids[UI_CURRENT];
+        world.reset_connection();
+        let meets = |world: &World| world.status(0).state.conn == Conn::WFConnection;
+        world.run_until("the connection is made anew", 10_000, meets);
+        world.run_until("the handshake", 60_000, |world| !meets(world));
+        begun += u64::from(world.status(0).uuids[UI_CURRENT] != generation);
+        assert_eq!(world.faults, [], "seed {seed}");
+        world.at(SECOND, all_the_same);
+        all_the_same(&mut world);
+        assert_eq!(world.faults, [], "seed {seed}");
+    }
+    assert!(begun > 0, "the program never ended in time");
 }

@@ -8,7 +8,7 @@
 
 use super::api::{Outgoing, Payload, PeerId, RequestId, VolumeId, Wakes};
 use super::inspect::Direction;
-use super::link::VERSION_BEFORE_FEATURES;
+use super::link::{Handshake, VERSION_BEFORE_FEATURES};
 use super::slots::{Net, PeerKind, PeerPhase};
 use super::Engine;
 use crate::metadata::superblock::MetaFlags;
@@ -149,9 +149,11 @@ impl<S: Storage> Engine<S> {
         self.wakes.insert(Wakes::DATA_SENDER);
     }
 
-    /// Puts a control packet into the order of the data socket.
+    /// Puts a control packet into the order of the data socket. Until the peer is known to be who it should be nothing but the handshake
+    /// goes out: it would end there, and all that a peer has to know of the volumes comes right after.
     pub(super) fn queue_control(&mut self, packet: Control) {
-        if !self.link.has_sockets() {
+        let introduces = matches!(packet, Control::Features | Control::AuthChallenge | Control::AuthResponse);
+        if !self.link.has_sockets() || !(introduces || self.link.handshake == Handshake::Running) {
             return;
         }
         if !(self.control.push(packet) && self.data_out.push(DataOut::Control)) {
