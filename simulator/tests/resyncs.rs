@@ -52,6 +52,43 @@ fn a_request_of_an_earlier_resync_is_not_mistaken_for_one_of_this() {
     }
 }
 
+/// Seed 50028398: a request waited on the source for a write in its range. The target let its disk go, had it back, and its old request was
+/// answered while the bitmaps were exchanged. Of a write after that the target was only told, and later than of the answer, which it
+/// acknowledged in the new resync: the source took the block for equal, whose newest data only it had.
+#[test]
+fn a_request_of_an_earlier_resync_gets_no_data_while_the_bitmaps_are_exchanged() {
+    let mut cancelled = 0;
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.disk.c_plan_ahead = 0;
+        config.disk.resync_rate = 100_000;
+        let mut world = synced_with(config);
+        world.set_network(false);
+        assert_eq!(world.io(0, WRITE, 2048, 2048), Ok(()));
+        world.nodes[0].faults.hangs = true;
+        world.start(0, WRITE, 3072, 8);
+        assert_eq!(world.admin(0, AdminRequest::SuspendIo { volume: VOLUME }), 1);
+        world.nodes[0].faults.hangs = false;
+        world.set_network(true);
+        world.run_until("the first request", 60_000, |world| world.status(1).resync_pending > 0);
+        world.run_for_ms(300);
+        assert!(world.status(1).resync_pending > 0, "the write does not keep it");
+        assert_eq!(world.admin(1, AdminRequest::Detach { volume: VOLUME, force: true }), 1);
+        world.run_until("detached", 10_000, |world| !world.status(1).has_disk);
+        world.config.sent_us_most = 20_000;
+        assert_eq!(world.attach(1), 101);
+        world.run_until("the bitmaps", 60_000, |world| world.status(0).state.conn == Conn::WFBitMapS);
+        world.ask(0, AdminRequest::ResumeIo { volume: VOLUME });
+        for block in 0..16 {
+            world.start(0, WRITE, 2048 + block * 128, 8);
+            world.run_for_us(500);
+        }
+        all_the_same(&mut world);
+        cancelled += world.packets_sent.get("P_RS_CANCEL").copied().unwrap_or(0);
+    }
+    assert!(cancelled > 0, "no old request was answered while the bitmaps were exchanged");
+}
+
 /// Seed 21002501: the target's disk failed, and was back while what could not be written was still on its way to be told. The source counted
 /// it as failed in the next resync, of which the target had written everything, and took that one's disk for Inconsistent from then on.
 #[test]

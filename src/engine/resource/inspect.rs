@@ -305,7 +305,9 @@ impl<S: Storage> Engine<S> {
         slot.deallocated = finding == Finding::Zeroes(true);
         let slot = *slot;
         match (slot.kind, finding) {
-            (PeerKind::ResyncRead, Finding::Digest(own)) if !slot.orphan && own == self.digest(peer) => {
+            (PeerKind::ResyncRead, Finding::Digest(own))
+                if !slot.orphan && own == self.digest(peer) && !self.is_of_earlier_resync(slot.volume) =>
+            {
                 self.checksum_equal(peer, &slot);
             }
             (PeerKind::Resync, finding) => self.checksum_made(peer, &slot, finding),

@@ -8,6 +8,7 @@
 //! spec: wire-protocol 5.2, 7, 8.6
 
 use super::api::{Digest, Finding, Inspect, IoError, IoFlags, IoResult, LocalIo, Next, Op, PeerId, VolumeId, Wakes};
+use super::application::NOTICE_PROTOCOL;
 use super::conflict::newer;
 use super::incoming::Fault;
 use super::outgoing::{DataOut, MetaOut};
@@ -507,11 +508,12 @@ impl<S: Storage> Engine<S> {
     pub(super) fn resync_read_done(&mut self, peer: PeerId, slot: &super::slots::PeerRequest) {
         let checksum = slot.has_digest;
         let ahead = !checksum && self.volume(slot.volume).is_some_and(|volume| volume.state.conn == Conn::Ahead);
-        let answer = slot.result.is_ok() && !slot.orphan && !ahead;
+        let cancelled = ahead || (slot.result.is_ok() && self.is_of_earlier_resync(slot.volume));
+        let answer = slot.result.is_ok() && !slot.orphan && !cancelled;
         if answer {
             // In the order of the socket before any later write of the same range: those start only now.
             self.reply(peer);
-        } else if !slot.orphan && ahead {
+        } else if !slot.orphan && cancelled {
             self.refuse_read(Command::RsCancel, slot);
         } else if !slot.orphan {
             self.refuse_read(Command::NegRsDreply, slot);
@@ -524,6 +526,14 @@ impl<S: Storage> Engine<S> {
             self.end_peer(peer, slot.volume);
             self.failed_on_disk(slot, DiskError::Read);
         }
+    }
+
+    /// A request that the target made in a resync that was ended early, and which could not be answered then. While the bitmaps are
+    /// exchanged anew, a later write of its range would only be announced, and the target's acknowledgement of the answer, which comes
+    /// after that in the new resync, would count for what was written since. (The C module answers.) spec: wire-protocol 8.6
+    pub(super) fn is_of_earlier_resync(&self, id: VolumeId) -> bool {
+        let conn = self.volume(id).map(|volume| volume.state.conn);
+        conn == Some(Conn::WFBitMapS) && self.link.apv >= NOTICE_PROTOCOL
     }
 
     /// A read for the peer that is not answered with its data is over.
