@@ -99,3 +99,27 @@ fn the_peer_hears_that_nothing_came_of_a_promotion() {
     }
     assert!(stopped > 0);
 }
+
+/// Seed 50038818: the peer, which had not heard of it, asked to overwrite a disk that had been let go. The answer waited for the
+/// writes that the peer had, and no write began meanwhile; when it was given the disk was back, and what was refused was a new resync.
+#[test]
+fn a_wish_to_overwrite_a_disk_that_is_gone_is_refused_at_once() {
+    for seed in 1..=SEEDS {
+        let mut world = synced_with(config(seed));
+        world.set_direction(0, false);
+        let write = world.start(0, Action::Write { fua: false }, 0, 8);
+        world.run_for_ms(50);
+        assert_eq!(world.admin(0, AdminRequest::Detach { volume: VOLUME, force: true }), 1);
+        world.run_until("detached", 10_000, |world| !world.status(0).has_disk);
+        world.ask(1, AdminRequest::InvalidateRemote { volume: VOLUME });
+        world.run_for_ms(50);
+        assert!(world.operations[write].is_open(), "seed {seed}: the peer has got it");
+        assert_eq!(world.status(1).state.pdsk, Disk::UpToDate, "seed {seed}: the peer has heard of it");
+        assert!(!world.engine_of(0).holds_request(), "seed {seed}: no answer");
+        world.set_direction(0, true);
+        assert_ne!(world.admin_answer(1), 1, "seed {seed}");
+        world.run_until("the write", 60_000, |world| !world.operations[write].is_open());
+        assert_eq!(world.attach(0), 101);
+        all_the_same(&mut world);
+    }
+}

@@ -627,6 +627,7 @@ impl World {
         }
         let result = f(&mut running.engine, now_ms);
         let wakes = running.engine.take_wakes();
+        self.note_held_wish(node);
         self.look_after(node, wakes);
         if let Some(running) = self.nodes[node].running.as_mut() {
             running.suspended = running.engine.resource_status().susp.any();

@@ -11,11 +11,22 @@ use engine::handshake::{Comparison, DecidedBy, RefuseReason, SyncResult};
 use engine::netlink::{AfterSplitBrain, Fencing, OnNoData};
 use engine::state::{State, Susp};
 
-/// What the peer's wishes have changed that are not answered, oldest first; nothing yet, where that has to wait.
+/// The peer's wishes that are not answered, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Wishes {
     link: u64,
-    changed: VecDeque<Option<bool>>,
+    open: VecDeque<Wish>,
+}
+
+/// What has become of a wish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    Refused,
+    Granted,
+    /// To overwrite this volume's disk, which has to wait.
+    Held(VolumeId),
+    /// So it was, until the peer agreed that this node does so itself.
+    DoneAlready,
 }
 
 impl World {
@@ -61,26 +72,51 @@ impl World {
 
     /// A packet with a wish of the peer has been carried out, or refused.
     pub(super) fn note_wish(&mut self, node: usize, before: State) {
-        let changed = self.status(node).state != before;
-        let changed = Some(changed).filter(|_| !self.engine_of(node).holds_request());
+        let wish = match self.status(node).state != before {
+            _ if self.engine_of(node).holds_request() => Wish::Held(self.volume),
+            true => Wish::Granted,
+            false => Wish::Refused,
+        };
         let link = self.link_of(node).unwrap_or(0);
         let wishes = &mut self.wishes[node];
         if wishes.link != link {
             *wishes = Wishes { link, ..Wishes::default() };
         }
-        wishes.changed.push_back(changed);
+        wishes.open.push_back(wish);
+    }
+
+    /// The engine has been called: what has become of the wish that it let wait? By the time the answer is sent the disk may have gone
+    /// and come back (seed 50038818).
+    pub(super) fn note_held_wish(&mut self, node: usize) {
+        let Some(&Wish::Held(volume)) = self.wishes[node].open.back() else { return };
+        let engine = self.engine_of(node);
+        if engine.holds_request() {
+            return;
+        }
+        let begun = engine.volume_status(volume).is_some_and(|status| status.state.conn == Conn::StartingSyncT);
+        let wish = match begun {
+            false => Wish::Refused,
+            // What an administrator asks for here at the same time is the same thing (seeds 50029785, 51025709).
+            true if self.gives_up[node] => Wish::DoneAlready,
+            true => Wish::Granted,
+        };
+        self.wishes[node].open.pop_back();
+        self.wishes[node].open.push_back(wish);
     }
 
     /// The answer is about to be sent.
     pub(super) fn check_wish_answered(&mut self, node: usize, body: &[u8]) {
-        let Ok(reply) = engine::wire::StateReply::decode(body) else { return };
+        let Ok(engine::wire::StateReply { code }) = engine::wire::StateReply::decode(body) else { return };
         let link = self.link_of(node).unwrap_or(0);
-        let changed = self.wishes[node].changed.pop_front().filter(|_| self.wishes[node].link == link);
-        // Nothing but the overwriting of this disk has to wait.
-        let given_up = self.status(node).state.disk == Disk::Inconsistent;
-        if let Some(changed) = changed.map(|changed| changed.unwrap_or(given_up)).filter(|_| self.hostile.is_none()) {
-            assert_eq!(changed, reply.code == 1, "node {node} answers {} to a wish of the peer", reply.code);
-        }
+        let wish = self.wishes[node].open.pop_front().filter(|_| self.wishes[node].link == link);
+        let Some(wish) = wish.filter(|_| self.hostile.is_none()) else { return };
+        let fits = match wish {
+            Wish::Granted => code == 1,
+            Wish::DoneAlready => matches!(code, 1 | 2),
+            // One that waits is refused when another one comes.
+            Wish::Refused | Wish::Held(_) => code != 1,
+        };
+        assert!(fits, "node {node} answers {code} to a wish of the peer, {wish:?}");
     }
 
     /// A state has changed: is I/O suspended where it has to be?

@@ -66,6 +66,10 @@ impl<S: Storage> Engine<S> {
         if volume.state.role != Role::Primary || volume.state.conn != Conn::Connected || self.susp.any() {
             return true;
         }
+        if volume.state.disk < Disk::Inconsistent {
+            // It is going to be refused. If it waited for the disk to come back, the new resync would meet it.
+            return true;
+        }
         if volume.upper_pending > 0 {
             return false;
         }
