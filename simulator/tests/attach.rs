@@ -1,7 +1,7 @@
 //! A disk is attached while the nodes meet: it waits for the end of the handshake, as in the C module.
 
 use engine::resource::AdminRequest;
-use engine::state::{Conn, Disk};
+use engine::state::{Conn, Disk, Role};
 use simulator::node::{Attaching, VOLUME};
 use simulator::scenario::{good, synced_with};
 use simulator::world::Action;
@@ -255,5 +255,31 @@ fn a_disk_that_meets_a_split_brain_is_let_go() {
             (Conn::Connected, Disk::UpToDate, Disk::Diskless),
             "seed {seed}"
         );
+    }
+}
+
+/// Seed 51008349: as above, and the node with the good disk is Primary. A promotion of the other one waited for the verdict, and nothing else
+/// could be asked for.
+#[test]
+fn a_disk_that_meets_a_split_brain_with_a_primary_is_let_go() {
+    for seed in 1..=SEEDS / 10 {
+        let mut world = parted(seed, &[]);
+        assert_eq!(world.admin(1, AdminRequest::Primary { volume: VOLUME, force: false }), 1);
+        assert_eq!(world.io(1, WRITE, 128, 8), Ok(()));
+        assert_eq!(world.admin(1, AdminRequest::Secondary { volume: VOLUME }), 1);
+        assert_eq!(world.admin(1, DETACH), 1);
+        world.run_until("detached", 10_000, |world| !world.status(1).has_disk);
+        for node in 0..2 {
+            assert_eq!(world.connect(node), 1);
+        }
+        world.run_until("connected", 60_000, |world| {
+            (0..2).all(|node| world.status(node).state.conn == Conn::Connected)
+        });
+        assert_eq!(world.attach(1), 101, "seed {seed}");
+        world.run_until("let go", 10_000, |world| world.status(1).state.disk == Disk::Diskless);
+        let state = world.status(0).state;
+        let expected = (Role::Primary, Conn::Connected, Disk::UpToDate, Disk::Diskless);
+        assert_eq!((state.role, state.conn, state.disk, state.pdsk), expected, "seed {seed}");
+        assert_eq!(world.io(0, WRITE, 256, 8), Ok(()));
     }
 }

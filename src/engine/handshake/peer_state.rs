@@ -4,7 +4,7 @@
 //! [`receive_state`] is asked once, and, if it wants the decision about a resync, a second time with the outcome. The
 //! own state must be the same both times; if it changed meanwhile the caller starts over.
 
-use super::decide::SyncDecision;
+use super::decide::{RefuseReason, SyncDecision};
 use crate::state::{Conn, Disk, Role, State};
 use core::fmt;
 
@@ -17,6 +17,8 @@ pub enum HandshakeResult {
     Failed {
         /// The peer only asked for a dry run.
         peer_dry_run: bool,
+        /// The data tells it, and the peer comes to the same verdict whoever is Primary.
+        both_refuse: bool,
     },
 }
 
@@ -27,7 +29,10 @@ impl HandshakeResult {
             SyncDecision::Connected => Some(Self::To(Conn::Connected)),
             SyncDecision::SyncSource { .. } => Some(Self::To(Conn::WFBitMapS)),
             SyncDecision::SyncTarget { .. } => Some(Self::To(Conn::WFBitMapT)),
-            SyncDecision::Refuse(_) => Some(Self::Failed { peer_dry_run }),
+            SyncDecision::Refuse(reason) => {
+                let both_refuse = matches!(reason, RefuseReason::Unrelated | RefuseReason::SplitBrain);
+                Some(Self::Failed { peer_dry_run, both_refuse })
+            }
             SyncDecision::Demote => None,
         }
     }
@@ -156,10 +161,10 @@ pub fn receive_state(input: &PeerStateInput) -> PeerStateAction {
             Some(HandshakeResult::Failed { .. }) if received.disk == Disk::Negotiating => {
                 (peer_disk, conn) = (Disk::Diskless, Conn::Connected);
             }
-            Some(HandshakeResult::Failed { peer_dry_run: true }) => {
+            Some(HandshakeResult::Failed { peer_dry_run: true, .. }) => {
                 return PeerStateAction::Refuse(PeerStateRefusal::PeerDryRun);
             }
-            Some(HandshakeResult::Failed { peer_dry_run: false }) => {
+            Some(HandshakeResult::Failed { peer_dry_run: false, .. }) => {
                 return PeerStateAction::Refuse(PeerStateRefusal::Disconnect);
             }
         }
@@ -266,10 +271,14 @@ fn apply(input: &PeerStateInput, conn: Conn, peer_disk: Disk) -> PeerStateAction
         && received.disk != Disk::Negotiating;
     // A disk that is not taken has to come to the same verdict, which it does where this node refused neither because it is Primary nor
     // for its own disk. (The C module leaves it waiting.)
+    let same_verdict = match input.handshake {
+        Some(HandshakeResult::Failed { both_refuse, .. }) => both_refuse || own.role == Role::Secondary,
+        _ => false,
+    };
     let not_taken = own.conn > Conn::WFReportParams
         && received.disk == Disk::Negotiating
-        && (own.role, own.disk) == (Role::Secondary, Disk::UpToDate)
-        && matches!(input.handshake, Some(HandshakeResult::Failed { .. }));
+        && own.disk == Disk::UpToDate
+        && same_verdict;
     let send_uuids_and_state = wants_resync || not_taken;
     PeerStateAction::Apply { new, soft, send_uuids_and_state }
 }
@@ -440,8 +449,9 @@ mod tests {
             let (new, soft, _) = applied(&with(meeting(), HandshakeResult::To(conn)));
             assert_eq!((new.conn, soft), (conn, true));
         }
-        let failed = HandshakeResult::Failed { peer_dry_run: false };
-        let dry = HandshakeResult::Failed { peer_dry_run: true };
+        let failed = HandshakeResult::Failed { peer_dry_run: false, both_refuse: false };
+        let split = HandshakeResult::Failed { peer_dry_run: false, both_refuse: true };
+        let dry = HandshakeResult::Failed { peer_dry_run: true, both_refuse: false };
         let refused = |input| match receive_state(&input) {
             PeerStateAction::Refuse(refusal) => refusal,
             other => panic!("{other:?}"),
@@ -451,8 +461,10 @@ mod tests {
         let attaching = input(State { disk: Disk::Negotiating, ..GOOD }, PEER);
         assert_eq!(receive_state(&with(attaching, dry)), PeerStateAction::FailOwnDisk);
         let peer_attaches = input(GOOD, State { disk: Disk::Negotiating, ..PEER });
-        let (new, soft, _) = applied(&with(peer_attaches, failed));
+        let (new, soft, told) = applied(&with(peer_attaches, failed));
         assert_eq!((new.conn, new.pdsk, soft), (Conn::Connected, Disk::Diskless, false));
+        assert!(!told, "the peer would not refuse because this node is Primary");
+        assert!(applied(&with(peer_attaches, split)).2, "a Primary tells of a split brain");
     }
 
     #[test]
@@ -461,8 +473,10 @@ mod tests {
         assert_eq!(of(SyncDecision::Connected), Some(HandshakeResult::To(Conn::Connected)));
         assert_eq!(of(SyncDecision::SyncSource { full: true }), Some(HandshakeResult::To(Conn::WFBitMapS)));
         assert_eq!(of(SyncDecision::SyncTarget { full: false }), Some(HandshakeResult::To(Conn::WFBitMapT)));
-        let refused = SyncDecision::Refuse(RefuseReason::SplitBrain);
-        assert_eq!(of(refused), Some(HandshakeResult::Failed { peer_dry_run: true }));
+        let refused = |reason| of(SyncDecision::Refuse(reason));
+        let failed = |both_refuse| Some(HandshakeResult::Failed { peer_dry_run: true, both_refuse });
+        assert_eq!(refused(RefuseReason::SplitBrain), failed(true));
+        assert_eq!(refused(RefuseReason::TargetWhilePrimary), failed(false));
         assert_eq!(of(SyncDecision::Demote), None);
     }
 

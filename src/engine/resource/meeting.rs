@@ -324,9 +324,10 @@ impl<S: Storage> Engine<S> {
     /// Who has the better data, and what follows. spec: wire-protocol 8.1
     fn decide_sync(&mut self, id: VolumeId, received: State, peer_disk: Disk) -> HandshakeResult {
         let peer_dry_run = self.link.peer_dry_run;
+        let failed = HandshakeResult::Failed { peer_dry_run, both_refuse: false };
         self.link.told = None;
         let Some(mut input) = self.decide_input(id, received, peer_disk) else {
-            return HandshakeResult::Failed { peer_dry_run };
+            return failed;
         };
         self.log(LogLine::Uuids {
             volume: id,
@@ -350,7 +351,7 @@ impl<S: Storage> Engine<S> {
             by: decision.by,
         });
         self.carry_out_decision(id, &decision, received);
-        HandshakeResult::of(decision.decision, peer_dry_run).unwrap_or(HandshakeResult::Failed { peer_dry_run })
+        HandshakeResult::of(decision.decision, peer_dry_run).unwrap_or(failed)
     }
 
     fn decide_input(&self, id: VolumeId, received: State, peer_disk: Disk) -> Option<DecideInput> {
