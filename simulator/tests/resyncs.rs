@@ -993,3 +993,31 @@ fn what_cannot_be_read_at_the_end_of_a_resync_is_copied_before_it_is_over() {
     }
     assert!(late < SEEDS / 2, "{late} reads came too late");
 }
+
+/// Seed 50000764 (of several volumes): the target was done, and told soon after that it does not pause any more. The source, which waited for
+/// the answer to the ping that ends the resync, made nothing of it: it counted the peer as paused for ever, and the volumes that come after
+/// this one as well.
+#[test]
+fn a_source_that_ends_a_resync_hears_that_its_target_pauses_no_more() {
+    let mut seen = 0;
+    for seed in 1..=4 * SEEDS {
+        let mut config = Config::new(seed);
+        config.sent_us_most = 5_000;
+        let mut world = synced_with(config);
+        world.set_network(false);
+        world.run_until("loss noticed", 60_000, |world| world.status(0).state.conn == Conn::WFConnection);
+        assert_eq!(world.io(0, WRITE, 0, 8), Ok(()));
+        world.set_network(true);
+        world.run_until("the block", 60_000, |world| {
+            world.status(1).state.conn == Conn::SyncTarget && world.status(1).bits_out_of_sync == 0
+        });
+        assert_eq!(world.admin(1, AdminRequest::PauseSync { volume: VOLUME }), 101);
+        let paused = |world: &World| world.status(0).state.peer_isp;
+        world.run_until("the target's end", 60_000, |world| world.status(1).state.conn == Conn::Connected);
+        seen += u32::from(paused(&world) && world.status(0).state.conn == Conn::PausedSyncS);
+        assert_eq!(world.admin(1, AdminRequest::ResumeSync { volume: VOLUME }), 101);
+        all_the_same(&mut world);
+        assert!(!paused(&world), "seed {seed}: {}", world.describe());
+    }
+    assert!(seen > 0, "the target was never done while it paused");
+}

@@ -226,6 +226,11 @@ impl<S: Storage> Engine<S> {
                     let _outcome = self.change(id, Change::disk(Disk::Failed), Kind::Hard);
                 }
                 other => {
+                    if !matches!(other, PeerStateAction::Apply { .. } | PeerStateAction::Refuse(_)) {
+                        // The end has to wait; that the peer pauses, or does not any more, it does not tell again. (The C module forgets it.)
+                        let paused = received.aftr_isp || received.user_isp;
+                        let _outcome = self.change(id, Change::peer_isp(paused), Kind::Hard);
+                    }
                     self.carry_out_peer_state(id, other)?;
                     if received.conn == Conn::WFSyncUUID {
                         self.peer_waits_for_growth(id);
