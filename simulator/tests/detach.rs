@@ -3,7 +3,7 @@
 
 use engine::netlink::WireProtocol;
 use engine::resource::AdminRequest;
-use engine::state::{Disk, Role};
+use engine::state::{Conn, Disk, Role};
 use simulator::node::VOLUME;
 use simulator::scenario::{all_the_same, come_back, synced_with};
 use simulator::world::Action;
@@ -122,4 +122,41 @@ fn a_wish_to_overwrite_a_disk_that_is_gone_is_refused_at_once() {
         assert_eq!(world.attach(0), 101);
         all_the_same(&mut world);
     }
+}
+
+/// Seed 50001135: a Primary attached its disk, and was to let it go again before it had heard that its peer was ready for a resync. It became the
+/// source, and then came the consent: without its disk there would have been no good data, so it kept it. The peer, which had left the
+/// exchange for that, made nothing of the bitmap, and waited for another one when it heard that the disk was there.
+#[test]
+fn a_source_that_keeps_its_disk_after_all_sends_its_bitmap_again() {
+    let mut kept = 0;
+    for seed in 1..=SEEDS {
+        let mut world = World::new(Config::new(seed));
+        for node in 0..2 {
+            assert_eq!(world.attach(node), 101);
+            assert_eq!(world.connect(node), 1);
+        }
+        world.run_until("connected", 10_000, |world| {
+            (0..2).all(|node| world.status(node).state.conn == Conn::Connected)
+        });
+        assert_eq!(world.admin(0, AdminRequest::Primary { volume: VOLUME, force: true }), 1);
+        world.run_until("the resync", 10_000, |world| world.status(0).state.conn == Conn::SyncSource);
+        assert_eq!(world.admin(0, AdminRequest::Detach { volume: VOLUME, force: true }), 1);
+        world.run_until("detached", 10_000, |world| world.status(1).state.pdsk == Disk::Diskless);
+        world.run_for_ms(100);
+        world.set_direction(1, false);
+        assert_eq!(world.attach(0), 101);
+        world.run_until("the target", 10_000, |world| world.status(1).state.conn == Conn::WFBitMapT);
+        world.ask(0, AdminRequest::Detach { volume: VOLUME, force: false });
+        world.run_until("the consent", 10_000, |world| world.status(1).state.pdsk == Disk::Failed);
+        world.set_direction(1, true);
+        if world.admin_answer(0) < 1 {
+            kept += 1;
+        } else {
+            world.run_until("detached", 10_000, |world| !world.status(0).has_disk);
+            assert_eq!(world.attach(0), 101);
+        }
+        all_the_same(&mut world);
+    }
+    assert!(kept > 0, "the consent always came first");
 }

@@ -532,7 +532,16 @@ impl<S: Storage> Engine<S> {
             }
         } else if ask.change.wanted_conn().is_none() {
             // It takes this node for a Primary, or its disk for one that has been let go. (The C module leaves it at that.)
+            let takes_disk_for_gone = ask.change.wanted_disk().is_some_and(|disk| disk < Disk::Inconsistent);
+            let source = state.conn == Conn::WFBitMapS && takes_disk_for_gone;
+            if source {
+                self.send_uuids(id);
+            }
             self.send_state(id, state);
+            if source {
+                // It has left the exchange by that, and made nothing of the bitmap that it was sent.
+                self.send_bitmap(id);
+            }
         }
     }
 
