@@ -239,6 +239,8 @@ impl<S: Storage> Engine<S> {
             self.with_volume(id, |volume| {
                 volume.loss_version = None;
                 volume.failure_unseen_until_ms = None;
+                volume.resync.unanswered = 0;
+                volume.resync.of_earlier_run = 0;
             });
         }
         if old.disk == Disk::UpToDate && relies_on_peer(new) && new.role == Role::Primary {

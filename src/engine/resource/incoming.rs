@@ -566,7 +566,7 @@ impl<S: Storage> Engine<S> {
             Command::RecvAck | Command::WriteAck | Command::RsWriteAck | Command::Superseded if resync => {
                 self.resync_acknowledged(id, ack.sector, ack.size_bytes);
             }
-            Command::NegAck if resync => self.resync_failed(id, ack.sector, ack.size_bytes),
+            Command::NegAck if resync => self.resync_refused_by_target(id, ack.sector, ack.size_bytes),
             Command::Superseded => {
                 let request = RequestId::from_block_id(ack.block_id).ok_or(unknown)?;
                 self.superseded(request, ack.sector).ok_or(unknown)?;

@@ -543,10 +543,13 @@ impl<S: Storage> Engine<S> {
     }
 
     pub(super) fn reply(&mut self, peer: PeerId) {
-        if let Some(slot) = self.peers.get_mut(peer) {
-            slot.phase = PeerPhase::Reply;
-        }
+        let Some(slot) = self.peers.get_mut(peer) else { return };
+        slot.phase = PeerPhase::Reply;
+        let (id, kind) = (slot.volume, slot.kind);
         if self.link.is_running() {
+            if kind == PeerKind::ResyncRead {
+                self.with_volume(id, |volume| volume.resync.unanswered = volume.resync.unanswered.saturating_add(1));
+            }
             self.queue_data(DataOut::Reply(peer));
             if self.sabotaged(Sabotage::ReuseSlotEarly) {
                 self.reply_sent(peer);

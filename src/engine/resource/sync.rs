@@ -7,6 +7,7 @@
 //! spec: wire-protocol 8; state-machine 17
 
 use super::api::{Helper, VolumeId, Wakes};
+use super::application::NOTICE_PROTOCOL;
 use super::change::Kind;
 use super::incoming::Fault;
 use super::metadata_pipeline::{Job, Then};
@@ -162,6 +163,7 @@ impl<S: Storage> Engine<S> {
             return;
         }
         self.with_volume(id, |volume| {
+            volume.resync.of_earlier_run = volume.resync.unanswered;
             if let Some(disk) = volume.disk.as_mut() {
                 // Written with a flush: the bitmap pages that went before it are durable as well. Without them a crash
                 // would forget what was to be resynced, while the source has cleared the bits of what was written here.
@@ -350,13 +352,34 @@ impl<S: Storage> Engine<S> {
 
     /// The target has written a block of the resync: it is the same on both sides now (source).
     pub(super) fn resync_acknowledged(&mut self, id: VolumeId, sector: u64, size_bytes: u32) {
-        if self.runs_resync(id, Conn::SyncSource) {
+        let late = self.is_of_earlier_run(id);
+        if self.runs_resync(id, Conn::SyncSource) && !late {
             self.mark_in_sync(id, sector, size_bytes);
             self.check_resync_end(id);
         } else {
             // A write of these blocks may have been announced since.
             self.do_not_count(id, sector, size_bytes);
         }
+    }
+
+    /// The target could not write a block of the resync (source).
+    pub(super) fn resync_refused_by_target(&mut self, id: VolumeId, sector: u64, size_bytes: u32) {
+        if !self.is_of_earlier_run(id) {
+            self.resync_failed(id, sector, size_bytes);
+        }
+    }
+
+    /// What the target says now is about a block that it was sent before this run began: its disk may have come and gone since, and the
+    /// bitmaps have been exchanged, faster than what waits for the meta socket. (The C module counts that.) To a peer so old that
+    /// nothing can be announced no block is written meanwhile.
+    fn is_of_earlier_run(&mut self, id: VolumeId) -> bool {
+        let announces = self.link.apv >= NOTICE_PROTOCOL;
+        let Some(volume) = self.volume_mut(id) else { return false };
+        let resync = &mut volume.resync;
+        let late = resync.of_earlier_run > 0;
+        resync.unanswered = resync.unanswered.saturating_sub(1);
+        resync.of_earlier_run = resync.of_earlier_run.saturating_sub(1);
+        late && announces
     }
 
     /// A resync runs, with this node as `side`. Only then a block of it clears bits: one of a run that was ended may arrive

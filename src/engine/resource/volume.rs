@@ -278,6 +278,10 @@ pub(super) struct Resync {
     /// First and last bit of what the target has acknowledged and does not count here, since it may have been written anew and only
     /// announced: this node is, or was, Ahead (source).
     pub(super) uncounted: Option<[u64; 2]>,
+    /// Answers to requests of the target that it has not acknowledged or refused to write, and how many of them are from before the present
+    /// run (source).
+    pub(super) unanswered: u32,
+    pub(super) of_earlier_run: u32,
     /// Nothing is left to be done since then (target).
     pub(super) done_since_ms: Option<u64>,
     /// Bits when it started.
@@ -472,6 +476,8 @@ impl<S: Storage> Volume<S> {
                 of_growth: false,
                 before_growth: None,
                 uncounted: None,
+                unanswered: 0,
+                of_earlier_run: 0,
                 done_since_ms: None,
                 total_bits: 0,
                 failed_bits: 0,
