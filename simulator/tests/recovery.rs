@@ -916,3 +916,36 @@ fn a_disk_that_was_chosen_by_its_administrator_is_not_refused_later() {
         assert_eq!(world.attach(0), 101, "seed {seed}: nothing is missing");
     }
 }
+
+/// Seed 50035414: a node was promoted whose peer had no disk, and began a generation without telling. The peer, promoted after it, took what it
+/// read from there for the generation of its own disk, which it attached when it was alone: its application saw old data, and the node with
+/// what had been acknowledged was refused.
+#[test]
+fn a_node_without_disk_hears_of_the_generation_that_begins_with_a_promotion() {
+    for seed in 1..=SEEDS {
+        let mut world = synced_with(Config::new(seed));
+        world.power_cut(0);
+        world.run_until("loss noticed", 60_000, |world| world.status(1).state.conn == Conn::WFConnection);
+        world.boot(0);
+        assert_eq!(world.connect(0), 1);
+        world.run_until("reconnect", 60_000, |world| {
+            (0..2).all(|node| world.status(node).state.conn == Conn::Connected)
+        });
+        world.run_for_ms(100);
+        assert_eq!(world.admin(1, PRIMARY), 1);
+        assert_eq!(world.io(1, WRITE, 0, 8), Ok(()));
+        assert_eq!(world.admin(1, SECONDARY), 1);
+        assert_eq!(world.admin(0, PRIMARY), 1);
+        assert_eq!(world.io(0, Action::Read, 0, 8), Ok(()));
+        world.power_cut(1);
+        world.run_until("loss noticed", 60_000, |world| world.status(0).state.conn < Conn::Connected);
+        assert_eq!(world.attach(0), 150, "seed {seed}: the disk of node 0 is not what its application has seen");
+        come_back(&mut world, 1);
+        world.run_until("reconnect", 60_000, |world| world.status(0).state.conn == Conn::Connected);
+        assert_eq!(world.io(0, Action::Read, 0, 8), Ok(()));
+        world.run_for_ms(100);
+        assert_eq!(world.attach(0), 101);
+        all_the_same(&mut world);
+        assert_eq!(world.refusals, [""; 0], "seed {seed}");
+    }
+}

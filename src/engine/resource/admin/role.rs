@@ -248,11 +248,13 @@ impl<S: Storage> Engine<S> {
             return;
         };
         let state = volume.state;
+        let mut begins = false;
         if change.role == Role::Primary {
             volume.discard_my_data = false;
             let alone = state.conn < Conn::Connected || state.pdsk <= Disk::Failed;
             let recorded = volume.disk.is_none() || volume.records_changes();
-            if change.forced_disk || (alone && !recorded) {
+            begins = change.forced_disk || (alone && !recorded);
+            if begins {
                 self.new_current_uuid(id);
             }
         }
@@ -264,7 +266,8 @@ impl<S: Storage> Engine<S> {
             self.link.net.discard_my_data = false;
         }
         if state.conn >= Conn::WFReportParams {
-            if change.forced_disk {
+            // A peer without a disk sees this data from now on. (The C module does not tell it.)
+            if begins {
                 self.send_uuids(id);
             }
             if let Some(state) = self.volume(id).map(|volume| volume.state) {
