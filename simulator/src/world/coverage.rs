@@ -102,6 +102,11 @@ impl World {
         if knows && self.engine_of(other).is_out_of_sync(self.volume, sector) != Some(false) {
             return false;
         }
+        // What it refuses since its disk is gone is marked when this node hears of it, or of the end of the connection; what it had done before
+        // it tells first (seed 53000951).
+        if state.disk < Disk::Inconsistent && self.is_sent(node, sector, end - sector) {
+            return false;
+        }
         !(0..2).any(|node| self.is_being_written(node, sector, end - sector))
     }
 

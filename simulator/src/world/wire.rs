@@ -16,6 +16,7 @@
 //!   a generation that tells.
 //! * A target is done when its source has heard of every block; a bitmap for a full resync has all bits.
 
+use super::promises::overlap;
 use super::*;
 use engine::netlink::{Fencing, OnCongestion, ReadBalancing, WireProtocol};
 use engine::resource::RequestView;
@@ -381,6 +382,16 @@ impl World {
         if let Some((number, _)) = self.request_of(node, request) {
             self.operations[number].sent = None;
         }
+    }
+
+    /// A write to this range is on its way to the peer, or what the peer says of it is on its way back.
+    pub(super) fn is_sent(&self, node: usize, sector: u64, count: u64) -> bool {
+        let wire = &self.wires[node];
+        let current = self.link_of(node) == Some(wire.link);
+        let sent = wire.sent.iter().filter(|write| current && write.volume == self.volume);
+        let requests = sent.filter_map(|write| RequestId::from_block_id(write.block_id));
+        let mut views = requests.filter_map(|request| self.engine_of(node).request(request));
+        views.any(|view| overlap(sector, count, view.sector, u64::from(view.size_bytes / 512)))
     }
 
     /// What the disk is to do for a packet of the peer.
