@@ -569,7 +569,12 @@ impl Driver {
         if !self.world.status(node).has_disk {
             let _begun = self.attach(node);
         } else if self.random.percent(50) {
-            let force = self.random.percent(20) && self.invalidating.is_empty();
+            // Whoever has agreed that the other node lets its disk go, and that has not heard of it, is the only one to have what is written now
+            // (seed 50011923).
+            let state = self.world.status(node).state;
+            let agreed =
+                state.conn >= Conn::Connected && state.pdsk == Disk::Failed && self.asked[1 - node] != Asked::Nothing;
+            let force = self.random.percent(20) && self.invalidating.is_empty() && !(self.careful && agreed);
             self.ask(node, Asked::Other, AdminRequest::Detach { volume: self.volume(), force });
         }
     }

@@ -356,7 +356,11 @@ impl<S: Storage> Engine<S> {
             by: decision.by,
         });
         self.carry_out_decision(id, &decision, received);
-        HandshakeResult::of(decision.decision, peer_dry_run).unwrap_or(failed)
+        match HandshakeResult::of(decision.decision, peer_dry_run) {
+            // The peer knows nothing of the attempt to step down.
+            Some(HandshakeResult::Failed { .. }) if input.demotion != Demotion::NotTried => failed,
+            result => result.unwrap_or(failed),
+        }
     }
 
     fn decide_input(&self, id: VolumeId, received: State, peer_disk: Disk) -> Option<DecideInput> {
