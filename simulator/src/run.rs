@@ -428,8 +428,10 @@ impl Driver {
         let other = 1 - node;
         if self.dual && !self.is_connected(other) {
             // If both lose their power with one generation neither is the newer one, even if the second was demoted meanwhile:
-            // one of them has to note first that it goes on alone.
-            let noted = [node, other].iter().any(|&node| self.world.superblock(node).uuids[UI_BITMAP] != 0);
+            // one of them has to note first that it goes on alone. A bitmap generation may be that
+            // of a resync, whose end was not recorded yet (seed 55000831).
+            let [own, others] = [node, other].map(|node| self.world.superblock(node).uuids[UI_CURRENT]);
+            let noted = (own ^ others) & !1 != 0;
             if !noted && self.careful {
                 return;
             }
