@@ -53,15 +53,17 @@ pub enum Reconnect {
 
 /// Writes that left the transfer log before their barrier, by epoch: only conflicts of two Primaries do that.
 ///
-/// Found by the low bits of the epoch's number; the place of an older one is taken. There are no more places needed than
-/// requests: each epoch whose acknowledgement is awaited has one.
+/// Found by the low bits of the epoch's number, in as many places as there are requests. An epoch of which a write is left has a place
+/// for itself then; but one that all writes have left may lose it to a later one, while its acknowledgement is still awaited.
 pub(super) struct Departed<S: Storage> {
     epochs: S::Table<(u32, u32)>,
+    /// The last epoch that lost its place: of those up to there nothing is known.
+    lost: Option<u32>,
 }
 
 impl<S: Storage> Departed<S> {
     pub(super) fn new(epochs: usize) -> Result<Self, OutOfMemory> {
-        Ok(Departed { epochs: S::table(epochs.max(1), |_| (0, 0))? })
+        Ok(Departed { epochs: S::table(epochs.max(1), |_| (0, 0))?, lost: None })
     }
 
     fn place(&self, epoch: u32) -> usize {
@@ -72,19 +74,33 @@ impl<S: Storage> Departed<S> {
     pub(super) fn count(&mut self, epoch: u32) {
         let at = self.place(epoch);
         if let Some(entry) = self.epochs.get_mut(at) {
-            let before = if entry.0 == epoch { entry.1 } else { 0 };
-            *entry = (epoch, before.saturating_add(1));
+            let (old, writes) = *entry;
+            if old == epoch {
+                entry.1 = writes.saturating_add(1);
+                return;
+            }
+            *entry = (epoch, 1);
+            if writes > 0 && !self.is_lost(old) {
+                self.lost = Some(old);
+            }
         }
     }
 
-    /// How many of this epoch.
+    fn is_lost(&self, epoch: u32) -> bool {
+        self.lost.is_some_and(|lost| (lost.wrapping_sub(epoch) as i32) >= 0)
+    }
+
+    /// How many of this epoch, at most.
     pub(super) fn of(&self, epoch: u32) -> u32 {
-        self.epochs.get(self.place(epoch)).filter(|entry| entry.0 == epoch).map_or(0, |entry| entry.1)
+        let known = self.epochs.get(self.place(epoch)).filter(|entry| entry.0 == epoch).map(|entry| entry.1);
+        let unknown = if self.is_lost(epoch) { u32::MAX } else { 0 };
+        known.unwrap_or(unknown)
     }
 
     /// Forgets all.
     pub(super) fn clear(&mut self) {
         self.epochs.iter_mut().for_each(|entry| *entry = (0, 0));
+        self.lost = None;
     }
 }
 
@@ -663,5 +679,30 @@ impl<S: Storage> Engine<S> {
         if let Some((uuids, version)) = self.own_uuids(id, UuidFlags::SKIP_INITIAL_SYNC) {
             self.queue_control(Control::Uuids { volume: id, uuids, version });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Departed;
+    use crate::storage::HeapStorage;
+
+    /// Seed 60201444 with two Primaries throughout: of more epochs than there are requests all writes had been refused, and the
+    /// acknowledgement of the first one was taken for a mistake of the peer.
+    #[test]
+    fn an_epoch_that_has_lost_its_place_is_not_taken_for_one_that_nothing_has_left() {
+        let mut departed = Departed::<HeapStorage>::new(4).expect("memory");
+        let first = u32::MAX - 1;
+        let epochs = (0..7).map(|number| first.wrapping_add(number));
+        for epoch in epochs.clone() {
+            assert_eq!(departed.of(epoch), 0);
+            departed.count(epoch);
+            departed.count(epoch);
+        }
+        let known: Vec<u32> = epochs.map(|epoch| departed.of(epoch)).collect();
+        assert_eq!(known, [u32::MAX, u32::MAX, u32::MAX, 2, 2, 2, 2]);
+        assert_eq!(departed.of(first.wrapping_add(7)), 0);
+        departed.clear();
+        assert_eq!(departed.of(first), 0);
     }
 }
