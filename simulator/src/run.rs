@@ -498,8 +498,21 @@ impl Driver {
                 self.ask(node, Asked::Demotion, AdminRequest::Secondary { volume: self.volume() });
             }
         } else if !self.careful || self.may_promote(node) {
+            self.world.overwrite_allowed |= self.forgets_a_crash(node);
             self.ask(node, Asked::Promotion, AdminRequest::Primary { volume: self.volume(), force: false });
         }
+    }
+
+    /// A node is to be promoted that lost what was in its cache, by a power cut after which the other one had no time to note that it
+    /// went on alone before it lost its power as well: nothing tells that its data is the older one (seed 60100477).
+    fn forgets_a_crash(&self, node: usize) -> bool {
+        let world = &self.world;
+        let [own, others] = [node, 1 - node].map(|node| world.superblock(node).uuids);
+        let one_generation = (own[UI_CURRENT] ^ others[UI_CURRENT]) & !1 == 0 && others[UI_BITMAP] == 0;
+        !self.is_connected(node)
+            && !self.is_connected(1 - node)
+            && one_generation
+            && world.check_acknowledged(node).is_err()
     }
 
     /// True when a promotion does not let the halves diverge.
