@@ -1,9 +1,7 @@
 //! What random runs have found where several things go wrong one after the other: disks, power, the connection.
 
 use engine::metadata::superblock::{MetaFlags, UI_BITMAP};
-use engine::netlink::{
-    AfterSplitBrain, Fencing, NetConf, OnCongestion, OnIoError, OnNoData, ResizeParms, WireProtocol,
-};
+use engine::netlink::{AfterSplitBrain, Fencing, NetConf, OnCongestion, OnIoError, OnNoData, WireProtocol};
 use engine::resource::{AdminRequest, Fault, IoError, Op};
 use engine::state::{Conn, Disk, Role};
 use simulator::node::VOLUME;
@@ -57,63 +55,6 @@ fn long_ago(flush: impl Fn(&mut World)) {
         assert_eq!(world.admin(1, AdminRequest::Disconnect { force: true }), 101);
         alone(&mut world, 0);
         assert_eq!(world.connect(1), 1);
-        all_the_same(&mut world);
-    }
-}
-
-/// Seeds 2000687, 2001466: the device grew, its internal meta data moved to the new end of the disk, and nothing was written where
-/// the activity log was to be, because `al-updates` was off. After a crash the tools found no log there and gave up. The same
-/// when the power failed right after the superblock had been written at the new place.
-#[test]
-fn a_crash_after_the_meta_data_has_moved_leaves_a_log_that_can_be_read() {
-    for seed in 1..=4 * SEEDS {
-        let mut config = Config::new(seed);
-        config.internal = true;
-        config.disk.al_updates = seed % 2 == 0;
-        let mut world = synced_with(config);
-        for node in 0..2 {
-            world.grow_disk(node, 10_008, 1 << (50 + node));
-        }
-        world.start_resize(0, &ResizeParms::default());
-        world.run_for_us(seed / 2 * 100);
-        world.power_cut(0);
-        world.run_for_ms(10);
-        come_back(&mut world, 0);
-        all_the_same(&mut world);
-    }
-}
-
-/// Seed 9002901: the superblock could not be written at the new end of the disk, and the disk was given up. What it had to say was
-/// written there after all: that this node is Primary, with an activity log that had not been written there.
-#[test]
-fn a_superblock_that_is_written_after_the_move_has_failed_asks_for_no_log() {
-    for seed in 1..=2 * SEEDS {
-        let mut config = Config::new(seed);
-        config.internal = true;
-        let mut world = synced_with(config);
-        for node in 0..2 {
-            world.grow_disk(node, 10_008, 1 << (50 + node));
-        }
-        world.start_resize(0, &ResizeParms::default());
-        world.run_for_us(seed * 100);
-        world.nodes[0].faults.meta_percent = 100;
-        let kept = |world: &World| world.status(0).state.disk == Disk::UpToDate;
-        for _ in 0..10_000 {
-            if !kept(&world) {
-                break;
-            }
-            world.step();
-        }
-        // Its other writes reach it.
-        world.nodes[0].faults.meta_percent = 0;
-        world.run_for_ms(1_000);
-        let _code = world.poll_admin(0);
-        if kept(&world) {
-            // The move was over before.
-            continue;
-        }
-        assert_eq!(world.io(0, WRITE, 0, 8), Ok(()), "seed {seed}");
-        assert_eq!(world.attach(0), 101, "seed {seed}");
         all_the_same(&mut world);
     }
 }
@@ -206,54 +147,6 @@ fn what_only_the_peer_has_is_acknowledged_when_the_disk_that_is_kept_says_that_i
         assert_eq!(world.check_acknowledged(0), Ok(()), "seed {seed}");
     }
     assert!(in_between > 0, "the superblock was there each time");
-}
-
-/// Seeds 2001470, 2003919: the disk failed while its node followed the peer to a larger size, and that ended the connection, on
-/// which a Primary without a disk depends.
-#[test]
-fn a_disk_that_fails_while_the_device_grows_does_not_end_the_connection() {
-    for seed in 1..=SEEDS {
-        let mut world = synced_with(Config::new(seed));
-        for node in 0..2 {
-            world.grow_disk(node, 10_008, 1 << (50 + node));
-        }
-        assert_eq!(world.resize(1, &ResizeParms::default()), 101);
-        world.nodes[0].faults.meta_percent = 100;
-        world.run_until("the disk is lost", 60_000, |world| !world.status(0).has_disk);
-        world.run_for_ms(1_000);
-        assert_eq!(world.faults, [], "seed {seed}");
-        assert_eq!(world.io(0, WRITE, 0, 8), Ok(()), "seed {seed}");
-        world.nodes[0].faults.meta_percent = 0;
-        assert_eq!(world.attach(0), 101);
-        all_the_same(&mut world);
-    }
-}
-
-/// Seeds 3002297, 3005384: the disk failed right after its device had grown. The peer, which had asked for the larger size, took it
-/// for the old one's end because a disk was missing, and was refused for being too small.
-#[test]
-fn a_disk_that_fails_after_the_device_has_grown_does_not_end_the_connection() {
-    for seed in 1..=SEEDS {
-        let mut world = synced_with(Config::new(seed));
-        let before = world.status(0).size_sectors;
-        for node in 0..2 {
-            world.grow_disk(node, 10_008, 1 << (50 + node));
-        }
-        assert_eq!(world.resize(1, &ResizeParms::default()), 101);
-        // What node 0 has to say is late.
-        world.set_direction(0, false);
-        world.run_until("growth", 60_000, |world| world.status(0).size_sectors > before);
-        world.run_for_us(seed * 50);
-        world.ask(0, FORCE_DETACH);
-        world.run_for_ms(10);
-        world.set_direction(0, true);
-        world.run_for_ms(1_000);
-        assert_eq!(world.faults, [], "seed {seed}");
-        assert_eq!(world.io(0, WRITE, 0, 8), Ok(()), "seed {seed}");
-        assert_eq!(world.poll_admin(0), Some(1));
-        assert_eq!(world.attach(0), 101);
-        all_the_same(&mut world);
-    }
 }
 
 /// The disk of node 0 lacks what its application has seen: alone it is refused, with the disk of node 1 in reach it is brought up to
@@ -833,29 +726,6 @@ fn a_peer_that_comes_back_without_its_disk_means_a_new_generation() {
         world.run_for_ms(100);
         assert_eq!(world.attach(1), 101);
         all_the_same(&mut world);
-    }
-}
-
-/// Seed 14001740: a demotion while the device was made larger. The last superblock of that said that this node is not Primary, though
-/// what it had written was in the disk's cache and not marked; after a power cut nothing told of it.
-#[test]
-fn a_demotion_while_the_device_grows_waits_for_the_disks_cache() {
-    for seed in 1..=2 * SEEDS {
-        let mut world = synced_with(Config { internal: false, ..Config::new(seed) });
-        for node in 0..2 {
-            world.grow_disk(node, 10_008, 1 << (50 + node));
-        }
-        assert_eq!(world.io(0, WRITE, 0, 8), Ok(()));
-        world.start_resize(1, &ResizeParms::default());
-        world.run_for_us(500 + seed * 25);
-        world.ask(0, SECONDARY);
-        let demoted = |world: &World| !world.superblock(0).flags.contains(MetaFlags::PRIMARY_IND);
-        world.run_until("the superblock tells of it", 1_000, demoted);
-        world.power_cut(0);
-        world.boot(0);
-        assert_eq!(world.attach(0), 101);
-        let differs = world.nodes[0].data.first_difference(&world.nodes[1].data, 8).is_some();
-        assert!(!differs || world.engine_of(0).is_out_of_sync(VOLUME, 0) == Some(true), "seed {seed}");
     }
 }
 
