@@ -1,6 +1,8 @@
 //! What the administrator does more seldom, and what happens to disks.
 
 use super::*;
+use engine::netlink::ResizeParms;
+use engine::resource::Fault;
 
 /// Sectors by which disks grow: more than an extent of the activity log, and not a whole number of them.
 const GROWTH: u64 = 10_008;
