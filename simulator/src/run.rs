@@ -173,9 +173,7 @@ impl Driver {
         config.trace = trace;
         config.check_reads = careful;
         config.sectors = random.pick(&[32_768, 32_768, 20_001, 1 << 20]);
-        // Two Primaries need room for all that the other one may have under way, or both stop reading.
-        let peer_slots = random.pick(&[16, 64, 200]);
-        let peer_requests = if dual { 2 * slots.max(peer_slots) } else { peer_slots };
+        let peer_requests = random.pick(&[16, 64, 200]);
         config.volumes = draw::volumes(seed, kind, wishes.several_volumes);
         config.limits = TableLimits { volumes: usize::from(config.volumes), requests: slots, peer_requests };
         config.disk = draw::disk(&mut random, kind, config.disk, &net);

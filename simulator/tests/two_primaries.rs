@@ -97,6 +97,26 @@ fn writes_that_meet_leave_both_halves_equal_and_nothing_else_behind() {
     }
 }
 
+/// Each has more writes under way than the other one has slots, and all of them wait for what the other one has written.
+#[test]
+fn writes_that_meet_leave_the_receivers_room() {
+    for seed in 1..=SEEDS {
+        let mut config = config(seed);
+        config.limits.peer_requests = 16;
+        config.net.max_buffers = 100_000;
+        let mut world = two_primaries_with(config);
+        warm_up(&mut world);
+        let writes: Vec<usize> = (0..60)
+            .flat_map(|number| [0, 1].map(|node| world.start(node, Action::Write { fua: false }, number * 8, 8)))
+            .collect();
+        world.run_until("the writes", 60_000, |world| {
+            writes.iter().all(|&write| world.operations[write].result.is_some())
+        });
+        assert_eq!(world.faults, [], "seed {seed}");
+        assert_eq!(world.nodes[0].data.first_difference(&world.nodes[1].data, SECTORS), None, "seed {seed}");
+    }
+}
+
 /// Seeds 118 and 172: the deciding node answered a write as overridden while its own write, which overrides it, was still on
 /// its way to a slow disk. The other node's was acknowledged, and a reader here found what had been there before both.
 #[test]
