@@ -386,3 +386,31 @@ fn new_space_that_is_not_resynced_leads_to_no_other_generation() {
     }
     assert!(stayed_good > 0, "the disk never failed in time");
 }
+
+/// Seed 72000003 with two Primaries throughout: one was asked to give up its data, and agreed, while the device grew. Both took
+/// themselves for the target of what it had grown by, and the full resync was refused.
+#[test]
+fn a_full_resync_that_is_agreed_on_while_the_device_grows_takes_place() {
+    for seed in 1..=10 * SEEDS {
+        let mut config = Config::new(seed);
+        config.net.two_primaries = true;
+        config.sent_us_most = 5_000;
+        let mut world = synced_with(config);
+        assert_eq!(world.admin(1, PRIMARY), 1);
+        for node in 0..2 {
+            world.grow_disk(node, 16_384, 1 << (50 + node));
+        }
+        assert_eq!(world.io(1, WRITE, 64, 8), Ok(()));
+        let [resizer, asker] = [(seed % 2) as usize, (seed / 2 % 2) as usize];
+        if resizer == asker {
+            continue;
+        }
+        world.start_resize(resizer, &ResizeParms::default());
+        world.run_for_us(seed * 100);
+        world.ask(asker, AdminRequest::InvalidateRemote { volume: VOLUME });
+        world.run_for_ms(5_000);
+        let answers = [0, 1].map(|node| world.poll_admin(node));
+        assert!(answers.iter().all(Option::is_some), "seed {seed}: {answers:?}");
+        all_the_same(&mut world);
+    }
+}

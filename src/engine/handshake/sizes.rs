@@ -175,7 +175,8 @@ pub enum GrowAction {
 pub fn grow_action(input: &GrowInput) -> GrowAction {
     let own = input.own;
     let due = input.resize_pending || (input.grew && own.conn == Conn::Connected);
-    if !due {
+    // A full resync that was agreed on meanwhile takes the new space along. (The C module forgets that one.)
+    if !due || matches!(own.conn, Conn::StartingSyncS | Conn::StartingSyncT) {
         return GrowAction::Nothing;
     }
     if own.disk < Disk::Inconsistent || own.pdsk < Disk::Inconsistent {
@@ -325,6 +326,10 @@ mod tests {
         assert_eq!(grow_action(&input), GrowAction::Resync { source: false });
         assert_eq!(grow_action(&GrowInput { no_resync: true, ..base }), GrowAction::Nothing);
         assert_eq!(grow_action(&GrowInput { grew: false, ..base }), GrowAction::Nothing);
+        for conn in [Conn::StartingSyncS, Conn::StartingSyncT] {
+            let full = GrowInput { own: State { conn, ..base.own }, resize_pending: true, ..base };
+            assert_eq!(grow_action(&full), GrowAction::Nothing, "{conn:?}");
+        }
         let pending = GrowInput { grew: false, resize_pending: true, ..base };
         assert_eq!(grow_action(&pending), GrowAction::Resync { source: false });
         let meeting = state(Conn::WFReportParams, Disk::UpToDate);

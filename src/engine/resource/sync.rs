@@ -542,12 +542,19 @@ impl<S: Storage> Engine<S> {
     /// meanwhile: each has decided by the roles that it knew. Then the node that has the upper hand is the source after all. (Two C modules
     /// wait for ever.) spec: wire-protocol 8.4
     pub(super) fn peer_waits_for_growth(&mut self, id: VolumeId) {
-        let waits = self.volume(id).is_some_and(|volume| volume.resync.of_growth && !volume.resync.target_prepares);
-        if waits && self.link.resolve_conflicts {
-            // The disk is as good as it was then: it has not taken anything yet.
-            let _outcome = self.change(id, Change::conn(Conn::Connected), Kind::Hard);
+        if self.link.resolve_conflicts && self.stop_waiting_for_growth(id) {
             self.prepare_resync(id, Conn::SyncSource);
         }
+    }
+
+    /// Waits no longer for the resync of what the device has grown by, if it does and that has not begun. The disk is as good as it was
+    /// before: it has not taken anything yet.
+    pub(super) fn stop_waiting_for_growth(&mut self, id: VolumeId) -> bool {
+        let waits = self.volume(id).is_some_and(|volume| volume.resync.of_growth && !volume.resync.target_prepares);
+        if waits {
+            let _outcome = self.change(id, Change::conn(Conn::Connected), Kind::Hard);
+        }
+        waits
     }
 
     /// What a resync has done is written down every now and then, so that a crash does not make it start anew. (The C module

@@ -462,6 +462,14 @@ impl<S: Storage> Engine<S> {
         self.admin.poked = true;
     }
 
+    /// The peer has agreed to a full resync before it has heard that the device grows, and takes part in that one only.
+    fn make_way_for_full_resync(&mut self, ask: &Ask) {
+        let full = matches!(ask.change.wanted_conn(), Some(Conn::StartingSyncS | Conn::StartingSyncT));
+        if let (Target::Volume(id), true, Some(_)) = (ask.target, full, ask.reply) {
+            self.stop_waiting_for_growth(id);
+        }
+    }
+
     /// `None`: undecided. spec: state-machine 3.2
     fn run_ask(&mut self) -> Option<Result<Outcome, StateError>> {
         let ask = self.admin.ask?;
@@ -482,7 +490,10 @@ impl<S: Storage> Engine<S> {
                 Err(error) => Err(error),
             },
             // The peer agreed, or need not (any more) be asked.
-            _ => self.change_target(&ask),
+            _ => {
+                self.make_way_for_full_resync(&ask);
+                self.change_target(&ask)
+            }
         };
         if result.is_err() && ask.reply.is_some_and(|code| code >= Outcome::Success.code()) {
             self.peer_went_ahead(&ask);
