@@ -351,7 +351,10 @@ fn a_demotion_is_durable_before_the_peer_hears_of_it() {
 
 /// A Primary that sends announcements in place of data; the peer lacks acknowledged writes.
 fn ahead(seed: u64) -> World {
-    let mut config = Config::new(seed);
+    ahead_with(Config::new(seed))
+}
+
+fn ahead_with(mut config: Config) -> World {
     config.net.wire_protocol = WireProtocol::A;
     config.net.on_congestion = OnCongestion::PullAhead;
     config.net.cong_fill = 100;
@@ -399,6 +402,40 @@ fn a_disk_that_leaves_while_its_peer_is_ahead_and_suspended_is_resynced() {
         assert_eq!(world.attach(1), 101);
         world.run_for_ms(1_000);
         assert_eq!(world.admin(0, AdminRequest::ResumeIo { volume: VOLUME }), 1);
+        all_the_same(&mut world);
+        assert!(world.check_acknowledged(1).is_ok(), "seed {seed}");
+    }
+}
+
+/// Seed 80002804: a Primary lost its disk while it was Ahead, so that it could not record what the peer lacked, and attached it again. With
+/// the same generation both counted as equal, and at the next meeting as good.
+#[test]
+fn a_disk_that_was_lost_while_ahead_is_the_source_when_it_is_back() {
+    for seed in 1..=4 * SEEDS {
+        let mut config = Config::new(seed);
+        // The disk then counts as one that the application has never left, not as that of a crashed Primary.
+        config.resource.on_no_data = OnNoData::SuspendIo;
+        let mut world = ahead_with(config);
+        world.ask(0, AdminRequest::Detach { volume: VOLUME, force: true });
+        world.set_direction(1, true);
+        assert_eq!(world.admin_answer(0), 1);
+        if seed % 2 == 0 {
+            world.run_for_ms(seed % 8);
+        } else {
+            world.run_until("outdated", 1_000, |world| world.status(0).state.pdsk == Disk::Outdated);
+        }
+        if seed % 3 == 0 {
+            world.set_network(false);
+            world.run_until("loss noticed", 60_000, |world| world.status(0).state.conn < Conn::Connected);
+        }
+        world.run_until("detached", 10_000, |world| !world.status(0).has_disk);
+        assert_eq!(world.attach(0), 101);
+        if seed % 3 != 0 {
+            world.run_for_ms(1_000);
+            world.set_network(false);
+            world.run_until("the next loss", 60_000, |world| world.status(0).state.conn < Conn::Connected);
+        }
+        world.set_network(true);
         all_the_same(&mut world);
         assert!(world.check_acknowledged(1).is_ok(), "seed {seed}");
     }

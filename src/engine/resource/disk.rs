@@ -274,6 +274,12 @@ impl<S: Storage> Engine<S> {
         let outcome = if conn == Conn::Connected {
             volume.negotiated = Some((own, pdsk));
             volume.peer.uuids = None;
+            let may_lack = (Disk::Outdated..Disk::UpToDate).contains(&volume.state.pdsk);
+            if role == Role::Primary && own >= Disk::Consistent && may_lack && !is_old && !volume.records_changes() {
+                // It was Ahead when it lost its disk, and so could not record what the peer lacks. Of the same generation they would
+                // count as equal. (In the C module they do.)
+                self.new_current_uuid(id);
+            }
             self.change(id, Change::disk(Disk::Negotiating), Kind::Soft)
         } else {
             let change = Change::disk(own);
