@@ -414,3 +414,42 @@ fn a_full_resync_that_is_agreed_on_while_the_device_grows_takes_place() {
         all_the_same(&mut world);
     }
 }
+
+/// Seed 81001308: the disk of one node had missed that the device grew, and both nodes attached theirs at the same time. Each took on the
+/// size of which the other one had told, so that one device shrank while the other one grew.
+#[test]
+fn disks_that_are_attached_at_the_same_time_get_the_same_size() {
+    for seed in 1..=2 * SEEDS {
+        let mut world = synced_with(Config::new(seed));
+        let before = world.status(1).size_sectors;
+        for node in 0..2 {
+            world.grow_disk(node, 10_008, 1 << (50 + node));
+        }
+        // Node 1 grows, and node 0 does not hear of it.
+        world.set_direction(1, false);
+        world.start_resize(0, &ResizeParms::default());
+        world.run_until("growth", 60_000, |world| world.status(1).size_sectors > before);
+        world.power_cut(0);
+        world.boot(0);
+        world.set_direction(1, true);
+        assert_eq!(world.admin(1, FORCE_DETACH), 1);
+        world.run_until("detached", 10_000, |world| !world.status(1).has_disk);
+        assert_eq!(world.connect(0), 1);
+        world.run_until("connected", 60_000, |world| {
+            (0..2).all(|node| world.status(node).state.conn == Conn::Connected)
+        });
+        world.run_for_ms(10);
+        world.set_network(false);
+        for node in 0..2 {
+            assert_eq!(world.start_attach(node), Ok(()));
+        }
+        let negotiating = |world: &World| (0..2).all(|node| world.status(node).state.disk == Disk::Negotiating);
+        world.run_until("negotiating", 10_000, negotiating);
+        // Each packet of both is on its way before the other one's arrives.
+        world.run_for_us(seed * 10);
+        world.set_network(true);
+        all_the_same(&mut world);
+        assert_eq!(world.faults, [], "seed {seed}");
+        assert!(world.status(0).size_sectors > before, "seed {seed}");
+    }
+}

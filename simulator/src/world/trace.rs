@@ -58,6 +58,7 @@ pub(super) fn packet_range(name: &str, bytes: &[u8], with_header: bool) -> Strin
             let uuids: Vec<String> = (0..6).map(|at| format!("{:x}", long(at * 8))).collect();
             uuids.join(":")
         }
+        "P_SIZES" => format!("disk {} user {} current {} flags {:#x}", long(0), long(8), long(16), word(28) & 0xffff),
         "P_SYNC_UUID" => format!("{:x}", long(0)),
         "P_STATE" => state(word(0)),
         "P_STATE_CHG_REQ" | "P_CONN_ST_CHG_REQ" => format!("mask {:#x} value {:#x}", word(0), word(4)),

@@ -86,7 +86,10 @@ pub fn agreed_size(own: u64, peer: u64, last: u64, user: u64) -> u64 {
 /// What to make of the peer's sizes.
 // spec: wire-protocol 4.6, metadata 7.5
 pub fn receive_sizes(input: &SizesInput) -> SizeDecision {
-    if input.own.disk >= Disk::Inconsistent {
+    // A disk that is being attached counts if the peer has one. What the peer tells of its device may be what it had before that grew;
+    // if its disk is attached just then as well, each node would take on the other one's size. (In the C module they do.)
+    let attaches = input.own.disk == Disk::Negotiating && input.own_disk != 0 && input.peer.disk != 0;
+    if input.own.disk >= Disk::Inconsistent || attaches {
         with_disk(input)
     } else {
         without_disk(input)
@@ -95,9 +98,10 @@ pub fn receive_sizes(input: &SizesInput) -> SizeDecision {
 
 fn with_disk(input: &SizesInput) -> SizeDecision {
     let (own, peer) = (input.own, input.peer);
+    let meets = own.conn == Conn::WFReportParams || own.disk == Disk::Negotiating;
     let user_size = match (input.own_user, peer.user) {
-        (0, user) | (user, 0) if own.conn == Conn::WFReportParams => user,
-        (own_user, user) if own.conn == Conn::WFReportParams => own_user.min(user),
+        (0, user) | (user, 0) if meets => user,
+        (own_user, user) if meets => own_user.min(user),
         (_, user) => user,
     };
     let peer_disk = if peer.forced && own.conn < Conn::Connected { input.own_disk } else { peer.disk };
@@ -106,7 +110,10 @@ fn with_disk(input: &SizesInput) -> SizeDecision {
     let ahead = peer.disk == 0 && user_size == 0 && (input.last_agreed..=input.own_disk).contains(&peer.current);
     let last_agreed = if ahead { peer.current } else { input.last_agreed };
     let size = agreed_size(input.own_disk, peer_disk, last_agreed, user_size);
-    let in_use = own.disk >= Disk::Outdated && (own.conn < Conn::Connected || own.pdsk == Disk::Diskless);
+    let in_use = match own.disk {
+        Disk::Negotiating => own.role == Role::Primary,
+        disk => disk >= Disk::Outdated && (own.conn < Conn::Connected || own.pdsk == Disk::Diskless),
+    };
     if size < input.own_current && in_use {
         return SizeDecision::Refuse(SizeRefusal { current: input.own_current, wanted: size });
     }
@@ -297,6 +304,28 @@ mod tests {
         let refusal = SizeRefusal { current: 800, wanted: 700 };
         assert_eq!(receive_sizes(&input), SizeDecision::Refuse(refusal));
         assert_eq!(with(sizes(900, 0, 1000), 800), adopt(900));
+    }
+
+    #[test]
+    fn disks_that_are_attached_at_the_same_time_agree() {
+        let own = State { pdsk: Disk::Diskless, ..state(Conn::Connected, Disk::Negotiating) };
+        let sizes = |current, user| PeerSizes { disk: 1000, user, current, forced: false };
+        let with = |own_current, own_user, peer| {
+            receive_sizes(&SizesInput { own, own_current, own_user, last_agreed: own_current, peer, ..meeting() })
+        };
+        assert_eq!(with(1000, 0, sizes(800, 0)), SizeDecision::Keep);
+        assert_eq!(with(800, 0, sizes(1000, 0)), SizeDecision::Adopt { size: 1000, user_size: 0 });
+        let limited = SizeDecision::Adopt { size: 900, user_size: 900 };
+        assert_eq!(with(1000, 0, sizes(800, 900)), limited);
+        assert_eq!(with(800, 950, sizes(1000, 900)), limited);
+        assert_eq!(with(1000, 900, sizes(800, 950)), limited);
+        let small = PeerSizes { disk: 800, ..sizes(800, 0) };
+        assert_eq!(with(1000, 0, small), SizeDecision::Adopt { size: 800, user_size: 0 });
+        let input = SizesInput { own: State { role: Role::Primary, ..own }, peer: small, ..meeting() };
+        assert_eq!(receive_sizes(&input), SizeDecision::Refuse(SizeRefusal { current: 1000, wanted: 800 }));
+        // A peer without a disk has nothing to add.
+        let diskless = PeerSizes { disk: 0, ..sizes(800, 0) };
+        assert_eq!(with(1000, 0, diskless), SizeDecision::Keep);
     }
 
     #[test]
