@@ -1,7 +1,7 @@
 //! Resyncs that are interrupted and begun anew.
 
 use engine::metadata::superblock::UI_CURRENT;
-use engine::netlink::{OnCongestion, OnIoError, WireProtocol};
+use engine::netlink::{Fencing, OnCongestion, OnIoError, WireProtocol};
 use engine::resource::{AdminRequest, AlgorithmName, Fault, Helper};
 use engine::state::{Conn, Disk, Outcome, StateError};
 use simulator::node::VOLUME;
@@ -194,6 +194,40 @@ fn a_target_may_tell_of_the_generation_that_it_had() {
         world.ask(1, AdminRequest::Invalidate { volume: VOLUME });
         world.run_until("the target", 60_000, |world| world.status(1).state.conn == Conn::SyncTarget);
         all_the_same(&mut world);
+    }
+}
+
+/// Seed 82037666: a Primary whose peer was fenced pulled ahead before the nodes had told each other their bitmaps. The target then copied only
+/// what had been announced since, was done, and counted as good without what it had missed before.
+#[test]
+fn nobody_pulls_ahead_before_the_bitmaps_are_exchanged() {
+    for seed in 1..=2 * SEEDS {
+        let mut config = Config::new(seed);
+        config.net.wire_protocol = WireProtocol::A;
+        config.net.on_congestion = OnCongestion::PullAhead;
+        config.net.cong_extents = 4;
+        let fenced = seed % 2 == 0;
+        if fenced {
+            config.disk.fencing = Fencing::ResourceOnly;
+        }
+        let mut world = synced_with(config);
+        world.helper_exit_code = if fenced { 5 } else { 0 };
+        world.set_network(false);
+        world.run_until("loss noticed", 60_000, |world| world.status(0).state.conn == Conn::WFConnection);
+        if fenced {
+            world.run_until("fenced", 60_000, |world| world.status(0).state.pdsk == Disk::Outdated);
+        }
+        world.helper_exit_code = 0;
+        assert_eq!(world.io(0, WRITE, 0, 64), Ok(()));
+        world.set_network(true);
+        let when = if fenced { Conn::WFReportParams } else { Conn::WFBitMapS };
+        world.run_until("the meeting", 60_000, |world| world.status(0).state.conn == when);
+        for extent in 1..12 {
+            world.start(0, WRITE, extent * 8_192, 8);
+        }
+        all_the_same(&mut world);
+        let network = world.faults.iter().all(|(_, fault)| *fault == Fault::PingTimeout);
+        assert!(network, "seed {seed}: {:?}", world.faults);
     }
 }
 

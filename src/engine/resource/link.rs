@@ -617,7 +617,12 @@ impl<S: Storage> Engine<S> {
             return;
         }
         let Some(volume) = self.volume(id) else { return };
-        if volume.state.disk != Disk::UpToDate || volume.state.conn == Conn::Ahead {
+        // Nor before the peer knows what it lacks: it would copy what is announced from now on, and take that for all. (In the C module it may.)
+        let not_met = !matches!(
+            volume.state.conn,
+            Conn::Connected | Conn::SyncSource | Conn::PausedSyncS | Conn::VerifyS | Conn::VerifyT
+        );
+        if volume.state.disk != Disk::UpToDate || not_met {
             return;
         }
         let fill = net.cong_fill > 0 && self.sectors_in_flight(id) >= u64::from(net.cong_fill);
