@@ -16,8 +16,8 @@ impl Driver {
             }
         }
         let mut bad_turns = 0;
-        // Volumes may have to be copied one after the other; where a packet takes 20 ms, 512 MiB take their time (seed 1205).
-        for turn in 0..1200 * u32::from(self.world.config.volumes) {
+        // Volumes may have to be copied one after the other; where a packet takes 20 ms, 512 MiB take their time (seeds 1205, 82047745).
+        for turn in 0..1800 * u32::from(self.world.config.volumes) {
             if self.in_sync() {
                 return;
             }

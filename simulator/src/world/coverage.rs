@@ -94,11 +94,13 @@ impl World {
         if (sector..end).all(|sector| zero.get(sector) == one.get(sector)) {
             return false;
         }
-        // What a disk has lost that fails, its own node knows. So it does what it writes when it has given the connection up.
+        // What a disk has lost that fails, its own node knows. So it does what it writes when it has given the connection up, or has agreed that
+        // this node lets its disk go (seed 82049769).
         let other = 1 - node;
         let faults = self.nodes[other].faults;
         let state = self.status(other).state;
-        let knows = faults.write_percent > 0 || state.disk < Disk::Inconsistent || state.conn < Conn::Connected;
+        let alone = state.conn < Conn::Connected || state.pdsk < Disk::Inconsistent;
+        let knows = faults.write_percent > 0 || state.disk < Disk::Inconsistent || alone;
         if knows && self.engine_of(other).is_out_of_sync(self.volume, sector) != Some(false) {
             return false;
         }

@@ -630,12 +630,15 @@ impl World {
         let stamp = if zeroes { 0 } else { operation.stamp };
         let peer = &self.nodes[1 - node].data;
         let lacks = (operation.sector..operation.sector + operation.count).find(|&sector| peer.get(sector) != stamp);
-        // What is on a disk that fails, or has lost its power, is another matter; nor is the other Primary's write a loss.
+        // What is on a disk that fails (or failed since it was made, seed 82005307), or has lost its power, is another matter; nor is the
+        // other Primary's write a loss.
         // Also if that one has been booted since (seed 10015066).
         let there = self.is_on(1 - node) && self.nodes[1 - node].booted_us < operation.start_us;
         let there = there && self.status(1 - node).state.role != Role::Primary;
+        let failed =
+            self.nodes[1 - node].faults.write_percent > 0 || self.nodes[1 - node].failed_us > operation.start_us;
         assert!(
-            strict || !there || lacks.is_none() || self.nodes[1 - node].faults.write_percent > 0,
+            strict || !there || lacks.is_none() || failed,
             "node {node}: {operation:?} is acknowledged, and no disk has sector {lacks:?}; {state}"
         );
     }
