@@ -80,6 +80,8 @@ pub enum PeerStateRefusal {
         /// The source.
         source: bool,
     },
+    /// The source has pulled ahead, and has not sent its bitmap: ProtocolError, this node connects again.
+    AheadTooEarly,
     /// The decision failed and the peer only asked for a dry run: ProtocolError, this node connects again.
     PeerDryRun,
     /// The peer was rebooted while I/O is frozen here: drop the transfer log, start a new data generation, ProtocolError
@@ -92,6 +94,7 @@ impl fmt::Display for PeerStateRefusal {
         out.pad(match self {
             Self::GoingDown => "the connection is already going down",
             Self::Disconnect => "the nodes cannot agree on the data",
+            Self::AheadTooEarly => "the peer pulls ahead before it has told what this node lacks",
             Self::SameSide { source: true } => "both nodes want to be the source of the resync",
             Self::SameSide { source: false } => "both nodes want to be the target of the resync",
             Self::PeerDryRun => "the peer only asked what would happen",
@@ -168,6 +171,11 @@ pub fn receive_state(input: &PeerStateInput) -> PeerStateAction {
                 return PeerStateAction::Refuse(PeerStateRefusal::Disconnect);
             }
         }
+    }
+    if received.conn == Conn::Ahead && (own.conn == Conn::WFBitMapT || conn == Conn::WFBitMapT) {
+        // As source it would go on with what it announces from now on, and the end of that would count as the end of all. (In the C module
+        // it does.)
+        return PeerStateAction::Refuse(PeerStateRefusal::AheadTooEarly);
     }
     if conn == received.conn && matches!(conn, Conn::WFBitMapS | Conn::WFBitMapT) {
         // The policies, or what the administrator wants, made each node go by another rule. Each would wait for ever for the
@@ -421,6 +429,16 @@ mod tests {
         let ahead = State { conn: Conn::Ahead, ..PEER };
         let (new, soft, _) = applied(&input(GOOD, ahead));
         assert_eq!((new.conn, soft), (Conn::Behind, false));
+        // Not before it has told what this node lacks.
+        let early = PeerStateAction::Refuse(PeerStateRefusal::AheadTooEarly);
+        let waits = State { conn: Conn::WFBitMapT, disk: Disk::Outdated, ..GOOD };
+        assert_eq!(receive_state(&input(waits, ahead)), early);
+        let decided = |conn| {
+            let handshake = Some(HandshakeResult::To(conn));
+            receive_state(&PeerStateInput { received: ahead, handshake, ..meeting() })
+        };
+        assert_eq!(decided(Conn::WFBitMapT), early);
+        assert!(matches!(decided(Conn::Connected), PeerStateAction::Apply { .. }));
     }
 
     #[test]

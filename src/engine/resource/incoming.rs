@@ -82,6 +82,7 @@ pub enum Fault {
     StateRefused(StateError),
     HandshakeRefused,
     SameSide { source: bool },
+    AheadTooEarly,
     SizeRefused,
     DataRefused,
     Authentication { what: &'static str },
@@ -156,6 +157,9 @@ impl fmt::Display for Fault {
             Fault::SameSide { source } => {
                 let side = if source { "source" } else { "target" };
                 write!(f, "both nodes want to be the {side} of the resync: each decided by another rule, see the decision above")
+            }
+            Fault::AheadTooEarly => {
+                f.write_str("the peer pulls ahead before it has told what this node lacks: connecting anew")
             }
             Fault::SizeRefused => f.write_str("the peer's size is not acceptable; see above"),
             Fault::DataRefused => f.write_str("the peer's data is not acceptable; see above"),

@@ -299,6 +299,7 @@ impl<S: Storage> Engine<S> {
                 self.thaw(Susp { user: false, ..self.susp });
                 return Err(Fault::PeerRebooted);
             }
+            PeerStateAction::Refuse(PeerStateRefusal::AheadTooEarly) => return Err(Fault::AheadTooEarly),
             PeerStateAction::Refuse(PeerStateRefusal::SameSide { source }) => return Err(Fault::SameSide { source }),
             PeerStateAction::Refuse(PeerStateRefusal::PeerDryRun) => return Err(Fault::DryRun),
             PeerStateAction::Refuse(PeerStateRefusal::Disconnect) => {
