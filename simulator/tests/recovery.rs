@@ -441,6 +441,27 @@ fn a_disk_that_was_lost_while_ahead_is_the_source_when_it_is_back() {
     }
 }
 
+/// Seed 82101841: a write of a Primary without a disk waited for the activity log when the connection ended. The superblock did not ask for
+/// the log any more when it got to the disk, and a crash would have forgotten that this half may have it and the other one not.
+#[test]
+fn a_write_for_a_lost_primary_is_covered_by_the_activity_log() {
+    for seed in 1..=8 * SEEDS {
+        let mut world = synced_with(Config { sent_us_most: 200, ..Config::new(seed) });
+        assert_eq!(world.admin(0, DETACH), 1);
+        // Each needs a transaction; the checks look at each that goes to the disk.
+        for extent in 0..14 {
+            world.start(0, WRITE, extent * 8_192, 8);
+        }
+        world.run_for_us(100 + seed * 10);
+        world.reset_connection();
+        world.power_cut(0);
+        world.run_for_ms(100);
+        assert!(!world.superblock(1).flags.contains(MetaFlags::PRIMARY_IND), "seed {seed}");
+        come_back(&mut world, 0);
+        all_the_same(&mut world);
+    }
+}
+
 /// Seed 3009609: the peer lost its power, and what was in its disk's cache, while I/O was suspended here. It came back without a
 /// disk, so nothing told that it had been away, and attached the disk before I/O went on: with the same generation it counted as good.
 #[test]

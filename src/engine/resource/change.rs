@@ -501,14 +501,16 @@ impl<S: Storage> Engine<S> {
     /// Recomputes the flags that tell, after a crash, how things stood. spec: metadata 2.1
     pub(super) fn update_meta_flags(&mut self, id: VolumeId) {
         let keeps_writes = self.keeps_writes(id);
+        let logs_for_peer = self.logs_for_peer(id);
         let Some(volume) = self.volume_mut(id) else { return };
         let state = volume.state;
         // While a Primary negotiates its disk it still writes only here, and the activity log has to tell after a crash.
         let writes_here = volume.peer.negotiates && state.peer == Role::Primary;
         if let Some(disk) = volume.disk.as_mut().filter(|_| state.disk >= Disk::Inconsistent) {
             let mut flags = meta_flags(disk.superblock.flags.0, state, disk.crashed_primary);
-            // Nor is it known yet what the peer has of the writes that are kept.
-            if writes_here || keeps_writes {
+            // Nor is it known yet what the peer has of the writes that are kept; and what the peer wrote before the connection ended may reach
+            // this disk after that.
+            if writes_here || keeps_writes || logs_for_peer {
                 flags |= MetaFlags::PRIMARY_IND.0;
             }
             disk.set_flags(flags);

@@ -16,7 +16,7 @@ use super::overlaps::Kind;
 use super::slots::{List, PeerKind, PeerPhase};
 use super::volume::{Begin, DiskError};
 use super::{Engine, Sabotage};
-use crate::state::{Conn, Disk};
+use crate::state::{Conn, Disk, Role};
 use crate::storage::Storage;
 use crate::wire::command::Command;
 use crate::wire::{BlockRequest, Data, DataFlags, ID_SYNCER};
@@ -218,6 +218,29 @@ impl<S: Storage> Engine<S> {
         self.volume(id).is_some_and(|volume| volume.state.pdsk < Disk::Inconsistent || volume.peer.negotiates)
     }
 
+    /// A write of such a peer is on its way to the disk, by the activity log.
+    pub(super) fn logs_for_peer(&self, id: VolumeId) -> bool {
+        (0..self.peers.capacity() as u16).any(|index| {
+            self.peers.at(index).is_some_and(|slot| {
+                let logs = slot.in_activity_log || slot.phase == PeerPhase::ActivityLog;
+                logs && slot.volume == id && slot.phase != PeerPhase::Free
+            })
+        })
+    }
+
+    /// The superblock asks for the activity log as long as a write of such a peer needs it, also when the connection has ended.
+    fn log_for_peer_changes(&mut self, id: VolumeId) {
+        let by_state = self.is_primary(id) || (self.is_diskless_writer(id) && self.peer_is_primary(id));
+        if !by_state {
+            self.update_meta_flags(id);
+            self.sync_metadata(id);
+        }
+    }
+
+    fn peer_is_primary(&self, id: VolumeId) -> bool {
+        self.volume(id).is_some_and(|volume| volume.state.peer == Role::Primary)
+    }
+
     /// From now on the peer's disk, wherever it is, lacks something that is here. Its write is on its way to the disk when the
     /// generation that tells so is durable. spec: state-machine 9 (11)
     fn record_writer(&mut self, id: VolumeId) {
@@ -236,6 +259,7 @@ impl<S: Storage> Engine<S> {
         let Some(slot) = self.peers.at_mut(index) else { return };
         slot.phase = PeerPhase::ActivityLog;
         let (id, (first, last)) = (slot.volume, super::slots::extents(slot.sector, slot.size_bytes));
+        self.log_for_peer_changes(id);
         let Some(volume) = self.volumes.get_mut(usize::from(id.0)).and_then(Option::as_mut) else { return };
         if volume.generation_pending() && volume.state.disk > Disk::Failed {
             self.peers.push(&mut volume.peer_log.waiting, index);
@@ -404,6 +428,9 @@ impl<S: Storage> Engine<S> {
         self.restart_postponed(peer);
         self.leave_overlaps(self.overlap_entry(peer.index, false));
         self.end_peer(peer, slot.volume);
+        if slot.in_activity_log {
+            self.log_for_peer_changes(slot.volume);
+        }
         self.failed_on_disk(slot, DiskError::Write);
         let flushes = slot.op == Op::Flush || slot.flags.contains(DataFlags::FLUSH);
         if slot.result.is_err() && flushes && !slot.no_disk {
