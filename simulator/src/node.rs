@@ -82,6 +82,8 @@ pub struct MetaTransfer {
     pub block: Box<[u8; 4096]>,
     /// What the cache of the data disk held when it was submitted.
     pub mark: u64,
+    /// When that was.
+    pub start_us: u64,
 }
 
 /// How far an attach has got.
@@ -229,7 +231,7 @@ impl Node {
                 }
             }
         }
-        for MetaTransfer { io, volume, block, mark } in running.meta_transfers.into_values() {
+        for MetaTransfer { io, volume, block, mark, .. } in running.meta_transfers.into_values() {
             let disks = &mut self.volumes[usize::from(volume.0)];
             if !io.write || !disks.device.backing_open {
                 continue;

@@ -258,7 +258,7 @@ impl World {
                 .any(|other| io.write && other.io.write && (other.volume, other.io.sector) == (volume, io.sector));
             assert!(!met, "node {node}: two writes of one block of meta data at sector {} at once", io.sector);
             let mark = self.nodes[node].data.mark();
-            let transfer = MetaTransfer { io, volume, block, mark };
+            let transfer = MetaTransfer { io, volume, block, mark, start_us: self.now_us };
             self.nodes[node].running.as_mut().expect("on").meta_transfers.insert(number, transfer);
             let delay = self.disk_delay(node);
             self.schedule_own(node, delay, Own::MetadataDone(number));
@@ -277,7 +277,8 @@ impl World {
             return;
         }
         let running = self.nodes[node].running.as_mut().expect("on");
-        let MetaTransfer { io, volume, mut block, mark } = running.meta_transfers.remove(&number).expect("transfer");
+        let MetaTransfer { io, volume, mut block, mark, start_us } =
+            running.meta_transfers.remove(&number).expect("transfer");
         let faults = self.nodes[node].faults;
         let is_page = io.write && !io.durable;
         let is_closed = !self.nodes[node].device.backing_open;
@@ -290,7 +291,7 @@ impl World {
                 if io.durable && self.config.internal {
                     machine.data.flush_until(mark);
                 }
-                self.check_forgotten(node, io.sector);
+                self.check_forgotten(node, io.sector, start_us);
                 if is_page {
                     self.check_page(node, io.sector, &block);
                 }

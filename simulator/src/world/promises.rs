@@ -543,7 +543,7 @@ impl World {
     }
 
     /// A block of meta data has been written. An extent that has left the activity log is covered by nothing but the bitmap.
-    pub(super) fn check_forgotten(&mut self, node: usize, sector: u64) {
+    pub(super) fn check_forgotten(&mut self, node: usize, sector: u64, start_us: u64) {
         let (layout, superblock) = self.durable_meta(node);
         let mut ring = (0..layout.striping.blocks() as u32).map(|number| layout.transaction_sector(number));
         if !ring.any(|block| block == sector) {
@@ -555,6 +555,9 @@ impl World {
         // Whoever syncs changes bits that are written later.
         let quiet = state.conn <= Conn::Connected && state.role == Role::Primary && state.disk > Disk::Failed;
         let quiet = quiet && superblock.flags.contains(MetaFlags::PRIMARY_IND) && self.hostile.is_none();
+        // What was on the disk before an extent left may have been lost, with the disk's cache, while that was being written: then all bits are set,
+        // and this extent is no worse off than any other one (seed 82100240).
+        let quiet = quiet && self.nodes[node].failed_us < start_us;
         for &extent in before.difference(&after).filter(|_| quiet) {
             let first = u64::from(extent) * AL_EXTENT_SECTORS;
             let bits = self.marked(node, first, AL_EXTENT_SECTORS.min(self.config.sectors.saturating_sub(first)));
