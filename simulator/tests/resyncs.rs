@@ -231,6 +231,14 @@ fn nobody_pulls_ahead_before_the_bitmaps_are_exchanged() {
     }
 }
 
+/// The source began a resync three times, twice of them in one connection, before the target had heard of one. Each put the generation before
+/// it into the history, and then there was none left that both knew.
+#[test]
+fn seed_82112335_a_target_that_hears_of_no_resync_is_not_forgotten() {
+    let report = simulator::run(82112335);
+    assert_eq!(report.failure, None);
+}
+
 /// Seed 5001330: the target of a resync was done, told so and pulled ahead at once. The source waited for the answer to a ping before it
 /// closed its generations, which then never happened.
 #[test]

@@ -29,6 +29,19 @@ pub struct UuidSet {
 }
 
 impl UuidSet {
+    /// A resync starts: `generation` is the new bitmap generation, and the one before becomes history. `of_target`: what the target has,
+    /// if that is known. When it has heard of none of the starts before, what it has stays in the history: two more of them, and none that
+    /// both know would be left. (In the C module that is "Unrelated data" then.)
+    // spec: metadata 6.2 (12)
+    pub fn start_resync(&mut self, generation: u64, of_target: Option<u64>) {
+        let [young, old] = self.history;
+        let missed = of_target.is_some_and(|has| !same(has, self.bitmap) && (same(has, young) || same(has, old)));
+        if self.bitmap != 0 && !missed {
+            self.history = [self.bitmap, young];
+        }
+        self.bitmap = generation;
+    }
+
     /// The bitmap generation becomes history, none is recorded any more.
     fn finish(&mut self) {
         self.history = [self.bitmap, self.history[0]];
@@ -508,6 +521,24 @@ mod tests {
 
     fn set(current: u64, bitmap: u64, young: u64, old: u64) -> UuidSet {
         UuidSet { current, bitmap, history: [young, old] }
+    }
+
+    #[test]
+    fn a_resync_that_starts_keeps_what_its_target_has() {
+        let starts = |of_target| {
+            let mut own = set(A, B, C, D);
+            own.start_resync(E, of_target);
+            own
+        };
+        for of_target in [None, Some(B), Some(B | 1), Some(A), Some(0)] {
+            assert_eq!(starts(of_target), set(A, E, B, C), "{of_target:?}");
+        }
+        for missed in [C, C | 1, D] {
+            assert_eq!(starts(Some(missed)), set(A, E, C, D), "{missed:x}");
+        }
+        let mut first = set(A, 0, C, D);
+        first.start_resync(E, Some(C));
+        assert_eq!(first, set(A, E, C, D));
     }
 
     fn context(apv: u32) -> CompareContext {

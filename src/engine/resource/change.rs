@@ -7,6 +7,7 @@
 
 use super::api::{Helper, VolumeId, Wakes};
 use super::link::Link;
+use super::meeting::{set_of, words_of};
 use super::metadata_pipeline::{Job, Then};
 use super::outgoing::Control;
 use super::slots::Local;
@@ -447,7 +448,7 @@ impl<S: Storage> Engine<S> {
                 }
                 self.thaw(Susp { fencing: false, ..self.susp });
             }
-            Effect::SyncUuid => self.start_sync_generation(id),
+            Effect::SyncUuid => self.start_sync_generation(id, old.conn == Conn::WFBitMapS),
             Effect::ResetResync | Effect::ClearResyncDone => {
                 self.with_volume(id, |volume| volume.resync.end = ResyncEnd::No);
             }
@@ -545,22 +546,25 @@ impl<S: Storage> Engine<S> {
         self.sync_metadata(id);
     }
 
-    /// This node becomes the source of a resync: the bitmap generation moves on and is told to the target.
-    /// spec: wire-protocol 8.5; metadata 6.2 (12)
-    pub(super) fn start_sync_generation(&mut self, id: VolumeId) {
+    /// This node becomes the source of a resync: the bitmap generation moves on and is told to the target. `met`: the target has just told
+    /// its generations, and has heard of none since. spec: wire-protocol 8.5; metadata 6.2 (12)
+    pub(super) fn start_sync_generation(&mut self, id: VolumeId, met: bool) {
         let random = self.random();
         let late_fixup = self.volume_mut(id).and_then(|volume| volume.late_fixup.take());
         if let Some(fixup) = late_fixup {
             self.correct_generations(id, fixup);
         }
         let Some(volume) = self.volume_mut(id) else { return };
+        let of_target = volume.peer.uuids.filter(|_| met).map(|uuids| set_of(uuids.uuids).current);
         let Some(disk) = volume.disk.as_mut() else { return };
         let before = disk.bitmap_uuid();
         let uuid = match before {
             0 | crate::metadata::superblock::UUID_JUST_CREATED => random,
             old => old.wrapping_add(NEW_BITMAP_OFFSET),
         };
-        disk.rotate_bitmap_uuid(uuid);
+        let mut uuids = set_of(disk.uuids());
+        uuids.start_resync(uuid, of_target);
+        disk.set_uuids(words_of(uuids));
         let version = disk.pipeline.version();
         if before == 0 {
             // If the target lets its disk go now, only this tells that it lacks what is written from then on.

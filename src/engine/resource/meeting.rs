@@ -27,12 +27,12 @@ use crate::wire::{
 /// First version whose nodes understand that only a dry run is wanted. spec: wire-protocol 3.7
 const DRY_RUN_PROTOCOL: u32 = 92;
 
-fn set_of(uuids: [u64; 4]) -> UuidSet {
+pub(super) fn set_of(uuids: [u64; 4]) -> UuidSet {
     let [current, bitmap, start, end] = uuids;
     UuidSet { current, bitmap, history: [start, end] }
 }
 
-fn words_of(set: UuidSet) -> [u64; 4] {
+pub(super) fn words_of(set: UuidSet) -> [u64; 4] {
     let [start, end] = set.history;
     [set.current, set.bitmap, start, end]
 }

@@ -152,6 +152,7 @@ impl<S: Storage> Engine<S> {
         } else {
             Change::conn(side).pdsk(Disk::Inconsistent)
         };
+        let met = volume.state.conn == Conn::WFBitMapS;
         let volume_bits = volume.weight();
         let uses_checksums = side == Conn::SyncTarget && self.wants_checksums(id);
         self.begin_run(id, volume_bits);
@@ -180,7 +181,7 @@ impl<S: Storage> Engine<S> {
         } else {
             if self.link.apv < 96 {
                 // From 96 on it is the first thing that the change of the state brings about.
-                self.start_sync_generation(id);
+                self.start_sync_generation(id, met);
             }
             // Below 96 the source ends by itself, also when there is nothing to do.
             self.check_resync_end(id);
