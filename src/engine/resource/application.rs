@@ -143,26 +143,28 @@ impl<S: Storage> Engine<S> {
     }
 
     fn read_path(&mut self, request: RequestId) -> ReadPath {
-        let Some(slot) = self.requests.at(request.index).copied() else { return ReadPath::Nowhere };
+        let Some(slot) = self.requests.at(request.index) else { return ReadPath::Nowhere };
+        let (id, sector, size_bytes, failed_here) =
+            (slot.volume, slot.io.sector, slot.io.size_bytes, slot.local_read_failed);
         let stale = self.sabotaged(Sabotage::ReadStaleBlocks);
-        let gives_up_data = self.gives_up_data(slot.volume);
-        let Some(volume) = self.volume_mut(slot.volume) else { return ReadPath::Nowhere };
+        let Some(volume) = self.volume_mut(id) else { return ReadPath::Nowhere };
         let readable = match volume.state.disk {
             Disk::UpToDate => true,
             Disk::Inconsistent if stale => true,
-            Disk::Inconsistent if volume.lacks_are_marked => volume.disk.as_ref().is_some_and(|disk| {
-                !disk.pipeline.is_about_to_set_all() && !disk.bitmap.any_set(slot.io.sector, slot.io.size_bytes)
-            }),
+            Disk::Inconsistent if volume.lacks_are_marked => volume
+                .disk
+                .as_ref()
+                .is_some_and(|disk| !disk.pipeline.is_about_to_set_all() && !disk.bitmap.any_set(sector, size_bytes)),
             _ => false,
         };
-        let local = readable && !slot.local_read_failed;
+        let local = readable && !failed_here;
         let peer = volume.state.pdsk == Disk::UpToDate;
         match (local, peer) {
             (false, false) => ReadPath::Nowhere,
             (true, false) => ReadPath::Local,
             (false, true) => ReadPath::Peer,
             (true, true) => {
-                if gives_up_data || volume.prefers_peer(slot.io.sector) {
+                if volume.prefers_peer(sector) || self.gives_up_data(id) {
                     ReadPath::Peer
                 } else {
                     ReadPath::Local
@@ -510,9 +512,11 @@ impl<S: Storage> Engine<S> {
             // well, that waits for this one. Both halves of this one are over.
             self.leave_overlaps(u32::from(index));
         }
-        let Some(slot) = self.requests.at(index).copied() else { return };
-        let on_disk = matches!(slot.local, Local::Pending | Local::Aborted);
-        if slot.phase == Phase::Completed && !slot.in_log && !on_disk {
+        let over = self.requests.at(index).is_some_and(|slot| {
+            let on_disk = matches!(slot.local, Local::Pending | Local::Aborted);
+            slot.phase == Phase::Completed && !slot.in_log && !on_disk
+        });
+        if over {
             self.release_request(index);
         }
     }

@@ -655,9 +655,11 @@ impl<S: Storage> Engine<S> {
     /// The peer has been asked to overwrite the data here, or that was asked before the command was given up. It may have agreed, and then
     /// it does not send its own writes any more.
     pub(super) fn gives_up_data(&self, id: VolumeId) -> bool {
+        // Looked at for each read; they are kept without a gap.
+        let abandoned = self.admin.abandoned.iter().map_while(Option::as_ref);
         let asked = self.admin.ask.iter().filter(|ask| ask.sent);
         asked
-            .chain(self.admin.abandoned.iter().flatten())
+            .chain(abandoned)
             .any(|ask| ask.target == Target::Volume(id) && ask.change.wanted_conn() == Some(Conn::StartingSyncT))
     }
 
