@@ -113,7 +113,7 @@ impl World {
     }
 
     /// A write of this node's application, or one that is on its way to this node, concerns the range.
-    fn is_being_written(&self, node: usize, sector: u64, count: u64) -> bool {
+    pub(super) fn is_being_written(&self, node: usize, sector: u64, count: u64) -> bool {
         let uppers = self.nodes[node].running.as_ref().into_iter().flat_map(|running| running.uppers.iter().flatten());
         let open = uppers.map(|upper| &self.operations[upper.operation]);
         let mut open = open.filter(|operation| operation.stamp != 0 && operation.volume == self.volume);
