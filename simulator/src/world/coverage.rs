@@ -97,10 +97,11 @@ impl World {
         // What a disk has lost that fails, its own node knows. So it does what it writes when it has given the connection up, or has agreed that
         // this node lets its disk go (seed 82049769).
         let other = 1 - node;
-        let faults = self.nodes[other].faults;
+        // So it does what it has heard that this node's disk did not write (seed 83007414).
+        let fails = self.nodes.iter().any(|node| node.faults.write_percent > 0);
         let state = self.status(other).state;
         let alone = state.conn < Conn::Connected || state.pdsk < Disk::Inconsistent;
-        let knows = faults.write_percent > 0 || state.disk < Disk::Inconsistent || alone;
+        let knows = fails || state.disk < Disk::Inconsistent || alone;
         if knows && self.engine_of(other).is_out_of_sync(self.volume, sector) != Some(false) {
             return false;
         }
