@@ -686,3 +686,31 @@ fn a_ping_that_waits_for_its_turn_is_not_late() {
         assert_eq!(world.faults, [], "seed {seed}");
     }
 }
+
+/// A C module compares while writes arrive that were sent after the digest, and took them for differences: they have to wait for the
+/// result. They do not wait for ever for a peer that tells none.
+#[test]
+fn writes_wait_for_the_result_of_a_verify() {
+    let waited = std::cell::Cell::new(0);
+    with_config(
+        |config| config.disk.resync_rate = 100,
+        |mut world| {
+            synced(&mut world);
+            assert_eq!(world.admin(1, verify(Some(0), None)), 1);
+            world.run_until("the first digest", 60_000, |world| world.engine_of(0).usage().peer_requests > 0);
+            // The result, and whatever else node 1 tells.
+            world.set_direction(1, false);
+            world.run_for_ms(20);
+            let write = world.start(0, Action::Write { fua: false }, 0, 8);
+            world.run_for_ms(20);
+            // If the result was not out before, nothing of it is on the disk or on its way.
+            let waits = world.engine_of(0).usage().peer_requests > 0;
+            assert!(!waits || world.nodes[0].data.get(0) == 0, "the write did not wait");
+            waited.set(waited.get() + u32::from(waits));
+            world.set_direction(1, true);
+            world.run_until("the write", 10_000, |world| world.operations[write].result.is_some());
+            equal(&mut world);
+        },
+    );
+    assert!(waited.get() > 0);
+}

@@ -9,7 +9,8 @@
 //! spec: drbd-conf, `max-buffers`
 //!
 //! # Slots
-//! What the peer asks for keeps its slot until the answer is in the data socket. If all slots of both nodes were taken by what the other
+//! What the peer asks for keeps its slot until the answer is in the data socket, and what it verifies until its result has come, over the
+//! meta socket. If all slots of both nodes were taken by what the other
 //! one has to read first, neither would read on, and neither answer would get through. So there are eight parts: a node asks for
 //! three at most to resync and verify, which take slots here as well as there, and for two at most for its applications. With
 //! the three and the two of the peer that is all. Writes are answered over the meta socket and keep nobody.

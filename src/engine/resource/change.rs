@@ -272,6 +272,9 @@ impl<S: Storage> Engine<S> {
         if old.disk == Disk::Negotiating && new.disk > Disk::Negotiating {
             self.record_loss_of_peer(id);
         }
+        if old.conn == Conn::VerifyT && new.conn != Conn::VerifyT {
+            self.expect_no_results(id);
+        }
         let refusals_explained = old.pdsk == Disk::UpToDate && new.pdsk != Disk::UpToDate;
         if refusals_explained {
             self.explain_refusals(id);

@@ -129,6 +129,11 @@ impl<S: Storage> Overlaps<S> {
         }
     }
 
+    /// Whether this entry is present.
+    pub(super) fn has(&self, id: u32) -> bool {
+        self.entries.get(id as usize).is_some_and(|entry| entry.present)
+    }
+
     /// Number of entries present. Looks at all of them.
     pub(super) fn used(&self) -> usize {
         self.entries.iter().filter(|entry| entry.present).count()

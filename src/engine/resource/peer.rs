@@ -604,6 +604,9 @@ impl<S: Storage> Engine<S> {
         self.with_volume(slot.volume, |volume| {
             volume.counters.sent_sectors = volume.counters.sent_sectors.wrapping_add(sectors);
         });
+        if slot.kind == PeerKind::VerifyRead && self.verify_reply_sent(peer, slot.volume) {
+            return;
+        }
         self.end_peer(peer, slot.volume);
     }
 

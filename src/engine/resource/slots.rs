@@ -243,6 +243,8 @@ pub(super) enum PeerPhase {
     Inspect,
     /// Its answer is queued or being sent.
     Reply,
+    /// VerifyT: the peer has the digest, and has not told what it found.
+    Told,
 }
 
 /// A request received from the peer, or made for resync.
@@ -324,7 +326,8 @@ impl PeerRequest {
             | PeerPhase::Throttled
             | PeerPhase::Planned
             | PeerPhase::Asked
-            | PeerPhase::Reply => true,
+            | PeerPhase::Reply
+            | PeerPhase::Told => true,
         }
     }
 }

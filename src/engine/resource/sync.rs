@@ -599,6 +599,7 @@ impl<S: Storage> Engine<S> {
                 }
             });
             self.release_throttled(id);
+            self.check_results_come(id);
             self.save_progress(id);
             self.sync_metadata(id);
         }

@@ -6,8 +6,8 @@
 //! result. Both set the bit of a block that differs; nothing is repaired, the next connect resyncs it.
 //!
 //! A block under comparison keeps application writes out on both sides: on VerifyS from the request to the result, on
-//! VerifyT while it reads. VerifyS reads its own block after everything that VerifyT sent before the digest is on the
-//! disk, and before what was sent after it. So a difference is one.
+//! VerifyT from the read to the result. VerifyS reads its own block after everything that VerifyT sent before the digest is on the
+//! disk. So a difference is one. (A C module as VerifyS reads beside the writes that are sent to it.)
 //! spec: wire-protocol 8.8; state-machine 17.6
 
 use super::api::{Digest, Helper, Inspect, PeerId, VolumeId};
@@ -43,12 +43,23 @@ pub(super) struct Verify {
     started: bool,
     /// Range out of sync that has been found and not been reported, in sectors: first, number.
     found: Option<(u64, u64)>,
+    /// Digests that the peer has and has not told the result of, and when the last result came (VerifyT).
+    told: u32,
+    heard_ms: u64,
 }
 
 impl Verify {
     /// From the start to the end of the device.
-    pub(super) const NEW: Verify =
-        Verify { start_sector: 0, stop_sector: u64::MAX, position: 0, left_blocks: 0, started: false, found: None };
+    pub(super) const NEW: Verify = Verify {
+        start_sector: 0,
+        stop_sector: u64::MAX,
+        position: 0,
+        left_blocks: 0,
+        started: false,
+        found: None,
+        told: 0,
+        heard_ms: 0,
+    };
 
     /// Where the run stops early.
     pub(super) fn stop_sector(&self) -> Option<u64> {
@@ -234,9 +245,83 @@ impl<S: Storage> Engine<S> {
             _ => Digest::zeroes(self.verify_digest_bytes()),
         };
         self.keep_digest(peer, digest);
-        // Queued before any later write of the same range: those start only now.
+        let holds = self.link.is_running() && self.is_verify_target(slot.volume);
         self.reply(peer);
-        self.leave_overlaps(self.overlap_entry(peer.index, false));
+        if !holds {
+            self.leave_overlaps(self.overlap_entry(peer.index, false));
+        }
+    }
+
+    fn is_verify_target(&self, id: VolumeId) -> bool {
+        self.volume(id).is_some_and(|volume| volume.state.conn == Conn::VerifyT)
+    }
+
+    /// The digest is out. True: later writes of the range wait until the peer has compared, and the slot with them.
+    pub(super) fn verify_reply_sent(&mut self, peer: PeerId, id: VolumeId) -> bool {
+        let entry = self.overlap_entry(peer.index, false);
+        if !self.link.is_running() || !self.is_verify_target(id) || !self.overlaps.has(entry) {
+            self.leave_overlaps(entry);
+            return false;
+        }
+        if let Some(slot) = self.peers.get_mut(peer) {
+            slot.phase = PeerPhase::Told;
+        }
+        let now_ms = self.now_ms;
+        self.with_volume(id, |volume| {
+            if volume.verify.told == 0 {
+                volume.verify.heard_ms = now_ms;
+            }
+            volume.verify.told += 1;
+        });
+        true
+    }
+
+    /// The result for this range has come: writes may go on.
+    fn verify_answered(&mut self, id: VolumeId, sector: u64) {
+        let first = self.requests.capacity() as u32;
+        let found = self.overlaps.find(Kind::ResyncRead, id.0, sector, |entry| {
+            let slot = entry.checked_sub(first).and_then(|at| self.peers.at((at / 2) as u16));
+            slot.is_some_and(|slot| {
+                slot.kind == PeerKind::VerifyRead && matches!(slot.phase, PeerPhase::Reply | PeerPhase::Told)
+            })
+        });
+        let Some(entry) = found else { return };
+        self.leave_overlaps(entry);
+        let index = ((entry - first) / 2) as u16;
+        if self.peers.at(index).is_some_and(|slot| slot.phase == PeerPhase::Told) {
+            self.forget_told(index, id);
+        }
+    }
+
+    fn forget_told(&mut self, index: u16, id: VolumeId) {
+        let now_ms = self.now_ms;
+        self.with_volume(id, |volume| {
+            volume.verify.told = volume.verify.told.saturating_sub(1);
+            volume.verify.heard_ms = now_ms;
+        });
+        if let Some(generation) = self.peers.at(index).map(|slot| slot.generation) {
+            self.end_read(PeerId { index, generation }, id);
+        }
+    }
+
+    /// No result comes any more: the run is over, or the peer is silent about it.
+    pub(super) fn expect_no_results(&mut self, id: VolumeId) {
+        for index in 0..self.peers.capacity() as u16 {
+            if self.peers.at(index).is_some_and(|slot| slot.phase == PeerPhase::Told && slot.volume == id) {
+                self.forget_told(index, id);
+            }
+        }
+        self.with_volume(id, |volume| volume.verify.told = 0);
+    }
+
+    /// The clock. Writes do not wait for ever for a peer that does not tell what it has found.
+    pub(super) fn check_results_come(&mut self, id: VolumeId) {
+        let patience_ms = u64::from(self.link.net.timeout) * 100;
+        let now_ms = self.now_ms;
+        let silent = |volume: &Volume<S>| volume.verify.told > 0 && now_ms > volume.verify.heard_ms + patience_ms;
+        if self.volume(id).is_some_and(silent) {
+            self.expect_no_results(id);
+        }
     }
 
     /// P_OV_RESULT: what VerifyS has found.
@@ -246,6 +331,7 @@ impl<S: Storage> Engine<S> {
         if result.block_id == ID_OUT_OF_SYNC {
             self.verify_found(id, result.sector, result.size_bytes);
         }
+        self.verify_answered(id, result.sector);
         self.with_volume(id, |volume| volume.verify.left_blocks = volume.verify.left_blocks.saturating_sub(1));
         self.check_verify_end(id);
         Ok(())
