@@ -1,7 +1,7 @@
 //! What random runs have found where several things go wrong one after the other: disks, power, the connection.
 
 use engine::metadata::superblock::{MetaFlags, UI_BITMAP};
-use engine::netlink::{AfterSplitBrain, Fencing, NetConf, OnCongestion, OnIoError, OnNoData, WireProtocol};
+use engine::netlink::{AfterSplitBrain, DiskConf, Fencing, NetConf, OnCongestion, OnIoError, OnNoData, WireProtocol};
 use engine::resource::{AdminRequest, Fault, IoError, Op};
 use engine::state::{Conn, Disk, Role};
 use simulator::node::VOLUME;
@@ -458,6 +458,24 @@ fn a_write_for_a_lost_primary_is_covered_by_the_activity_log() {
         world.run_for_ms(100);
         assert!(!world.superblock(1).flags.contains(MetaFlags::PRIMARY_IND), "seed {seed}");
         come_back(&mut world, 0);
+        all_the_same(&mut world);
+    }
+}
+
+/// Seed 85011671: `al-updates` was switched on, and while a block of the log was written anew a write came for an extent that was not in it.
+/// It waited for the next transaction, and nobody told it of the end of this one.
+#[test]
+fn a_write_that_comes_while_the_log_is_made_anew_goes_on() {
+    for seed in 1..=8 * SEEDS {
+        let mut config = Config::new(seed);
+        config.disk.al_updates = false;
+        let mut world = synced_with(config);
+        let conf = DiskConf { al_updates: true, ..world.config.disk };
+        world.ask(0, AdminRequest::DiskOptions { volume: VOLUME, conf: &conf });
+        world.run_for_us(seed * 20);
+        let write = world.start(0, WRITE, 8_192, 8);
+        world.run_until("the write", 10_000, |world| world.operations[write].result.is_some());
+        assert_eq!(world.admin_answer(0), 101);
         all_the_same(&mut world);
     }
 }

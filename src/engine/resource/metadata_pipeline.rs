@@ -743,6 +743,10 @@ impl<S: Storage> Engine<S> {
             Event::JobDone(job) => {
                 // Some jobs write the superblock on their way.
                 self.superblock_durable(id);
+                if matches!(job, Job::Rewrite(_)) {
+                    // Who came while a block of the log was on its way has got no slot.
+                    self.want_activity_retry(id);
+                }
                 self.bitmap_job_done(id, job);
             }
             Event::Held => self.order_tables(id),
