@@ -430,15 +430,27 @@ impl Driver {
             // If both lose their power with one generation neither is the newer one, even if the second was demoted meanwhile:
             // one of them has to note first that it goes on alone. A bitmap generation may be that
             // of a resync, whose end was not recorded yet (seed 55000831).
-            let [own, others] = [node, other].map(|node| self.world.superblock(node).uuids[UI_CURRENT]);
-            let noted = (own ^ others) & !1 != 0;
+            let noted = self.survivor_has_noted();
             if !noted && self.careful {
                 return;
             }
             self.world.overwrite_allowed |= !noted;
         }
+        // Nor can it note that on a disk that fails (seed 86010235).
+        if self.dual && !self.world.nodes[other].faults.is_sound() {
+            if self.careful {
+                return;
+            }
+            self.world.overwrite_allowed = true;
+        }
         self.each(|driver| driver.check_before_power_cut(node));
         self.cut_power(node);
+    }
+
+    /// One of two Primaries goes on alone, and a crash of it does not make them equal.
+    pub(super) fn survivor_has_noted(&self) -> bool {
+        let [own, others] = [0, 1].map(|node| self.world.superblock(node).uuids[UI_CURRENT]);
+        (own ^ others) & !1 != 0
     }
 
     fn check_before_power_cut(&self, node: usize) {

@@ -262,6 +262,10 @@ impl Driver {
         if self.invalidating.values().any(|&victim| victim != weak) {
             return;
         }
+        let alone = self.dual && !(0..2).all(|node| self.is_connected(node));
+        if alone && self.careful && !self.survivor_has_noted() {
+            return;
+        }
         let percent = self.random.pick(&[0, 1, 10]);
         let quiet = !(self.dual && self.careful);
         let faults = &mut self.world.nodes[weak].faults;
