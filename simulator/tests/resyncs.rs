@@ -293,6 +293,34 @@ fn a_resync_whose_source_cannot_read_ends_on_both_nodes() {
     }
 }
 
+/// Seed 88001614: the source could not write what its target had written, and so did not end the resync when the target was done. Then it
+/// lost its disk, and took the target for Inconsistent, which had told that it was not.
+#[test]
+fn a_target_that_is_done_is_good_when_its_source_loses_the_disk() {
+    let mut kept = 0;
+    for seed in 1..=SEEDS {
+        let mut config = Config::new(seed);
+        config.disk.on_io_error = OnIoError::PassOn;
+        let mut world = synced_with(config);
+        world.set_network(false);
+        assert_eq!(world.io(0, WRITE, 0, 2048), Ok(()));
+        world.set_network(true);
+        world.run_until("the resync", 60_000, |world| world.status(1).state.conn == Conn::SyncTarget);
+        world.nodes[0].faults.write_percent = 100;
+        let _either = world.io(0, WRITE, 0, 8);
+        world.nodes[0].faults.write_percent = 0;
+        world.run_until("the end", 60_000, |world| world.status(1).state.disk == Disk::UpToDate);
+        world.run_for_ms(500);
+        kept += u32::from(world.status(0).state.conn == Conn::SyncSource);
+        world.ask(0, AdminRequest::Detach { volume: VOLUME, force: true });
+        world.run_until("detached", 10_000, |world| !world.status(0).has_disk);
+        world.run_for_ms(3_000);
+        assert_eq!(world.status(0).state.pdsk, Disk::UpToDate, "seed {seed}");
+        assert_eq!(world.io(0, Action::Read, 0, 8), Ok(()), "seed {seed}");
+    }
+    assert!(kept > 0);
+}
+
 /// Seed 1034 of runs with several volumes: the acknowledgement of a write came when another one, of a part of its range, was under way. The
 /// source left all its bits set; the target had cleared its own, asked for nothing there, and was done, and the source was not for ever.
 #[test]

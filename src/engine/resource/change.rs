@@ -275,6 +275,7 @@ impl<S: Storage> Engine<S> {
         if old.conn == Conn::VerifyT && new.conn != Conn::VerifyT {
             self.expect_no_results(id);
         }
+        self.note_target_is_good(id, old, new);
         let refusals_explained = old.pdsk == Disk::UpToDate && new.pdsk != Disk::UpToDate;
         if refusals_explained {
             self.explain_refusals(id);
@@ -338,6 +339,17 @@ impl<S: Storage> Engine<S> {
                 volume.close_generations(false);
             }
         });
+    }
+
+    /// The target of a resync was done, as it has told, when the source lost its disk: the target's is the good one, as it knows itself, and
+    /// does not tell again. (In the C module it stays Inconsistent.)
+    fn note_target_is_good(&mut self, id: VolumeId, old: State, new: State) {
+        let was_source = matches!(old.conn, Conn::SyncSource | Conn::PausedSyncS);
+        let lost = new.conn == Conn::Connected && new.disk <= Disk::Failed && new.pdsk == Disk::Inconsistent;
+        let told = |volume: &Volume<S>| volume.resync.peer_done && !volume.resync.peer_failed;
+        if was_source && lost && self.volume(id).is_some_and(told) {
+            let _outcome = self.change(id, Change::pdsk(Disk::UpToDate), Kind::Hard);
+        }
     }
 
     /// The resource as it is.
