@@ -30,14 +30,14 @@ pub struct UuidSet {
 
 impl UuidSet {
     /// A resync starts: `generation` is the new bitmap generation, and the one before becomes history. `of_target`: what the target has,
-    /// if that is known. When it has heard of none of the starts before, what it has stays in the history: two more of them, and none that
-    /// both know would be left. (In the C module that is "Unrelated data" then.)
+    /// if that is known. When it has heard of none of the starts before, what it has stays in the history, in place of what neither has: with
+    /// one more of them none that both know would be left. (In the C module that is "Unrelated data" then.)
     // spec: metadata 6.2 (12)
     pub fn start_resync(&mut self, generation: u64, of_target: Option<u64>) {
         let [young, old] = self.history;
-        let missed = of_target.is_some_and(|has| !same(has, self.bitmap) && (same(has, young) || same(has, old)));
-        if self.bitmap != 0 && !missed {
-            self.history = [self.bitmap, young];
+        if self.bitmap != 0 {
+            let missed = of_target.is_some_and(|has| same(has, old));
+            self.history = [self.bitmap, if missed { old } else { young }];
         }
         self.bitmap = generation;
     }
@@ -530,11 +530,11 @@ mod tests {
             own.start_resync(E, of_target);
             own
         };
-        for of_target in [None, Some(B), Some(B | 1), Some(A), Some(0)] {
+        for of_target in [None, Some(B), Some(B | 1), Some(A), Some(C), Some(0)] {
             assert_eq!(starts(of_target), set(A, E, B, C), "{of_target:?}");
         }
-        for missed in [C, C | 1, D] {
-            assert_eq!(starts(Some(missed)), set(A, E, C, D), "{missed:x}");
+        for missed in [D, D | 1] {
+            assert_eq!(starts(Some(missed)), set(A, E, B, D), "{missed:x}");
         }
         let mut first = set(A, 0, C, D);
         first.start_resync(E, Some(C));
