@@ -688,7 +688,7 @@ fn a_ping_that_waits_for_its_turn_is_not_late() {
 }
 
 /// A C module compares while writes arrive that were sent after the digest, and took them for differences: they have to wait for the
-/// result. They do not wait for ever for a peer that tells none.
+/// result.
 #[test]
 fn writes_wait_for_the_result_of_a_verify() {
     let waited = std::cell::Cell::new(0);
@@ -713,4 +713,26 @@ fn writes_wait_for_the_result_of_a_verify() {
         },
     );
     assert!(waited.get() > 0);
+}
+
+/// A node that compares and cannot read its own block tells no result. Writes do not wait for that for ever.
+#[test]
+fn writes_do_not_wait_for_ever_for_the_result_of_a_verify() {
+    with_config(
+        |config| config.net.wire_protocol = WireProtocol::A,
+        |mut world| {
+            synced(&mut world);
+            world.nodes[1].faults.hangs = true;
+            assert_eq!(world.admin(1, verify(Some(0), None)), 1);
+            world.run_until("the first digest", 60_000, |world| world.engine_of(0).usage().peer_requests > 0);
+            world.run_for_ms(100);
+            let write = world.start(0, Action::Write { fua: false }, 0, 8);
+            world.run_for_ms(1_000);
+            assert_eq!(world.operations[write].result, None, "the write did not wait");
+            world.run_until("the write", 10_000, |world| world.operations[write].result.is_some());
+            assert_eq!(world.status(0).state.conn, Conn::VerifyT);
+            world.nodes[1].faults.hangs = false;
+            equal(&mut world);
+        },
+    );
 }

@@ -277,6 +277,8 @@ pub(super) struct PeerRequest {
     pub(super) has_digest: bool,
     /// All zeroes: answered without data.
     pub(super) deallocated: bool,
+    /// When the peer was told the digest.
+    pub(super) told_ms: u64,
     /// Its data is in memory, or will be.
     pub(super) holds_buffer: bool,
     link: u16,
@@ -302,6 +304,7 @@ impl PeerRequest {
         inspect: None,
         has_digest: false,
         deallocated: false,
+        told_ms: 0,
         holds_buffer: false,
         link: NIL,
     };

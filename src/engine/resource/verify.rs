@@ -43,9 +43,8 @@ pub(super) struct Verify {
     started: bool,
     /// Range out of sync that has been found and not been reported, in sectors: first, number.
     found: Option<(u64, u64)>,
-    /// Digests that the peer has and has not told the result of, and when the last result came (VerifyT).
+    /// Digests that the peer has and has not told the result of (VerifyT).
     told: u32,
-    heard_ms: u64,
 }
 
 impl Verify {
@@ -58,7 +57,6 @@ impl Verify {
         started: false,
         found: None,
         told: 0,
-        heard_ms: 0,
     };
 
     /// Where the run stops early.
@@ -263,16 +261,12 @@ impl<S: Storage> Engine<S> {
             self.leave_overlaps(entry);
             return false;
         }
+        let now_ms = self.now_ms;
         if let Some(slot) = self.peers.get_mut(peer) {
             slot.phase = PeerPhase::Told;
+            slot.told_ms = now_ms;
         }
-        let now_ms = self.now_ms;
-        self.with_volume(id, |volume| {
-            if volume.verify.told == 0 {
-                volume.verify.heard_ms = now_ms;
-            }
-            volume.verify.told += 1;
-        });
+        self.with_volume(id, |volume| volume.verify.told += 1);
         true
     }
 
@@ -294,33 +288,32 @@ impl<S: Storage> Engine<S> {
     }
 
     fn forget_told(&mut self, index: u16, id: VolumeId) {
-        let now_ms = self.now_ms;
-        self.with_volume(id, |volume| {
-            volume.verify.told = volume.verify.told.saturating_sub(1);
-            volume.verify.heard_ms = now_ms;
-        });
+        self.with_volume(id, |volume| volume.verify.told = volume.verify.told.saturating_sub(1));
         if let Some(generation) = self.peers.at(index).map(|slot| slot.generation) {
             self.end_read(PeerId { index, generation }, id);
         }
     }
 
-    /// No result comes any more: the run is over, or the peer is silent about it.
+    /// No result comes any more: the run is over.
     pub(super) fn expect_no_results(&mut self, id: VolumeId) {
+        self.forget_told_before(id, u64::MAX);
+        self.with_volume(id, |volume| volume.verify.told = 0);
+    }
+
+    fn forget_told_before(&mut self, id: VolumeId, ms: u64) {
         for index in 0..self.peers.capacity() as u16 {
-            if self.peers.at(index).is_some_and(|slot| slot.phase == PeerPhase::Told && slot.volume == id) {
+            let told = |slot: &PeerRequest| slot.phase == PeerPhase::Told && slot.volume == id && slot.told_ms < ms;
+            if self.peers.at(index).is_some_and(told) {
                 self.forget_told(index, id);
             }
         }
-        self.with_volume(id, |volume| volume.verify.told = 0);
     }
 
     /// The clock. Writes do not wait for ever for a peer that does not tell what it has found.
     pub(super) fn check_results_come(&mut self, id: VolumeId) {
         let patience_ms = u64::from(self.link.net.timeout) * 100;
-        let now_ms = self.now_ms;
-        let silent = |volume: &Volume<S>| volume.verify.told > 0 && now_ms > volume.verify.heard_ms + patience_ms;
-        if self.volume(id).is_some_and(silent) {
-            self.expect_no_results(id);
+        if self.volume(id).is_some_and(|volume| volume.verify.told > 0) {
+            self.forget_told_before(id, self.now_ms.saturating_sub(patience_ms));
         }
     }
 
