@@ -3,7 +3,7 @@
 use engine::metadata::superblock::{MetaFlags, UI_BITMAP};
 use engine::netlink::{AfterSplitBrain, DiskConf, Fencing, NetConf, OnCongestion, OnIoError, OnNoData, WireProtocol};
 use engine::resource::{AdminRequest, Fault, IoError, Op};
-use engine::state::{Conn, Disk, Role};
+use engine::state::{Conn, Disk, Role, StateError};
 use simulator::node::VOLUME;
 use simulator::scenario::{all_the_same, come_back, synced_with};
 use simulator::world::Action;
@@ -436,6 +436,40 @@ fn a_disk_that_was_lost_while_ahead_is_the_source_when_it_is_back() {
             world.run_until("the next loss", 60_000, |world| world.status(0).state.conn < Conn::Connected);
         }
         world.set_network(true);
+        all_the_same(&mut world);
+        assert!(world.check_acknowledged(1).is_ok(), "seed {seed}");
+    }
+}
+
+/// Seed 89008514: a node that is Ahead loses its power and comes back without its disk. What its peer lacks is on that disk, and nobody
+/// says that it can be done without: the peer stays Outdated, and is promoted only by force.
+#[test]
+fn an_outdated_disk_does_not_become_good_because_a_peer_without_one_connects() {
+    for seed in 1..=SEEDS {
+        let mut world = ahead(seed);
+        world.set_direction(1, true);
+        let promoted = seed % 2 == 0;
+        if promoted {
+            assert_eq!(world.admin(0, AdminRequest::PauseSync { volume: VOLUME }), 101);
+            assert_eq!(world.admin(0, SECONDARY), 1);
+            assert_eq!(world.admin(1, PRIMARY), 1);
+        }
+        assert_eq!(world.status(1).state.disk, Disk::Outdated, "seed {seed}");
+        world.power_cut(0);
+        alone(&mut world, 1);
+        world.boot(0);
+        assert_eq!(world.connect(0), 1);
+        world.run_until("met", 60_000, |world| (0..2).all(|node| world.status(node).state.conn == Conn::Connected));
+        world.run_for_ms(100);
+        assert_eq!(world.status(1).state.disk, Disk::Outdated, "seed {seed}");
+        assert_eq!(world.status(0).state.pdsk, Disk::Outdated, "seed {seed}");
+        if promoted {
+            assert_eq!(world.io(1, Action::Read, 0, 8), Err(IoError::Io), "nobody has good data");
+        } else {
+            assert_eq!(world.admin(1, PRIMARY), StateError::NoUpToDateDisk.code(), "seed {seed}");
+            assert_eq!(world.admin(0, PRIMARY), StateError::NoUpToDateDisk.code(), "seed {seed}");
+        }
+        assert_eq!(world.attach(0), 101);
         all_the_same(&mut world);
         assert!(world.check_acknowledged(1).is_ok(), "seed {seed}");
     }

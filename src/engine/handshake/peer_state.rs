@@ -263,7 +263,10 @@ fn apply(input: &PeerStateInput, conn: Conn, peer_disk: Disk) -> PeerStateAction
     // A peer with a disk answers to our generations with its own. What comes before them was sent before it knew.
     let answered = input.uuids_known || received.disk < Disk::Negotiating;
     let negotiated = matches!(conn, Conn::Connected | Conn::WFBitMapS) && own.disk == Disk::Negotiating && answered;
-    let disk = input.negotiated.filter(|_| negotiated).unwrap_or(own.disk);
+    // A disk that stayed Outdated because the peer had none is found to be as good as the one that the peer has attached now.
+    let equal = input.handshake == Some(HandshakeResult::To(Conn::Connected)) && own.disk == Disk::Outdated;
+    let own_disk = if equal { Disk::UpToDate } else { own.disk };
+    let disk = input.negotiated.filter(|_| negotiated).unwrap_or(own_disk);
     let peer_isp = received.aftr_isp || received.user_isp;
     let new = State { conn, disk, peer: received.role, pdsk: peer_disk, peer_isp, ..own };
     let soft = own.conn < Conn::Connected && conn >= Conn::Connected;

@@ -54,7 +54,8 @@ impl<S: Storage> Engine<S> {
                 .as_ref()
                 .is_some_and(|disk| disk.current() == volume.exposed_uuid && !volume.wrote_elsewhere),
             peer_says_worse: volume.peer.says_worse,
-            target_of_growth: volume.resync.of_growth,
+            lacks_writes: volume.lacks_writes(),
+            target_of_growth: volume.resync.of_growth || volume.resync.before_growth.is_some(),
             target_unheard: volume.resync.target_unheard || volume.resync.begin_unheard,
         }
     }
@@ -190,7 +191,6 @@ impl<S: Storage> Engine<S> {
             volume.state = new;
             volume.note_lacks(old);
             if new.conn != Conn::WFSyncUUID {
-                volume.resync.of_growth = false;
                 volume.growth_left(new);
             }
             if new.disk != Disk::Negotiating {
@@ -767,7 +767,10 @@ impl<S: Storage> Volume<S> {
     /// with the next disk or this one again, has not left that one, and would take what is written here meanwhile for a split brain.
     /// The source may also lose its disk while they are not connected.
     fn growth_left(&mut self, new: State) {
-        if new.conn < Conn::Connected && new.disk > Disk::Failed {
+        let waited = core::mem::take(&mut self.resync.of_growth);
+        if new.conn < Conn::Connected && new.disk == Disk::Outdated {
+            let unheard = self.disk.as_ref().filter(|_| waited).map(|disk| disk.generation());
+            self.resync.before_growth = self.resync.before_growth.or(unheard);
             return;
         }
         let before = self.resync.before_growth.take();

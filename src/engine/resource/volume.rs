@@ -273,7 +273,7 @@ pub(super) struct Resync {
     pub(super) begin_unheard: bool,
     /// It waits for the source only because the device has grown: what the disk had before is as good as the source's (target).
     pub(super) of_growth: bool,
-    /// Current and bitmap UUID from before the sync UUID of such a resync (target).
+    /// Current and bitmap UUID from before such a resync, if it has been announced or the connection was lost (target).
     pub(super) before_growth: Option<[u64; 2]>,
     /// First and last bit of what the target has acknowledged and does not count here, since it may have been written anew and only
     /// announced: this node is, or was, Ahead (source).
@@ -633,6 +633,12 @@ impl<S: Storage> Volume<S> {
     /// Number of bits that differ from the peer.
     pub(super) fn weight(&self) -> u64 {
         self.disk.as_ref().map_or(0, |disk| disk.bitmap.weight())
+    }
+
+    /// Blocks are marked and no generation is that of the peer: it wrote them and announced that, so what it has is newer.
+    pub(super) fn lacks_writes(&self) -> bool {
+        let announced = |disk: &AttachedDisk<S>| disk.bitmap_uuid() == 0 && disk.bitmap.weight() > 0;
+        self.disk.as_ref().is_some_and(announced)
     }
 
     /// True when a helper of the start of a resync is awaited under this ticket.

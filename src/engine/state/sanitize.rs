@@ -154,9 +154,18 @@ fn end_negotiation(old: State, new: &mut State, rules: &Rules) -> Option<Warning
 ///
 /// Not so a disk that was known to be worse while connected: when rule 3 ends a resync because the source lost its disk,
 /// the target still has the old data, and says so, which then counts; unless it was to be resynced only because the device has
-/// grown, and what it has is as good as before. (The C module calls it UpToDate and goes on with old data.)
+/// grown, and what it has is as good as before. Nor does a disk that is known to be old become good because a node without a disk
+/// connects: only a Primary has seen the newest data, and would not have connected to older ones, of which it does not know that what it
+/// announced was not written. (The C module calls all of these UpToDate and goes on with old data.)
 fn settle_while_connected(old: State, new: &mut State, rules: &Rules) {
     if new.conn < Conn::Connected || new.conn >= Conn::Ahead {
+        return;
+    }
+    let meets = old.conn < Conn::Connected;
+    let attested = new.peer == Role::Primary && !rules.lacks_writes || rules.target_of_growth;
+    let own_stays_old = meets && new.pdsk < Disk::Negotiating && !attested;
+    let peer_stays_old = meets && new.disk < Disk::Negotiating && new.role != Role::Primary;
+    if own_stays_old && new.disk == Disk::Outdated || peer_stays_old && new.pdsk == Disk::Outdated {
         return;
     }
     for (before, disk, told) in [(old.disk, &mut new.disk, false), (old.pdsk, &mut new.pdsk, rules.peer_says_worse)] {
@@ -225,6 +234,30 @@ mod tests {
 
     fn sanitized(old: State, wanted: State) -> Sanitized {
         sanitize(old, wanted, &Rules::default())
+    }
+
+    #[test]
+    fn an_outdated_disk_stays_that_when_a_peer_without_one_connects() {
+        let meeting = State { conn: Conn::WFReportParams, disk: Disk::Outdated, pdsk: Disk::Unknown, ..CONNECTED };
+        let met = State { disk: Disk::Outdated, pdsk: Disk::Diskless, ..CONNECTED };
+        let own = |met, rules: &Rules| sanitize(meeting, met, rules).state.disk;
+        let lacks = Rules { lacks_writes: true, ..Rules::default() };
+        let of_primary = State { peer: Role::Primary, ..met };
+        assert_eq!(own(met, &Rules::default()), Disk::Outdated);
+        // A Primary without a disk has agreed to the generation, but not if the writes that are missing are of the same one.
+        assert_eq!(own(of_primary, &Rules::default()), Disk::UpToDate);
+        assert_eq!(own(of_primary, &lacks), Disk::Outdated);
+        // What was called Outdated for want of the new space only.
+        assert_eq!(own(met, &Rules { target_of_growth: true, ..lacks }), Disk::UpToDate);
+        // With a disk the peer has compared the generations as well, and a Consistent one is not known to be old.
+        assert_eq!(own(State { pdsk: Disk::UpToDate, ..met }, &lacks), Disk::UpToDate);
+        assert_eq!(own(State { disk: Disk::Consistent, ..met }, &lacks), Disk::UpToDate);
+        // As the node without the disk sees it.
+        let meeting = State { disk: Disk::Diskless, pdsk: Disk::Unknown, ..meeting };
+        let met = State { disk: Disk::Diskless, pdsk: Disk::Outdated, ..CONNECTED };
+        let peers = |met| sanitize(meeting, met, &Rules::default()).state.pdsk;
+        assert_eq!(peers(met), Disk::Outdated);
+        assert_eq!(peers(State { role: Role::Primary, ..met }), Disk::UpToDate);
     }
 
     #[test]

@@ -151,6 +151,24 @@ fn verify_refusal(old: State, new: State) -> Option<Refusal> {
     (begins && !good).then_some(refusal)
 }
 
+/// A Primary without good data, of either node. An Outdated disk stays that while connected (see `sanitize`), which must not excuse this
+/// as well.
+fn blind(old: State, new: State) -> Option<Refusal> {
+    let promoted = old.role != Role::Primary && new.role == Role::Primary;
+    let peer_promoted = old.conn >= Conn::Connected && old.peer == Role::Secondary && new.peer == Role::Primary;
+    let without_data = new.disk < Disk::UpToDate && new.pdsk < Disk::UpToDate;
+    let refusal = Refusal { error: StateError::NoUpToDateDisk, rule: "promotion without UpToDate disk in reach" };
+    ((promoted || peer_promoted) && without_data).then_some(refusal)
+}
+
+/// A disk that is connected is not outdated by request, whatever the peer has.
+fn outdate_refusal(old: State, new: State) -> Option<Refusal> {
+    let connected = old.conn >= Conn::Connected && new.conn == Conn::Connected;
+    let outdated = new.disk == Disk::Outdated && old.disk > Disk::Outdated;
+    let refusal = Refusal { error: StateError::ConnectedOutdates, rule: "own disk Outdated while connected or source" };
+    (connected && outdated).then_some(refusal)
+}
+
 fn outcome(old: Conn, new: Conn, refusal: Option<Refusal>) -> Result<Outcome, Refusal> {
     match refusal {
         Some(refusal) => Err(refusal),
@@ -211,15 +229,8 @@ pub fn explain_soft(old: State, new: State, rules: &Rules) -> Result<Outcome, Re
     }
     let invalid = validity::refusal(new, rules)
         .filter(|refusal| validity::refusal(old, rules).map(|before| before.error) != Some(refusal.error));
-    // An Outdated disk stays that while connected (see `sanitize`), which must not excuse this as well.
-    let blind = || {
-        let promoted = old.role != Role::Primary && new.role == Role::Primary;
-        let without_data = new.disk < Disk::UpToDate && new.pdsk < Disk::UpToDate;
-        let rule = "promotion without UpToDate disk in reach";
-        (promoted && without_data).then_some(Refusal { error: StateError::NoUpToDateDisk, rule })
-    };
-    let found = refusal(old, new).or(invalid).or_else(blind).or_else(|| soft_refusal(old, new, rules));
-    match found.or_else(|| verify_refusal(old, new)) {
+    let found = refusal(old, new).or(invalid).or_else(|| blind(old, new)).or_else(|| soft_refusal(old, new, rules));
+    match found.or_else(|| outdate_refusal(old, new)).or_else(|| verify_refusal(old, new)) {
         Some(refusal) => Err(refusal),
         None => Ok(Outcome::Success),
     }
@@ -235,8 +246,9 @@ pub fn check_cluster_wide(old: State, new: State, rules: &Rules) -> Result<Outco
     if old == new {
         return Ok(Outcome::NothingToDo);
     }
-    let found = refusal(old, new).or_else(|| validity::refusal(new, rules));
-    match found.or_else(|| soft_refusal(old, new, rules)).or_else(|| verify_refusal(old, new)) {
+    let found = refusal(old, new).or_else(|| validity::refusal(new, rules)).or_else(|| blind(old, new));
+    let found = found.or_else(|| soft_refusal(old, new, rules));
+    match found.or_else(|| outdate_refusal(old, new)).or_else(|| verify_refusal(old, new)) {
         Some(refusal) => Err(refusal),
         None => Ok(Outcome::Success),
     }
@@ -277,6 +289,23 @@ mod tests {
         };
         let refused = explain_soft(old, State { role: Role::Primary, ..old }, &Rules::default());
         assert_eq!(refused.map_err(|refusal| refusal.error), Err(StateError::NoUpToDateDisk));
+        // Nor a peer without a disk, whose wish this is.
+        let refused = explain_soft(old, State { peer: Role::Primary, ..old }, &Rules::default());
+        assert_eq!(refused.map_err(|refusal| refusal.error), Err(StateError::NoUpToDateDisk));
+    }
+
+    #[test]
+    fn an_outdated_disk_may_meet_a_peer_without_one() {
+        let met = State { disk: Disk::Outdated, pdsk: Disk::Diskless, ..CONNECTED };
+        let meeting = State { conn: Conn::WFReportParams, pdsk: Disk::Unknown, ..met };
+        assert_eq!(explain_soft(meeting, met, &Rules::default()), Ok(Outcome::Success));
+        let with_disk = State { pdsk: Disk::UpToDate, ..met };
+        let refused = explain_soft(meeting, with_disk, &Rules::default());
+        assert_eq!(refused.map_err(|refusal| refusal.error), Err(StateError::ConnectedOutdates));
+        // But none that is connected is outdated by request.
+        let good = State { disk: Disk::UpToDate, ..met };
+        let refused = explain_soft(good, met, &Rules::default());
+        assert_eq!(refused.map_err(|refusal| refusal.error), Err(StateError::ConnectedOutdates));
     }
 
     #[test]

@@ -55,9 +55,11 @@ const RULES: [ValidityRule; 15] = [
     rule("resync without UpToDate disk", StateError::NoUpToDateDisk, |new, _| {
         new.conn > Conn::Connected && new.disk < Disk::UpToDate && new.pdsk < Disk::UpToDate
     }),
+    // To a peer without a disk it connects, see `sanitize`.
     rule("own disk Outdated while connected or source", StateError::ConnectedOutdates, |new, _| {
         matches!(new.conn, Conn::Connected | Conn::WFBitMapS | Conn::SyncSource | Conn::PausedSyncS)
             && new.disk == Disk::Outdated
+            && new.pdsk >= Disk::Negotiating
     }),
     rule("verify without verify-alg", StateError::NoVerifyAlg, |new, rules| {
         rules.net_configured && verifying(new) && !rules.has_verify_alg
