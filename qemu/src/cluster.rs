@@ -474,9 +474,12 @@ impl Machine {
 }
 
 /// Where the C module allocates what it is known to leave behind: the plan of a resync's rates, which it makes anew with each
-/// attach, and the options that `disk-options` takes.
-const LEFT_BEHIND: &[&[&str]] =
-    &[&["fifo_alloc", "drbd_nl_attach_doit"], &["__disk_conf_from_attrs", "drbd_nl_chg_disk_opts_doit"]];
+/// attach and each time a peer tells its options, and the options that `disk-options` takes.
+const LEFT_BEHIND: &[&[&str]] = &[
+    &["fifo_alloc", "drbd_nl_attach_doit"],
+    &["fifo_alloc", "receive_SyncParam", "drbd_receiver", "drbd_thread_setup"],
+    &["__disk_conf_from_attrs", "drbd_nl_chg_disk_opts_doit"],
+];
 
 /// In the machine: the jiffies when the C module gave way to another one. What it left may be found later, if something pointed there
 /// by chance, and then names functions of the module that took its place in memory.
@@ -587,6 +590,10 @@ mod tests {
         assert_eq!(not_of_the_c_module(PLAN, Module::None, None), PLAN);
         let options = PLAN.replace("fifo_alloc", "__disk_conf_from_attrs").replace("attach", "chg_disk_opts");
         assert_eq!(not_of_the_c_module(&options, Module::Stock, None), "");
+        let told = "receive_SyncParam+0x7b1/0xd80 [drbd]\n    drbd_receiver+0x2afb/0x2c60 [drbd]\n    drbd_thread_setup+0xbc/0x280 [drbd]";
+        let told = PLAN.replace("drbd_nl_attach_doit+0x4ae/0x1690 [drbd]", told);
+        assert_eq!(not_of_the_c_module(&told, Module::Stock, None), "");
+        assert_eq!(not_of_the_c_module(&told, Module::Ours, None), told);
         let other = PLAN.replace("fifo_alloc", "lc_create");
         assert_eq!(not_of_the_c_module(&format!("{PLAN}{other}{PLAN}"), Module::Stock, None), other);
         assert_eq!(not_of_the_c_module("", Module::Stock, None), "");
