@@ -191,6 +191,43 @@ fn a_primary_that_loses_its_disk_under_writes_of_the_other_one_stays_connected()
     }
 }
 
+/// Seed 93011160: the same where writes meet. The refusal of a later write, for want of that disk, came before the state that tells why, and
+/// counted as the end of an epoch in which a write had been overridden, whose barrier a C module would not acknowledge.
+#[test]
+fn a_primary_that_loses_its_disk_where_writes_meet_has_not_got_them() {
+    for seed in 1..=4 * SEEDS {
+        let mut world = two_primaries(seed);
+        warm_up(&mut world);
+        let loses = (seed % 2) as usize;
+        let write =
+            |world: &mut World, node, sector, count| world.start(node, Action::Write { fua: false }, sector, count);
+        write(&mut world, loses, 0, 32);
+        write(&mut world, 1 - loses, 4, 8);
+        for block in 0..10 {
+            write(&mut world, 1 - loses, 1024 + block * 16, 8);
+        }
+        world.run_until("the first writes", 60_000, |world| world.open_operations() == 0);
+        // The state has to wait for these; the refusals go over the other socket.
+        for number in 0..3 {
+            write(&mut world, loses, 4096 + number * 2048, 2048);
+        }
+        // With the flush that fails the cache is lost.
+        world.nodes[loses].faults.flush_percent = 100;
+        world.start(loses, Action::Flush, 0, 0);
+        for block in 0..30 {
+            write(&mut world, 1 - loses, 2048 + block * 8, 8);
+            world.run_for_us(20);
+        }
+        world.run_until("all operations", 60_000, |world| world.open_operations() == 0);
+        world.run_until("the disk is let go", 60_000, |world| !world.status(loses).has_disk);
+        assert_eq!(world.faults, [], "seed {seed}");
+        world.nodes[loses].faults.flush_percent = 0;
+        assert_eq!(world.attach(loses), 101, "seed {seed}");
+        world.run_until("resync", 300_000, good);
+        assert_eq!(world.nodes[0].data.first_difference(&world.nodes[1].data, SECTORS), None, "seed {seed}");
+    }
+}
+
 /// Seed 18016651: the same, and the disk was attached again before the other one had shown that it knew of the loss. What it had shown did
 /// not count any more, and after `timeout` the connection was made anew: a split brain.
 #[test]

@@ -560,7 +560,7 @@ impl<S: Storage> Engine<S> {
         let resync = ack.block_id == ID_SYNCER;
         let answered = RequestId::from_block_id(ack.block_id).filter(|_| !resync && self.link.net.two_primaries);
         if let Some(slot) = answered.and_then(|request| self.requests.get(request)).filter(|slot| slot.in_log) {
-            self.later_epoch_answered(slot.epoch);
+            self.later_epoch_answered(slot.epoch, command != Command::NegAck);
         }
         if resync {
             let sectors = self.volume(id).map_or(0, |volume| volume.size_sectors);
@@ -628,14 +628,29 @@ impl<S: Storage> Engine<S> {
 
     /// The peer has answered a write of this epoch. The C module never acknowledges the barrier of an epoch in which it refused
     /// a write for one of its own; but before it took the first write of a later epoch it waited for everything before, and
-    /// flushed its disk's cache. So by now such an epoch is safe. spec: wire-protocol 3.6, 13 (H4)
-    pub(super) fn later_epoch_answered(&mut self, answered: u32) {
+    /// flushed its disk's cache. So by now such an epoch is safe, unless it refuses the later write because that disk has failed.
+    /// spec: wire-protocol 3.6, 13 (H4)
+    pub(super) fn later_epoch_answered(&mut self, answered: u32, has_disk: bool) {
         while let Some((_, epoch)) = self.oldest_in_log() {
             let earlier = (answered.wrapping_sub(epoch) as i32) > 0;
             if !earlier || self.departed.of(epoch) == 0 {
                 return;
             }
+            if !has_disk {
+                self.mark_epoch(epoch);
+            }
             self.forget_epoch(epoch);
+        }
+    }
+
+    /// The writes of this epoch may have been in a cache that is lost.
+    fn mark_epoch(&mut self, epoch: u32) {
+        let mut at = self.log.front();
+        while let Some((index, slot)) = at.and_then(|index| Some((index, *self.requests.at(index)?))) {
+            if slot.epoch == epoch {
+                self.mark_out_of_sync(slot.volume, slot.io.sector, slot.io.size_bytes);
+            }
+            at = self.log.next(&self.requests, index);
         }
     }
 

@@ -80,7 +80,8 @@ impl<S: Storage> Engine<S> {
     fn run_drain(&mut self, change: RoleChange, asked: Option<u32>) {
         let answer = self.admin.ask.and_then(|ask| ask.reply);
         if let Some(epoch) = asked.filter(|_| answer.is_some()) {
-            self.later_epoch_answered(epoch);
+            let has_disk = self.volume(change.volume).is_some_and(|volume| volume.state.pdsk >= Disk::Inconsistent);
+            self.later_epoch_answered(epoch, has_disk);
         }
         match self.undrained(change.volume) {
             Undrained::Nothing => {
