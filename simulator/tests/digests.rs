@@ -736,3 +736,42 @@ fn writes_do_not_wait_for_ever_for_the_result_of_a_verify() {
         },
     );
 }
+
+/// Under protocol A and B a write is over before it is on the peer's disk, and a C module reads its block beside it: the digest has to
+/// wait for the barrier.
+#[test]
+fn a_digest_waits_until_the_peer_has_what_was_written() {
+    for wire_protocol in [WireProtocol::A, WireProtocol::B] {
+        with_config(
+            |config| config.net.wire_protocol = wire_protocol,
+            |mut world| {
+                synced(&mut world);
+                world.nodes[1].faults.hangs = true;
+                assert_eq!(world.io(0, WRITE, 4, 60), Ok(()));
+                assert_eq!(world.admin(1, verify(Some(0), Some(8))), 1);
+                world.run_for_ms(500);
+                assert!(sent(&world, "P_OV_REQUEST") > 0);
+                assert_eq!(sent(&world, "P_OV_REPLY"), 0, "the digest of what the peer may not have");
+                world.nodes[1].faults.hangs = false;
+                verified(&mut world);
+                assert!(sent(&world, "P_OV_REPLY") > 0);
+                equal(&mut world);
+                // Nobody waits for what lies beside it, and what waits does not outlive the connection.
+                let before = sent(&world, "P_OV_REPLY");
+                world.nodes[1].faults.hangs = true;
+                assert_eq!(world.io(0, WRITE, 64, 8), Ok(()));
+                assert_eq!(world.admin(1, verify(Some(0), None)), 1);
+                world.run_for_ms(500);
+                assert!(sent(&world, "P_OV_REPLY") >= before + 8);
+                assert!(world.engine_of(0).usage().peer_requests > 0, "nothing waits");
+                world.set_network(false);
+                world.reset_connection();
+                world.nodes[1].faults.hangs = false;
+                world.run_for_ms(100);
+                world.set_network(true);
+                up_to_date(&mut world);
+                equal(&mut world);
+            },
+        );
+    }
+}

@@ -690,6 +690,7 @@ impl<S: Storage> Engine<S> {
             self.log = log;
             self.settle(index);
         }
+        self.verify_barrier_over();
     }
 
     /// P_BARRIER_ACK: it must name the oldest epoch, with the right number of writes. spec: wire-protocol 3.6

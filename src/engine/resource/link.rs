@@ -154,6 +154,8 @@ pub(super) struct Link {
     pub(super) epoch_writes: u32,
     pub(super) sent_epoch: u32,
     pub(super) sent_writes: u32,
+    /// Reads of a verify that wait for a barrier acknowledgement.
+    pub(super) verify_waits: u32,
     /// The barrier of the last epoch is sent even if no write follows.
     pub(super) barrier_due: bool,
     /// Writes in the queue to the data socket.
@@ -224,6 +226,7 @@ impl Link {
             epoch_writes: 0,
             sent_epoch: 0,
             sent_writes: 0,
+            verify_waits: 0,
             barrier_due: false,
             queued_writes: 0,
             received_epoch: ReceivedEpoch::default(),
@@ -318,6 +321,7 @@ impl<S: Storage> Engine<S> {
         link.tear_down = None;
         // The first write sent on the new connection defines the current epoch.
         link.sent_writes = 0;
+        link.verify_waits = 0;
         link.sent_epoch = link.epoch;
         self.queue_control(Control::Features);
     }

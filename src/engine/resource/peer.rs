@@ -199,6 +199,9 @@ impl<S: Storage> Engine<S> {
         if waiting.kind == PeerKind::Write && self.decide_conflict(peer, &waiting) {
             return;
         }
+        if waiting.kind == PeerKind::VerifyRead && self.verify_waits_for_barrier(index, &waiting) {
+            return;
+        }
         if waiting.kind == PeerKind::Write && waiting.op != Op::Flush && self.is_diskless_writer(waiting.volume) {
             // It will have to be resynced to that peer. spec: wire-protocol 5.2 (9)
             self.record_writer(waiting.volume);

@@ -231,6 +231,8 @@ pub(super) enum PeerPhase {
     Throttled,
     /// Waits for an overlapping request.
     Overlap,
+    /// VerifyT: waits until earlier writes of the range are on the peer's disk.
+    Barrier,
     /// Write of a peer without a disk: waits for its activity log extents.
     ActivityLog,
     /// Resync: waits until no application write is under way in the range.
@@ -327,6 +329,7 @@ impl PeerRequest {
             PeerPhase::Receiving
             | PeerPhase::Sequence
             | PeerPhase::Throttled
+            | PeerPhase::Barrier
             | PeerPhase::Planned
             | PeerPhase::Asked
             | PeerPhase::Reply

@@ -6,8 +6,9 @@
 //! result. Both set the bit of a block that differs; nothing is repaired, the next connect resyncs it.
 //!
 //! A block under comparison keeps application writes out on both sides: on VerifyS from the request to the result, on
-//! VerifyT from the read to the result. VerifyS reads its own block after everything that VerifyT sent before the digest is on the
-//! disk. So a difference is one. (A C module as VerifyS reads beside the writes that are sent to it.)
+//! VerifyT from the read to the result. VerifyT reads when the peer has acknowledged the barrier of what was written there before, and
+//! VerifyS reads its own block after everything that VerifyT sent before the digest is on the disk. So a difference is one. (A C
+//! module as VerifyS reads beside the writes that are sent to it.)
 //! spec: wire-protocol 8.8; state-machine 17.6
 
 use super::api::{Digest, Helper, Inspect, PeerId, VolumeId};
@@ -15,10 +16,11 @@ use super::incoming::Fault;
 use super::outgoing::MetaOut;
 use super::overlaps::Kind;
 use super::peer::check_range;
-use super::slots::{PeerKind, PeerPhase, PeerRequest};
+use super::slots::{Net, PeerKind, PeerPhase, PeerRequest};
 use super::sync::REQUESTS_PER_TURN;
 use super::work::LogLine;
 use super::{Engine, Sabotage, Volume};
+use crate::netlink::WireProtocol;
 use crate::resync::Pace;
 use crate::state::{Conn, Disk};
 use crate::storage::Storage;
@@ -230,6 +232,48 @@ impl<S: Storage> Engine<S> {
             self.log(LogLine::VerifyStarted { volume: id, sector: request.sector });
         }
         Ok(())
+    }
+
+    /// Under protocol A and B a write is over before it is on the peer's disk, and a C module as VerifyS reads that beside it. True: the
+    /// read waits until the barrier of such a write is acknowledged.
+    pub(super) fn verify_waits_for_barrier(&mut self, index: u16, slot: &PeerRequest) -> bool {
+        let waits = !slot.orphan && self.is_verify_target(slot.volume) && self.is_on_its_way(slot);
+        if waits {
+            if let Some(slot) = self.peers.at_mut(index) {
+                slot.phase = PeerPhase::Barrier;
+            }
+            self.link.verify_waits += 1;
+            self.want_barrier();
+        }
+        waits
+    }
+
+    /// A write of this range has been completed, and may not be on the peer's disk.
+    fn is_on_its_way(&self, read: &PeerRequest) -> bool {
+        let end = read.sector + u64::from(read.size_bytes / 512);
+        let mut at = self.log.front();
+        while let Some(slot) = at.and_then(|index| self.requests.at(index)) {
+            let [first, slot_end] = slot.sectors();
+            let counts = slot.net == Net::Ok && slot.protocol != WireProtocol::C && !slot.kept;
+            if counts && slot.volume == read.volume && first < end && read.sector < slot_end {
+                return true;
+            }
+            at = at.and_then(|index| self.log.next(&self.requests, index));
+        }
+        false
+    }
+
+    /// A barrier is acknowledged: reads that waited for it begin, or wait for the next one.
+    pub(super) fn verify_barrier_over(&mut self) {
+        if core::mem::take(&mut self.link.verify_waits) == 0 {
+            return;
+        }
+        for index in 0..self.peers.capacity() as u16 {
+            if let Some(slot) = self.peers.at_mut(index).filter(|slot| slot.phase == PeerPhase::Barrier) {
+                slot.phase = PeerPhase::Overlap;
+                self.peer_overlap_ended(index);
+            }
+        }
     }
 
     /// The digest for the peer is made. A block that cannot be read has a digest of zeroes.
