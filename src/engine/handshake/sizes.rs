@@ -192,8 +192,17 @@ pub fn grow_action(input: &GrowInput) -> GrowAction {
     if input.no_resync {
         return GrowAction::Nothing;
     }
-    let source = if own.role == own.peer { input.resolve_conflicts } else { own.role == Role::Primary };
-    GrowAction::Resync { source }
+    GrowAction::Resync { source: is_source_of_growth(own, input.resolve_conflicts) }
+}
+
+/// Whether this node is the source of the resync of what the device has grown by.
+// spec: wire-protocol 8.4
+pub fn is_source_of_growth(own: State, resolve_conflicts: bool) -> bool {
+    if own.role == own.peer {
+        resolve_conflicts
+    } else {
+        own.role == Role::Primary
+    }
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use super::slots::Local;
 use super::volume::{DiskError, ResyncEnd, ResyncStart, NEW_BITMAP_OFFSET};
 use super::work::{LogLine, Notice, Overall, Work};
 use super::{Engine, Sabotage, Volume};
+use crate::handshake::is_source_of_growth;
 use crate::metadata::superblock::MetaFlags;
 use crate::netlink::{Fencing, OnIoError, OnNoData};
 use crate::state::And;
@@ -482,7 +483,7 @@ impl<S: Storage> Engine<S> {
                 self.queue_job(id, Job::SetAll(then));
             }
             Effect::ClearResyncAfterNegotiation => self.with_disk(id, |disk| disk.resync_after_negotiation = false),
-            Effect::GrowResync => self.start_grow_resync(id),
+            Effect::GrowResync => self.start_grow_resync(id, is_source_of_growth(new, self.link.resolve_conflicts)),
             Effect::RememberPauseTime => {
                 let now_ms = self.now_ms;
                 self.with_volume(id, |volume| volume.resync.paused_since_ms = Some(now_ms));

@@ -247,7 +247,7 @@ impl<S: Storage> Engine<S> {
         });
         match action {
             GrowAction::Nothing => {}
-            GrowAction::Resync { .. } => self.start_grow_resync(id),
+            GrowAction::Resync { source } => self.start_grow_resync(id, source),
             GrowAction::AfterNegotiation => self.with_disk(id, |disk| disk.resync_after_negotiation = true),
         }
     }

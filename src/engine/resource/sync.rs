@@ -528,9 +528,7 @@ impl<S: Storage> Engine<S> {
     }
 
     /// The new space of a device that grew is resynced. spec: metadata 7.5
-    pub(super) fn start_grow_resync(&mut self, id: VolumeId) {
-        let Some(state) = self.volume(id).map(|volume| volume.state) else { return };
-        let source = if state.role == state.peer { self.link.resolve_conflicts } else { state.role == Role::Primary };
+    pub(super) fn start_grow_resync(&mut self, id: VolumeId, source: bool) {
         if source {
             self.prepare_resync(id, Conn::SyncSource);
         } else {
