@@ -63,9 +63,32 @@ fn attach_while_meeting(pairing: Pairing) -> Result<()> {
         attach_again_what_c_let_go(&pair, pairing)?;
         pair.wait_in_sync(SOON)?;
     }
+    for (at, module) in pairing.replaced().modules.into_iter().enumerate() {
+        if module == Module::Ours {
+            outdated_beside_none(&pair, &pair.machines()[at], &pair.machines()[1 - at])?;
+        }
+    }
     pair.compare_disks()?;
     pair.one_by_one("drbdadm down r0")?;
     pair.finish()
+}
+
+/// What this node lacks may be on the disk that the other one does not have when they meet: nobody is promoted until that is back. (To
+/// the C module an Outdated disk is then as good as any.)
+fn outdated_beside_none(pair: &Pair, machine: &Machine, other: &Machine) -> Result<()> {
+    pair.one_by_one("drbdadm disconnect r0")?;
+    machine.run_ok("drbdadm outdate r0")?;
+    other.run_ok("drbdadm detach r0")?;
+    pair.both("drbdadm connect r0 && drbdadm wait-connect r0")?;
+    let states = machine.run_ok("drbdadm cstate r0; drbdadm dstate r0")?;
+    ensure!(states.split_whitespace().eq(["Connected", "Outdated/Diskless"]), "not Outdated: {states}");
+    for node in [machine, other] {
+        let refused = node.run("drbdadm primary r0")?;
+        ensure!(!refused.success(), "a node was promoted that has no good data: {states}");
+        ensure!(refused.to_string().contains("(-2)"), "refused for another reason: {refused}");
+    }
+    other.run_ok("drbdadm attach r0")?;
+    pair.wait_in_sync(SOON)
 }
 
 /// Where an attach ends in the moment in which the nodes meet, the C module lets the disk go again and answers that all went well.
