@@ -782,7 +782,7 @@ fn a_peer_that_comes_back_while_it_attaches_means_a_new_generation() {
         world.run_for_us(600 + seed * 15);
         assert_eq!(world.start_attach(1), Ok(()));
         world.run_until("the peer", 60_000, |world| world.status(0).state.conn == Conn::Connected);
-        seen += u64::from(world.status(0).state.pdsk == Disk::Attaching);
+        seen += u64::from(world.status(1).state.disk == Disk::Attaching);
         world.run_until("the write ends", 60_000, |world| world.operations[write].result == Some(Ok(())));
         assert_eq!(world.admin_answer(1), 101);
         all_the_same(&mut world);

@@ -270,6 +270,11 @@ impl World {
             self.check_generation(node, name, uuid);
             self.check_sync_generation(node, uuid);
         }
+        if let ("P_STATE", Ok(word)) = (name, StateWord::decode(body)) {
+            // A C module that knows of that says nothing of its own disk when this one is there.
+            let told = State::from_word(word.word).map(|(state, _)| state.disk);
+            assert_ne!(told, Ok(Disk::Attaching), "node {node} tells of a disk that is not there yet");
+        }
         if self.status(node).state.disk <= Disk::Failed {
             return;
         }

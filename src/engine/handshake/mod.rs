@@ -21,8 +21,8 @@ pub use features::{negotiate, Incompatible, PeerFeatures};
 pub use peer_state::{receive_state, HandshakeResult, PeerStateAction, PeerStateInput, PeerStateRefusal};
 pub use protocol::{compare_protocol, AlgName, ProtocolField, ProtocolMismatch, ProtocolSettings, Setting};
 pub use sizes::{
-    agreed_size, answers_sizes, grow_action, is_source_of_growth, receive_sizes, GrowAction, GrowInput, PeerSizes, SizeDecision,
-    SizeRefusal, SizesInput,
+    agreed_size, answers_sizes, grow_action, is_source_of_growth, receive_sizes, GrowAction, GrowInput, PeerSizes,
+    SizeDecision, SizeRefusal, SizesInput,
 };
 pub use sockets::{FirstPacket, Next, Pairing, SocketAction, Step, Stream};
 pub use split_brain::{after_split_brain, Action, Helper, SbDecision, SbOutcome, SbPolicies, SbPolicy, SplitBrain};

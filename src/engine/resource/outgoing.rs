@@ -800,7 +800,13 @@ impl<S: Storage> Engine<S> {
         self.queue_control(Control::Sizes { volume: id, dds_flags, ask });
     }
 
+    /// Tells the peer this state of a volume.
+    ///
+    /// A disk that is being attached is not there yet. A C module that heard of it would not answer when it is, and this node would wait
+    /// for that for ever. (Two C modules do, where the nodes meet in the middle of an attach.)
     pub(super) fn send_state(&mut self, id: VolumeId, state: State) {
+        let disk = if state.disk == Disk::Attaching { Disk::Diskless } else { state.disk };
+        let state = State { disk, ..state };
         self.queue_control(Control::State { volume: id, word: state.word(Susp::default()) });
     }
 
