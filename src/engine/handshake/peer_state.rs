@@ -288,7 +288,7 @@ fn apply(input: &PeerStateInput, conn: Conn, peer_disk: Disk) -> PeerStateAction
     };
     let not_taken = own.conn > Conn::WFReportParams
         && received.disk == Disk::Negotiating
-        && own.disk == Disk::UpToDate
+        && own.disk >= Disk::Outdated
         && same_verdict;
     let send_uuids_and_state = wants_resync || not_taken;
     PeerStateAction::Apply { new, soft, send_uuids_and_state }
