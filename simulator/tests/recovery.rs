@@ -469,6 +469,14 @@ fn an_outdated_disk_does_not_become_good_because_a_peer_without_one_connects() {
             assert_eq!(world.admin(1, PRIMARY), StateError::NoUpToDateDisk.code(), "seed {seed}");
             assert_eq!(world.admin(0, PRIMARY), StateError::NoUpToDateDisk.code(), "seed {seed}");
         }
+        if seed % 5 == 0 && !promoted {
+            let force = AdminRequest::Primary { volume: VOLUME, force: true };
+            assert_eq!(world.admin(1, force), 1, "seed {seed}");
+            world.run_for_ms(100);
+            assert_eq!(world.status(0).state.pdsk, Disk::UpToDate, "seed {seed}");
+            assert_eq!(world.io(1, Action::Read, 0, 8), Ok(()), "seed {seed}: the administrator takes it for good");
+            continue;
+        }
         assert_eq!(world.attach(0), 101);
         all_the_same(&mut world);
         assert!(world.check_acknowledged(1).is_ok(), "seed {seed}");
