@@ -25,6 +25,7 @@ impl Driver {
                 6 => self.meet_while_attaching(primary, &mut random),
                 7 | 8 => self.write_without_disk(primary, &mut random),
                 9 => self.replace_a_disk(primary, &mut random),
+                10 => self.write_into_verify(primary, &mut random),
                 _ => return,
             }
         }
@@ -114,6 +115,58 @@ impl Driver {
         // What it has marked is copied by the next connection.
         self.ask(victim, Asked::Other, AdminRequest::Disconnect { force: false });
         self.world.run_for_ms(100);
+    }
+
+    /// Writes to the blocks that a verify is comparing: it finds nothing.
+    fn write_into_verify(&mut self, primary: usize, random: &mut Random) {
+        if self.world.config.net.verify_alg.is_empty() {
+            return;
+        }
+        self.world.run_for_ms(500);
+        let asked = if random.percent(70) { 1 - primary } else { primary };
+        for node in 0..2 {
+            self.world.nodes[node].faults.slowness = random.pick(&[0, 0, 3, 10]);
+        }
+        let volume = self.volume();
+        let verify = AdminRequest::Verify { volume, start_sector: Some(0), stop_sector: Some(ROOM) };
+        let faults = self.world.faults.len();
+        let sent = |world: &World, name| world.packets_sent.get(name).copied().unwrap_or(0);
+        let before = ["P_OV_REQUEST", "P_OV_REPLY"].map(|name| sent(&self.world, name));
+        let marked = |world: &World| (0..2).map(|node| world.status(node).bits_out_of_sync).sum::<u64>();
+        if !self.both_good() || marked(&self.world) > 0 || self.world.admin(asked, verify) != 1 {
+            return;
+        }
+        for _ in 0..100 {
+            // What is asked for next, or the digest that has just been told.
+            let (name, from) = random.pick(&[("P_OV_REQUEST", before[0]), ("P_OV_REPLY", before[1])]);
+            let seen = sent(&self.world, name);
+            for _ in 0..500 {
+                if sent(&self.world, name) != seen {
+                    break;
+                }
+                self.world.step();
+            }
+            if self.world.status(asked).state.conn != Conn::VerifyS {
+                break;
+            }
+            let block = (sent(&self.world, name) - from).saturating_sub(random.below(2));
+            let (sector, count) = (8 * block + random.pick(&[0, 0, 3]), random.pick(&[1, 8, 8, 24]));
+            if self.world.open_operations() < 40 && self.is_primary(primary) {
+                self.world.start(primary, Action::Write { fua: random.percent(10) }, sector, count);
+            }
+            let us = random.pick(&[0, 0, 50, 300]);
+            self.world.run_for_us(us);
+        }
+        self.world.run_until("verify", 600_000, |world| {
+            (0..2).all(|node| matches!(world.status(node).state.conn, Conn::Connected | Conn::Ahead | Conn::Behind))
+        });
+        for node in 0..2 {
+            self.world.nodes[node].faults.slowness = 0;
+        }
+        // Who pulls ahead marks what it writes.
+        let calm = self.both_good() && self.world.faults.len() == faults;
+        let found = marked(&self.world);
+        assert!(!calm || found == 0, "a verify found {found} blocks that do not differ; {}", self.world.describe());
     }
 
     /// A disk does not answer for longer than `disk-timeout`, if there is one.

@@ -6,6 +6,7 @@
 //! # Invariants
 //! While both nodes are on, the network carries everything, no disk hangs or is slow, I/O is not suspended, and no state changes:
 //! * while the application waits for anything, some operation ends within [`PATIENCE_US`];
+//! * so does every epoch: its barrier is sent, and acknowledged;
 //! * no connection, and no disk, is given up because something has not been answered;
 //! * nodes that are connected say of each other what each says of itself;
 //! * whoever pauses a resync asks for none of its blocks.
@@ -67,8 +68,13 @@ impl World {
         if let Some(operation) = self.operations[self.calm.first_open..].iter().find(takes_long) {
             panic!("nothing disturbs the nodes, and {operation:?} waits; {}", self.describe());
         }
+        // Whoever has been told that a write is over sends its barrier at the next tick.
+        let calm_us = self.calm_for_us();
+        if calm_us >= patience_us {
+            self.check_barriers(now_us - patience_us);
+        }
         // So may the news of one that was taken away (seed 88001842).
-        if self.calm_for_us() >= TOLD_US + patience_us - PATIENCE_US {
+        if calm_us >= TOLD_US + patience_us - PATIENCE_US {
             self.volumes().for_each(|volume| self.at(volume, |world| world.check_views()));
         }
     }

@@ -19,6 +19,7 @@ mod overdue;
 mod policies;
 mod promises;
 mod trace;
+mod verifying;
 mod wire;
 mod worker;
 

@@ -216,7 +216,13 @@ impl World {
             }
         }
         match transfer.io {
-            LocalIo::Request { .. } if transfer.op.is_write() => self.check_logged(node, transfer),
+            LocalIo::Request { .. } if transfer.op.is_write() => {
+                self.check_logged(node, transfer);
+                self.check_verify_waits(node, transfer);
+            }
+            LocalIo::Peer { peer, .. } if transfer.op == Op::Read && running.engine.is_resync(peer) => {
+                self.check_verify_read(node, transfer);
+            }
             LocalIo::Peer { peer, .. } if transfer.op == Op::Read && !running.engine.is_resync(peer) => {
                 // When it came from the peer the disk was good, if that has failed only now.
                 if self.now_us - self.nodes[node].failed_us > SOON_US {

@@ -17,6 +17,7 @@
 //! * A target is done when its source has heard of every block; a bitmap for a full resync has all bits.
 
 use super::promises::overlap;
+use super::verifying::Told;
 use super::*;
 use engine::netlink::{Fencing, OnCongestion, ReadBalancing, WireProtocol};
 use engine::resource::RequestView;
@@ -37,6 +38,7 @@ struct SentWrite {
     block_id: u64,
     sectors: u64,
     barrier: Option<u32>,
+    since_us: u64,
 }
 
 /// How far the source has heard of a target's blocks: those told, those told before the last ping, those before the last one answered.
@@ -62,6 +64,7 @@ pub(super) struct Wire {
     over: Option<SentEpoch>,
     /// Volumes whose next bitmap on this connection has all bits.
     full: BTreeSet<u8>,
+    told: Vec<Told>,
 }
 
 /// What a node is like when a request comes.
@@ -83,6 +86,11 @@ impl World {
         }
         wire.most_writes = wire.most_writes.max(most_writes);
         wire
+    }
+
+    /// Digests of a verify whose results have not come over the present connection.
+    pub(super) fn told(&mut self, node: usize) -> &mut Vec<Told> {
+        &mut self.wire(node).told
     }
 
     /// The application's request that a packet of the node, or an answer to it, names.
@@ -233,6 +241,7 @@ impl World {
             }
             "P_PING" => self.wire(node).heard.values_mut().for_each(|heard| heard.asked = heard.told),
             "P_BITMAP" | "P_COMPRESSED_BITMAP" => self.check_full_bitmap(node),
+            "P_OV_REPLY" => self.note_digest_told(node, body),
             _ => {}
         }
     }
@@ -273,11 +282,13 @@ impl World {
             assert_eq!(data.flags.contains(DataFlags::MAY_SET_IN_SYNC), in_sync, "node {node} sends {data:?}");
         }
         let dual = self.config.net.two_primaries;
+        let since_us = self.now_us;
         let wire = self.wire(node);
         wire.writes += 1;
         let epoch = SentEpoch { link: wire.link, number: wire.epoch };
         assert!(wire.writes <= wire.most_writes, "node {node}: {} writes in one epoch", wire.writes);
-        wire.sent.push(SentWrite { volume, block_id: data.block_id, sectors: u64::from(bytes / 512), barrier: None });
+        let (block_id, sectors) = (data.block_id, u64::from(bytes / 512));
+        wire.sent.push(SentWrite { volume, block_id, sectors, barrier: None, since_us });
         // A write that the other Primary has overridden is in no epoch any more.
         let follows = operation.after.is_some_and(|after| after.link == epoch.link && after.number >= epoch.number);
         assert!(!follows || dual, "node {node}: {operation:?} is in the same epoch as one that was over before");
@@ -328,6 +339,9 @@ impl World {
         let target = matches!(from.conn, Conn::SyncTarget | Conn::PausedSyncT);
         let done = target && to.conn == Conn::Connected && to.disk == Disk::UpToDate;
         let honest = self.hostile.is_none();
+        if from.conn == Conn::VerifyT && to.conn != Conn::VerifyT {
+            self.forget_told(node);
+        }
         let wire = self.wire(node);
         if exchanged {
             wire.full.remove(&volume);
@@ -344,6 +358,7 @@ impl World {
     /// A packet of the meta socket has been received.
     pub(super) fn note_meta_packet(&mut self, node: usize, name: &str, body: &[u8]) {
         match name {
+            "P_OV_RESULT" => self.note_result(node, body),
             "P_PING_ACK" => self.wire(node).heard.values_mut().for_each(|heard| heard.proved = heard.asked),
             "P_BARRIER_ACK" => {
                 if let Ok(ack) = BarrierAck::decode(body) {
@@ -384,14 +399,33 @@ impl World {
         }
     }
 
+    /// The peer has not acknowledged the barrier of a write that it was sent before then.
+    pub(super) fn check_barriers(&self, before_us: u64) {
+        for node in 0..2 {
+            let wire = &self.wires[node];
+            let current = self.link_of(node) == Some(wire.link);
+            let late = wire.sent.iter().find(|write| current && write.since_us < before_us);
+            assert!(
+                late.is_none(),
+                "nothing disturbs the nodes, and node {node} waits for the barrier of {late:?}; {}",
+                self.describe()
+            );
+        }
+    }
+
     /// A write to this range is on its way to the peer, or what the peer says of it is on its way back.
     pub(super) fn is_sent(&self, node: usize, sector: u64, count: u64) -> bool {
+        self.sent_to(node, sector, count).next().is_some()
+    }
+
+    /// Writes to this range that the peer has been sent, and not acknowledged the barrier of.
+    pub(super) fn sent_to(&self, node: usize, sector: u64, count: u64) -> impl Iterator<Item = RequestView> + '_ {
         let wire = &self.wires[node];
         let current = self.link_of(node) == Some(wire.link);
-        let sent = wire.sent.iter().filter(|write| current && write.volume == self.volume);
+        let sent = wire.sent.iter().filter(move |write| current && write.volume == self.volume);
         let requests = sent.filter_map(|write| RequestId::from_block_id(write.block_id));
-        let mut views = requests.filter_map(|request| self.engine_of(node).request(request));
-        views.any(|view| overlap(sector, count, view.sector, u64::from(view.size_bytes / 512)))
+        let views = requests.filter_map(move |request| self.engine_of(node).request(request));
+        views.filter(move |view| overlap(sector, count, view.sector, u64::from(view.size_bytes / 512)))
     }
 
     /// What the disk is to do for a packet of the peer.
