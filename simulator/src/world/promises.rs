@@ -15,6 +15,8 @@
 //! * A write that one disk lacks is marked when it ends, or is announced; and a read meets no mark on a disk that is not good.
 //! * It ends when it is on a good disk; and if the peer has not got it, when the data generation on the disk tells so.
 //! * A transfer that failed clears no bit.
+//! * Where both disks count as good neither lacks what was acknowledged, also if that is marked.
+//! * Where a write of the application is said to be in sync, during a resync, its blocks are not marked.
 
 use super::*;
 use engine::metadata::AL_EXTENT_SECTORS;
@@ -357,6 +359,24 @@ impl World {
         if let Some(since_us) = refused {
             self.check_conflict(node, ack, since_us);
         }
+        if name == "P_RS_WRITE_ACK" && !resync {
+            self.check_told_in_sync(node, ack.sector, count);
+        }
+    }
+
+    /// A write during a resync, of which the peer is told that its blocks are in sync: here they are not marked either, or only one of the
+    /// nodes would come to an end.
+    fn check_told_in_sync(&self, node: usize, sector: u64, count: u64) {
+        let state = self.status(node).state;
+        let runs = matches!(state.conn, Conn::SyncSource | Conn::SyncTarget);
+        let sound = self.nodes.iter().all(|node| node.faults.is_sound());
+        let whole = sector.div_ceil(8) * 8..(sector + count) / 8 * 8;
+        let mut marked = whole.step_by(8).filter(|&block| self.unmarked(node, block, 1).is_none());
+        let left = marked.find(|&block| !self.is_being_written(node, block, 8));
+        assert!(
+            left.is_none() || !runs || !sound,
+            "node {node} tells that {count} at {sector} are in sync, and has {left:?} marked"
+        );
     }
 
     /// A write of the other Primary, which came then, is refused for one of this node that it meets. Not for one that the other one had
@@ -497,6 +517,20 @@ impl World {
         let unknown = |sector: &u64| zero.get(*sector) != one.get(*sector) && !marked(*sector);
         if let Some(sector) = self.oracle.sectors().find(unknown) {
             panic!("sector {sector} differs and neither node knows; {}", self.describe());
+        }
+        // Marked or not: either of them may be all that is left before long.
+        let is_old = |node: usize, sector: u64| {
+            let held = self.nodes[node].data.get(sector);
+            self.oracle.check(sector, held, self.now_us, self.now_us).is_err()
+        };
+        let settled = |sector: &u64| !(0..2).any(|node| self.is_being_written(node, *sector, 1));
+        let differs = self.oracle.sectors().filter(|&sector| zero.get(sector) != one.get(sector));
+        let old = differs.filter(settled).find(|&sector| (0..2).any(|node| is_old(node, sector)));
+        if let Some(sector) = old.filter(|_| self.config.check_reads) {
+            panic!(
+                "both disks count as good, and one has not what was acknowledged in sector {sector}; {}",
+                self.describe()
+            );
         }
     }
 
