@@ -149,6 +149,7 @@ impl World {
             let arrivals = end.into_iter().flat_map(|end| &mut end.arrivals).flat_map(|arrivals| &mut arrivals.0);
             let open = arrivals.filter(|write| !write.resync && write.barrier.is_none());
             open.for_each(|write| write.barrier = Some(number));
+            self.note_barrier(node, number);
             return;
         }
         let alone = self.note_coming_over(node, name, body);
@@ -381,17 +382,20 @@ impl World {
 
     /// A write of the other Primary, which came then, is refused for one of this node that it meets. Not for one that the other one had
     /// answered before.
-    fn check_conflict(&self, node: usize, ack: &BlockAck, since_us: u64) {
+    fn check_conflict(&mut self, node: usize, ack: &BlockAck, since_us: u64) {
         let count = u64::from(ack.size_bytes / 512);
         let later = |us: Option<u64>| us.is_none_or(|us| us >= since_us);
-        let met = self.operations.iter().rev().any(|operation| {
+        let meets = |operation: &Operation| {
             (operation.node, operation.volume) == (node, self.volume)
                 && operation.stamp != 0
                 && later(operation.end_us)
                 && later(operation.answered_us)
                 && overlap(ack.sector, count, operation.sector, operation.count)
-        });
-        assert!(met, "node {node} refuses {ack:?}, and has no write of its own that is in its way");
+        };
+        let numbered = self.operations.iter().enumerate().rev();
+        let met: Vec<usize> = numbered.filter(|(_, operation)| meets(operation)).map(|(number, _)| number).collect();
+        assert!(!met.is_empty(), "node {node} refuses {ack:?}, and has no write of its own that is in its way");
+        self.note_in_the_way(node, &met, ack.seq);
     }
 
     fn check_barrier_ack(&mut self, node: usize, number: u32) {

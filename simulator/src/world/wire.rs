@@ -15,6 +15,7 @@
 //! * What the peer writes without a disk of its own is marked, and its activity log extent is on the disk before, and a good disk has
 //!   a generation that tells.
 //! * A target is done when its source has heard of every block; a bitmap for a full resync has all bits.
+//! * Of two Primaries, who refuses a write acknowledges its epoch, and those after it, when the other one has answered what was in the way.
 
 use super::promises::overlap;
 use super::verifying::Told;
@@ -39,6 +40,8 @@ struct SentWrite {
     sectors: u64,
     barrier: Option<u32>,
     since_us: u64,
+    operation: usize,
+    seq: u32,
 }
 
 /// How far the source has heard of a target's blocks: those told, those told before the last ping, those before the last one answered.
@@ -65,6 +68,17 @@ pub(super) struct Wire {
     /// Volumes whose next bitmap on this connection has all bits.
     full: BTreeSet<u8>,
     told: Vec<Told>,
+    in_the_way: Vec<InTheWay>,
+}
+
+/// A write of this node for which one of the other Primary was refused.
+#[derive(Clone, Copy, Debug)]
+struct InTheWay {
+    operation: usize,
+    /// See [`Operation::sent`].
+    sent: (u64, u64),
+    /// The epoch that the refused one is in, once its barrier has come.
+    barrier: Option<u32>,
 }
 
 /// What a node is like when a request comes.
@@ -91,6 +105,39 @@ impl World {
     /// Digests of a verify whose results have not come over the present connection.
     pub(super) fn told(&mut self, node: usize) -> &mut Vec<Told> {
         &mut self.wire(node).told
+    }
+
+    /// A write of the other Primary is refused for these operations. What was sent after that was decided has a later number.
+    pub(super) fn note_in_the_way(&mut self, node: usize, operations: &[usize], seq: u32) {
+        let wire = self.wire(node);
+        let before = wire.sent.iter().filter(|write| (seq.wrapping_sub(write.seq) as i32) > 0);
+        let met: Vec<usize> =
+            before.map(|write| write.operation).filter(|number| operations.contains(number)).collect();
+        for operation in met {
+            if let Some(sent) = self.operations[operation].sent {
+                self.wire(node).in_the_way.push(InTheWay { operation, sent, barrier: None });
+            }
+        }
+    }
+
+    /// A barrier has come from the peer.
+    pub(super) fn note_barrier(&mut self, node: usize, number: u32) {
+        let open = self.wire(node).in_the_way.iter_mut().filter(|write| write.barrier.is_none());
+        open.for_each(|write| write.barrier = Some(number));
+    }
+
+    /// The acknowledgement of an epoch from which something was refused, or of a later one, waits until the other Primary has answered what was
+    /// in the way: a C module counts the refused write until then.
+    fn check_nothing_in_the_way(&mut self, node: usize, ack: &BarrierAck) {
+        let mut known = std::mem::take(&mut self.wire(node).in_the_way);
+        known.retain(|write| self.operations[write.operation].sent == Some(write.sent));
+        let concerns =
+            |write: &&InTheWay| write.barrier.is_some_and(|barrier| (ack.number.wrapping_sub(barrier) as i32) >= 0);
+        if let Some(write) = known.iter().find(concerns) {
+            let operation = &self.operations[write.operation];
+            panic!("node {node}: {ack:?}, and the peer may be busy with what was refused for {operation:?}");
+        }
+        self.wire(node).in_the_way = known;
     }
 
     /// The application's request that a packet of the node, or an answer to it, names.
@@ -242,6 +289,10 @@ impl World {
             "P_PING" => self.wire(node).heard.values_mut().for_each(|heard| heard.asked = heard.told),
             "P_BITMAP" | "P_COMPRESSED_BITMAP" => self.check_full_bitmap(node),
             "P_OV_REPLY" => self.note_digest_told(node, body),
+            "P_BARRIER_ACK" => {
+                let Ok(ack) = BarrierAck::decode(body) else { return };
+                self.check_nothing_in_the_way(node, &ack);
+            }
             _ => {}
         }
     }
@@ -288,7 +339,15 @@ impl World {
         let epoch = SentEpoch { link: wire.link, number: wire.epoch };
         assert!(wire.writes <= wire.most_writes, "node {node}: {} writes in one epoch", wire.writes);
         let (block_id, sectors) = (data.block_id, u64::from(bytes / 512));
-        wire.sent.push(SentWrite { volume, block_id, sectors, barrier: None, since_us });
+        wire.sent.push(SentWrite {
+            volume,
+            block_id,
+            sectors,
+            barrier: None,
+            since_us,
+            operation: number,
+            seq: data.seq,
+        });
         // A write that the other Primary has overridden is in no epoch any more.
         let follows = operation.after.is_some_and(|after| after.link == epoch.link && after.number >= epoch.number);
         assert!(!follows || dual, "node {node}: {operation:?} is in the same epoch as one that was over before");
