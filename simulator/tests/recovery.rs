@@ -1,9 +1,9 @@
 //! What random runs have found where several things go wrong one after the other: disks, power, the connection.
 
 use engine::metadata::superblock::{MetaFlags, UI_BITMAP};
-use engine::netlink::{AfterSplitBrain, DiskConf, Fencing, NetConf, OnCongestion, OnIoError, OnNoData, WireProtocol};
+use engine::netlink::{AfterSplitBrain, DiskConf, Fencing, NetConf, OnIoError, OnNoData, WireProtocol};
 use engine::resource::{AdminRequest, Fault, IoError, Op};
-use engine::state::{Conn, Disk, Role, StateError};
+use engine::state::{Conn, Disk, Role};
 use simulator::node::VOLUME;
 use simulator::scenario::{all_the_same, come_back, synced_with};
 use simulator::world::Action;
@@ -346,140 +346,6 @@ fn a_demotion_is_durable_before_the_peer_hears_of_it() {
         world.ask(0, SECONDARY);
         world.run_until("demotion", 60_000, |world| world.status(1).state.peer == Role::Secondary);
         assert!(!world.superblock(0).flags.contains(MetaFlags::PRIMARY_IND), "seed {seed}");
-    }
-}
-
-/// A Primary that sends announcements in place of data; the peer lacks acknowledged writes.
-fn ahead(seed: u64) -> World {
-    ahead_with(Config::new(seed))
-}
-
-fn ahead_with(mut config: Config) -> World {
-    config.net.wire_protocol = WireProtocol::A;
-    config.net.on_congestion = OnCongestion::PullAhead;
-    config.net.cong_fill = 100;
-    let mut world = synced_with(config);
-    world.set_direction(1, false);
-    let writes: Vec<usize> = (0..30).map(|block| world.start(0, WRITE, block * 16, 8)).collect();
-    world.run_until("ahead", 60_000, |world| world.status(0).state.conn == Conn::Ahead);
-    world.run_until("the writes", 1_000, |world| writes.iter().all(|&write| world.operations[write].result.is_some()));
-    world.run_until("behind", 1_000, |world| world.status(1).state.conn == Conn::Behind);
-    world
-}
-
-/// Seed 3007986: a Primary that was Ahead was demoted, then the peer lost its power. Nobody began a new generation, because nobody
-/// was Primary, and the peer came back as good without the writes that it had only been told of.
-#[test]
-fn a_node_that_is_demoted_while_ahead_remembers_what_the_peer_lacks() {
-    let mut demoted_ahead = 0;
-    for seed in 1..=SEEDS {
-        let mut world = ahead(seed);
-        world.ask(0, SECONDARY);
-        world.set_direction(1, true);
-        world.run_until("demotion", 60_000, |world| world.status(0).state.role == Role::Secondary);
-        demoted_ahead += u32::from(world.status(0).state.conn == Conn::Ahead);
-        assert_eq!(world.admin_answer(0), 1);
-        for node in 0..=(seed % 2) as usize {
-            world.power_cut(1 - node);
-            come_back(&mut world, 1 - node);
-        }
-        all_the_same(&mut world);
-        assert!(world.check_acknowledged(1).is_ok(), "seed {seed}");
-    }
-    assert!(demoted_ahead > SEEDS as u32 / 2, "{demoted_ahead}");
-}
-
-/// Seed 3008191: the peer of a node that was Ahead and suspended its I/O detached its disk. The new generation waited for I/O to go
-/// on; the disk came back before that, with the same generation, and counted as good.
-#[test]
-fn a_disk_that_leaves_while_its_peer_is_ahead_and_suspended_is_resynced() {
-    for seed in 1..=SEEDS {
-        let mut world = ahead(seed);
-        assert_eq!(world.admin(0, AdminRequest::SuspendIo { volume: VOLUME }), 1);
-        world.ask(1, DETACH);
-        world.set_direction(1, true);
-        assert_eq!(world.admin_answer(1), 1);
-        assert_eq!(world.attach(1), 101);
-        world.run_for_ms(1_000);
-        assert_eq!(world.admin(0, AdminRequest::ResumeIo { volume: VOLUME }), 1);
-        all_the_same(&mut world);
-        assert!(world.check_acknowledged(1).is_ok(), "seed {seed}");
-    }
-}
-
-/// Seed 80002804: a Primary lost its disk while it was Ahead, so that it could not record what the peer lacked, and attached it again. With
-/// the same generation both counted as equal, and at the next meeting as good.
-#[test]
-fn a_disk_that_was_lost_while_ahead_is_the_source_when_it_is_back() {
-    for seed in 1..=4 * SEEDS {
-        let mut config = Config::new(seed);
-        // The disk then counts as one that the application has never left, not as that of a crashed Primary.
-        config.resource.on_no_data = OnNoData::SuspendIo;
-        let mut world = ahead_with(config);
-        world.ask(0, AdminRequest::Detach { volume: VOLUME, force: true });
-        world.set_direction(1, true);
-        assert_eq!(world.admin_answer(0), 1);
-        if seed % 2 == 0 {
-            world.run_for_ms(seed % 8);
-        } else {
-            world.run_until("outdated", 1_000, |world| world.status(0).state.pdsk == Disk::Outdated);
-        }
-        if seed % 3 == 0 {
-            world.set_network(false);
-            world.run_until("loss noticed", 60_000, |world| world.status(0).state.conn < Conn::Connected);
-        }
-        world.run_until("detached", 10_000, |world| !world.status(0).has_disk);
-        assert_eq!(world.attach(0), 101);
-        if seed % 3 != 0 {
-            world.run_for_ms(1_000);
-            world.set_network(false);
-            world.run_until("the next loss", 60_000, |world| world.status(0).state.conn < Conn::Connected);
-        }
-        world.set_network(true);
-        all_the_same(&mut world);
-        assert!(world.check_acknowledged(1).is_ok(), "seed {seed}");
-    }
-}
-
-/// Seed 89008514: a node that is Ahead loses its power and comes back without its disk. What its peer lacks is on that disk, and nobody
-/// says that it can be done without: the peer stays Outdated, and is promoted only by force.
-#[test]
-fn an_outdated_disk_does_not_become_good_because_a_peer_without_one_connects() {
-    for seed in 1..=SEEDS {
-        let mut world = ahead(seed);
-        world.set_direction(1, true);
-        let promoted = seed % 2 == 0;
-        if promoted {
-            assert_eq!(world.admin(0, AdminRequest::PauseSync { volume: VOLUME }), 101);
-            assert_eq!(world.admin(0, SECONDARY), 1);
-            assert_eq!(world.admin(1, PRIMARY), 1);
-        }
-        assert_eq!(world.status(1).state.disk, Disk::Outdated, "seed {seed}");
-        world.power_cut(0);
-        alone(&mut world, 1);
-        world.boot(0);
-        assert_eq!(world.connect(0), 1);
-        world.run_until("met", 60_000, |world| (0..2).all(|node| world.status(node).state.conn == Conn::Connected));
-        world.run_for_ms(100);
-        assert_eq!(world.status(1).state.disk, Disk::Outdated, "seed {seed}");
-        assert_eq!(world.status(0).state.pdsk, Disk::Outdated, "seed {seed}");
-        if promoted {
-            assert_eq!(world.io(1, Action::Read, 0, 8), Err(IoError::Io), "nobody has good data");
-        } else {
-            assert_eq!(world.admin(1, PRIMARY), StateError::NoUpToDateDisk.code(), "seed {seed}");
-            assert_eq!(world.admin(0, PRIMARY), StateError::NoUpToDateDisk.code(), "seed {seed}");
-        }
-        if seed % 5 == 0 && !promoted {
-            let force = AdminRequest::Primary { volume: VOLUME, force: true };
-            assert_eq!(world.admin(1, force), 1, "seed {seed}");
-            world.run_for_ms(100);
-            assert_eq!(world.status(0).state.pdsk, Disk::UpToDate, "seed {seed}");
-            assert_eq!(world.io(1, Action::Read, 0, 8), Ok(()), "seed {seed}: the administrator takes it for good");
-            continue;
-        }
-        assert_eq!(world.attach(0), 101);
-        all_the_same(&mut world);
-        assert!(world.check_acknowledged(1).is_ok(), "seed {seed}");
     }
 }
 
