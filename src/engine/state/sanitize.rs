@@ -155,8 +155,8 @@ fn end_negotiation(old: State, new: &mut State, rules: &Rules) -> Option<Warning
 /// Not so a disk that was known to be worse while connected: when rule 3 ends a resync because the source lost its disk,
 /// the target still has the old data, and says so, which then counts; unless it was to be resynced only because the device has
 /// grown, and what it has is as good as before. Nor does a disk that is known to be old become good because a node without a disk
-/// connects: only a Primary has seen the newest data, and would not have connected to older ones, of which it does not know that what it
-/// announced was not written. (The C module calls all of these UpToDate and goes on with old data.)
+/// connects. Only a Primary has seen the newest data, and does not connect to another generation; but writes that it only announced
+/// are of the same one. (The C module calls all of these UpToDate and goes on with old data.)
 fn settle_while_connected(old: State, new: &mut State, rules: &Rules) {
     if new.conn < Conn::Connected || new.conn >= Conn::Ahead {
         return;
