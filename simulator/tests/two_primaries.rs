@@ -444,3 +444,39 @@ fn writes_that_meet_do_not_wait_for_the_news_of_a_failed_disk() {
         assert_eq!(world.status(decides).state.conn, Conn::Connected, "seed {seed}");
     }
 }
+
+/// Seed 94002533: a flush of one node's disk failed, and with it went what had been acknowledged; before the other node had heard of that, its
+/// disk was taken by force. Back again, both were disks of a crashed Primary, and the one that lacked the writes could be the source.
+#[test]
+fn a_disk_that_lost_its_cache_is_not_the_source_for_one_that_was_taken_by_force() {
+    for seed in 1..=SEEDS {
+        let mut world = two_primaries(seed);
+        for block in 0..8 {
+            assert_eq!(world.io(1, Action::Write { fua: false }, block * 16, 8), Ok(()));
+        }
+        let loser = (seed % 2) as usize;
+        world.nodes[loser].faults.flush_percent = 100;
+        world.set_direction(loser, false);
+        world.start(loser, Action::Flush, 0, 0);
+        world.run_until("the failure", 1_000, |world| world.status(loser).state.disk <= Disk::Failed);
+        world.nodes[loser].faults.flush_percent = 0;
+        world.ask(1 - loser, AdminRequest::Detach { volume: VOLUME, force: true });
+        world.run_until("the other one", 1_000, |world| world.status(1 - loser).state.disk <= Disk::Failed);
+        world.set_direction(loser, true);
+        assert_eq!(world.admin_answer(1 - loser), 1);
+        world.run_until("detached", 60_000, |world| (0..2).all(|node| !world.status(node).has_disk));
+        // Each refuses its disk as long as somebody is Primary: the other one may have written meanwhile.
+        for node in 0..2 {
+            assert_eq!(world.admin(node, AdminRequest::Secondary { volume: VOLUME }), 1, "seed {seed}");
+        }
+        world.run_for_ms(100);
+        for node in [0, 1] {
+            assert_eq!(world.attach(if seed % 3 == 0 { 1 - node } else { node }), 101, "seed {seed}");
+        }
+        world.run_until("resync", 300_000, good);
+        world.run_for_ms(1_000);
+        for node in 0..2 {
+            assert_eq!(world.check_acknowledged(node), Ok(()), "seed {seed}, node {node}");
+        }
+    }
+}

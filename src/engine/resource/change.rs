@@ -694,11 +694,14 @@ impl<S: Storage> Engine<S> {
             }
         }
         self.with_disk(id, |disk| disk.cache_lost(stays));
+        if self.volume_state(id).is_some_and(|state| state.conn >= Conn::Connected && state.pdsk == Disk::UpToDate) {
+            self.record_loss(id);
+        }
     }
 
-    /// A write that was under way when the disk failed is about to be acknowledged because the peer has it. The peer may
-    /// never learn that it is the only one, and then this disk might come back as the good one: so it is marked as no
-    /// good, as long as it can be written. (The C module leaves it marked as good.)
+    /// A write that was under way when the disk failed is about to be acknowledged because the peer has it, or what was acknowledged before
+    /// was in a cache that is lost. The peer may never learn that it is the only one, and then this disk might come back as the good one:
+    /// so it is marked as no good, as long as it can be written. (The C module leaves it marked as good.)
     pub(super) fn record_loss(&mut self, id: VolumeId) {
         let Some(volume) = self.volume_mut(id) else { return };
         if volume.state.disk != Disk::Failed || volume.loss_known || volume.loss_version.is_some() {
