@@ -148,3 +148,91 @@ fn an_outdated_disk_does_not_become_good_because_a_peer_without_one_connects() {
         assert!(world.check_acknowledged(1).is_ok(), "seed {seed}");
     }
 }
+
+/// Seeds 95011617 and 96000655: a Primary that was Ahead lost its disk by force, and its peer lost its own as well before it had another
+/// generation. Nothing on either disk told what the peer lacked.
+#[test]
+fn two_disks_that_are_lost_while_ahead_are_not_equal_when_they_are_back() {
+    for seed in 1..=8 * SEEDS {
+        let mut config = Config::new(seed);
+        config.resource.on_no_data = OnNoData::SuspendIo;
+        let mut world = ahead_with(config);
+        let force = AdminRequest::Detach { volume: VOLUME, force: true };
+        world.ask(0, force);
+        world.set_direction(1, true);
+        world.run_for_ms(seed % 4);
+        world.ask(1, if seed % 3 == 0 { DETACH } else { force });
+        assert_eq!(world.admin_answer(0), 1);
+        assert_eq!(world.admin_answer(1), 1, "seed {seed}");
+        world.run_until("detached", 10_000, |world| (0..2).all(|node| !world.status(node).has_disk));
+        if seed % 8 < 6 {
+            // Both at once, or nearly.
+            assert_eq!(world.start_attach(0), Ok(()), "seed {seed}");
+            world.run_for_ms(seed % 3);
+            if world.start_attach(1) != Ok(()) {
+                // The generation of the other disk is known already, and that it is there is not.
+                world.run_for_ms(100);
+                assert_eq!(world.start_attach(1), Ok(()), "seed {seed}");
+            }
+            assert_eq!([0, 1].map(|node| world.admin_answer(node)), [101, 101], "seed {seed}");
+        } else {
+            let _refused = world.attach(1);
+            world.run_for_ms(100);
+            assert_ne!(world.status(1).state.disk, Disk::UpToDate, "seed {seed}");
+            assert_eq!(world.attach(0), 101, "seed {seed}");
+        }
+        for node in 0..2 {
+            // The Primary refuses data of an older generation.
+            if world.status(node).state.conn == Conn::StandAlone {
+                assert_eq!(world.connect(node), 1, "seed {seed}");
+            }
+        }
+        all_the_same(&mut world);
+        assert!(world.check_acknowledged(1).is_ok(), "seed {seed}");
+    }
+}
+
+/// A Primary without a disk refuses the data of a peer that lacks writes only after it has told that it is Primary. Until then the Outdated
+/// disk over there must not count as good: it could be promoted afterwards without force.
+#[test]
+fn an_outdated_disk_is_good_only_when_the_primary_without_one_has_taken_it() {
+    for seed in 1..=2 * SEEDS {
+        let mut world = if seed % 2 == 0 { ahead(seed) } else { synced_with(Config::new(seed)) };
+        if seed % 2 == 0 {
+            world.ask(0, AdminRequest::Detach { volume: VOLUME, force: true });
+            world.set_network(false);
+            world.set_direction(1, true);
+            assert_eq!(world.admin_answer(0), 1, "seed {seed}");
+            world.run_until("detached", 60_000, |world| !world.status(0).has_disk);
+        } else {
+            // The application has seen what the peer has, and nothing else.
+            assert_eq!(world.io(0, WRITE, 0, 8), Ok(()));
+            assert_eq!(world.admin(0, DETACH), 1, "seed {seed}");
+            world.run_for_ms(100);
+            world.set_network(false);
+        }
+        world.run_until("loss noticed", 60_000, |world| {
+            (0..2).all(|node| world.status(node).state.conn < Conn::Connected)
+        });
+        if world.status(1).state.disk == Disk::UpToDate {
+            assert_eq!(world.admin(1, AdminRequest::Outdate { volume: VOLUME }), 1, "seed {seed}");
+        }
+        assert_eq!(world.status(1).state.disk, Disk::Outdated, "seed {seed}");
+        world.set_network(true);
+        world.run_for_ms(30_000);
+        let states = [0, 1].map(|node| world.status(node).state);
+        if seed % 2 == 0 {
+            assert_eq!((states[0].conn, states[1].disk), (Conn::StandAlone, Disk::Outdated), "seed {seed}");
+            assert_eq!(world.admin(1, PRIMARY), StateError::NoUpToDateDisk.code(), "seed {seed}");
+            assert_eq!(world.attach(0), 101, "seed {seed}");
+            assert_eq!(world.connect(0), 1, "seed {seed}");
+        } else {
+            assert_eq!((states[1].conn, states[1].disk), (Conn::Connected, Disk::UpToDate), "seed {seed}");
+            assert_eq!(states[0].pdsk, Disk::UpToDate, "seed {seed}");
+            assert_eq!(world.io(0, Action::Read, 0, 8), Ok(()), "seed {seed}");
+            assert_eq!(world.attach(0), 101, "seed {seed}");
+        }
+        all_the_same(&mut world);
+        assert!(world.check_acknowledged(1).is_ok(), "seed {seed}");
+    }
+}

@@ -64,6 +64,10 @@ pub struct PeerStateInput {
     /// The nodes have agreed to overwrite the peer's disk, and the peer has not told that it begins. What says that it is connected
     /// and nothing more was sent before: the answer to the request comes over the other socket.
     pub target_unheard: bool,
+    /// The own disk was lost while this node was Ahead, and the peer has not told since that it has heard of that.
+    pub lost_ahead: bool,
+    /// The own disk is Outdated, and the peer, a Primary without a disk, may still refuse its generation.
+    pub unattested: bool,
     /// The outcome of the decision, in the second call.
     pub handshake: Option<HandshakeResult>,
 }
@@ -210,6 +214,11 @@ fn end_of_sync(input: &PeerStateInput, peer_disk: Disk) -> Sync {
         // Neither is its disk good nor is the resync over. (The C module takes it for good again.)
         return Sync::Goes(Disk::Inconsistent);
     }
+    let unaware = own.disk < Disk::Inconsistent && received.pdsk > Disk::Failed && received.role == Role::Secondary;
+    if input.lost_ahead && unaware && peer_disk == Disk::UpToDate {
+        // Sent before it had heard of what it lacks. (The C module takes it for good, and reads there.)
+        return Sync::Goes(own.pdsk);
+    }
     if was_target && both_good && own.conn > Conn::Connected {
         if received.conn > Conn::Connected && received.conn < Conn::SyncSource {
             // The peer has not heard of the resync yet.
@@ -265,7 +274,9 @@ fn apply(input: &PeerStateInput, conn: Conn, peer_disk: Disk) -> PeerStateAction
     let negotiated = matches!(conn, Conn::Connected | Conn::WFBitMapS) && own.disk == Disk::Negotiating && answered;
     // A disk that stayed Outdated because the peer had none is found to be as good as the one that the peer has attached now.
     let equal = input.handshake == Some(HandshakeResult::To(Conn::Connected)) && own.disk == Disk::Outdated;
-    let own_disk = if equal { Disk::UpToDate } else { own.disk };
+    // What a Primary without a disk tells as a connected one it has told after it has taken this generation.
+    let attested = input.unattested && received.conn == Conn::Connected;
+    let own_disk = if equal || attested { Disk::UpToDate } else { own.disk };
     let disk = input.negotiated.filter(|_| negotiated).unwrap_or(own_disk);
     let peer_isp = received.aftr_isp || received.user_isp;
     let new = State { conn, disk, peer: received.role, pdsk: peer_disk, peer_isp, ..own };
@@ -327,6 +338,8 @@ mod tests {
             new_generation_due: false,
             takes_not_all: false,
             target_unheard: false,
+            lost_ahead: false,
+            unattested: false,
             handshake: None,
         }
     }
@@ -403,6 +416,19 @@ mod tests {
             let broken = State { disk: Disk::Failed, ..PEER };
             let broken = PeerStateInput { target_unheard: true, ..input(source, broken) };
             assert_eq!(applied(&broken).0.pdsk, Disk::Failed);
+        }
+    }
+
+    #[test]
+    fn what_was_said_before_it_heard_of_announced_writes_is_not_believed() {
+        let lost = State { disk: Disk::Failed, pdsk: Disk::Consistent, ..GOOD };
+        let early = PeerStateInput { lost_ahead: true, ..input(lost, PEER) };
+        assert_eq!(applied(&early).0, lost);
+        let worse = State { disk: Disk::Outdated, ..PEER };
+        assert_eq!(applied(&PeerStateInput { received: worse, ..early }).0.pdsk, Disk::Outdated);
+        // It knows that this disk is gone, or was promoted by force.
+        for good in [State { pdsk: Disk::Failed, ..PEER }, State { role: Role::Primary, ..PEER }] {
+            assert_eq!(applied(&PeerStateInput { received: good, ..early }).0.pdsk, Disk::UpToDate);
         }
     }
 

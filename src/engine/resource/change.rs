@@ -55,7 +55,6 @@ impl<S: Storage> Engine<S> {
                 .as_ref()
                 .is_some_and(|disk| disk.current() == volume.exposed_uuid && !volume.wrote_elsewhere),
             peer_says_worse: volume.peer.says_worse,
-            lacks_writes: volume.lacks_writes(),
             target_of_growth: volume.resync.of_growth || volume.resync.before_growth.is_some(),
             target_unheard: volume.resync.target_unheard || volume.resync.begin_unheard,
         }
@@ -191,6 +190,9 @@ impl<S: Storage> Engine<S> {
         if let Some(volume) = self.volume_mut(id) {
             volume.state = new;
             volume.note_lacks(old);
+            volume.note_unattested(old);
+            volume.lost_ahead |= old.conn == Conn::Ahead;
+            volume.lost_ahead &= new.disk < Disk::Inconsistent && new.conn == Conn::Connected;
             if new.conn != Conn::WFSyncUUID {
                 volume.growth_left(new);
             }
@@ -393,6 +395,7 @@ impl<S: Storage> Engine<S> {
             data_in_reach: !self.volumes.iter().flatten().any(|volume| volume.state.without_data()),
             bitmap_uuid_zero: disk.is_some() && volume.is_some_and(|volume| !is_told(volume)),
             resync_after_negotiation: disk.is_some_and(|disk| disk.resync_after_negotiation),
+            unattested: volume.is_some_and(|volume| volume.unattested),
             ..EffectContext::of(new, self.link.apv)
         }
     }

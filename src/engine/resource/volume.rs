@@ -345,6 +345,11 @@ pub(super) struct Volume<S: Storage> {
     /// This node was the source of a resync, and the peer may have the same generation: it may have finished without our hearing of it,
     /// or it had the same before and may not have heard that the resync has begun.
     pub(super) peer_may_be_level: bool,
+    /// The nodes have met, the peer is Primary without a disk, and this one is Outdated: the next state packet shows that the peer has not
+    /// refused its generation, as it may still do.
+    pub(super) unattested: bool,
+    /// The disk was lost while this node was Ahead, and the peer has not told since that it has heard of that.
+    pub(super) lost_ahead: bool,
     /// A correction of the own generations that is carried out when the resync starts.
     pub(super) late_fixup: Option<Fixup>,
     pub(super) peer: PeerVolume,
@@ -436,6 +441,8 @@ impl<S: Storage> Volume<S> {
             exposed_uuid: 0,
             wrote_elsewhere: false,
             peer_may_be_level: false,
+            unattested: false,
+            lost_ahead: false,
             late_fixup: None,
             peer: PeerVolume::default(),
             negotiated: None,
@@ -599,6 +606,16 @@ impl<S: Storage> Volume<S> {
             Disk::Inconsistent => self.lacks_are_marked && old.disk >= Disk::Inconsistent,
             _ => false,
         };
+    }
+
+    /// The state has changed: does an Outdated disk wait for the word of a Primary without one? Not if it lacks writes that this one only
+    /// announced: they are of the same generation.
+    pub(super) fn note_unattested(&mut self, old: State) {
+        let new = self.state;
+        let meets = old.conn == Conn::WFReportParams && !self.lacks_writes();
+        let blind = new.peer == Role::Primary && new.pdsk <= Disk::Failed;
+        self.unattested =
+            (self.unattested || meets) && blind && new.conn == Conn::Connected && new.disk == Disk::Outdated;
     }
 
     /// True while the cache of the disk can be flushed, also when the disk has just failed.

@@ -251,6 +251,8 @@ pub struct EffectContext {
     pub bitmap_uuid_zero: bool,
     /// The device grew while it was attached, the new space is not yet taken care of.
     pub resync_after_negotiation: bool,
+    /// The own disk is Outdated until the peer, a Primary without a disk, has shown that it takes this generation.
+    pub unattested: bool,
 }
 
 impl EffectContext {
@@ -269,6 +271,7 @@ impl EffectContext {
             data_in_reach: !new.without_data(),
             bitmap_uuid_zero: false,
             resync_after_negotiation: false,
+            unattested: false,
         }
     }
 }
@@ -380,6 +383,16 @@ fn demoted_ahead(old: State, new: State, ctx: &EffectContext) -> bool {
     demoted && new.conn == Conn::Ahead && ctx.bitmap_uuid_zero && new.disk >= Disk::UpToDate
 }
 
+/// The disk is lost while this node is Ahead, and as long as it is not written there nothing but the bitmap that goes with it tells what the
+/// peer lacks: with one generation both disks would count as good when they meet again. The peer is not told, it has nothing of this
+/// generation. (In the C module they do count as good.)
+fn fails_ahead(old: State, new: State, ctx: &EffectContext) -> bool {
+    old.conn == Conn::Ahead
+        && old.disk >= Disk::UpToDate
+        && disk_becomes(old, new, Disk::Failed)
+        && ctx.bitmap_uuid_zero
+}
+
 /// Row 9.10 without the question whether I/O is frozen.
 fn data_diverges(old: State, new: State, ctx: &EffectContext) -> bool {
     let writer = new.role == Role::Primary || (new.peer == Role::Primary && !comes_without_disk(old, new));
@@ -480,6 +493,7 @@ const AFTER: &[Row] = &[
         &[E::NewCurrentUuid, E::SendUuids],
     ),
     row("9.10c", demoted_ahead, &[E::NewCurrentUuid, E::SendUuids]),
+    row("9.10d", fails_ahead, &[E::NewCurrentUuid]),
     row(
         "9.11",
         |old, new, ctx| old.peer != Role::Primary && !comes_without_disk(old, new) && writes_here_alone(new, ctx),
@@ -542,7 +556,20 @@ const AFTER: &[Row] = &[
         &[E::SendState],
     ),
     row("9.16", |old, new, _| !old.paused() && new.paused(), &[E::PauseDependents]),
-    row("9.17", |old, new, _| old.conn == Conn::WFReportParams && new.conn >= Conn::Connected, &[E::SendState]),
+    row(
+        "9.17",
+        |old, new, ctx| old.conn == Conn::WFReportParams && new.conn >= Conn::Connected && !ctx.unattested,
+        &[E::SendState],
+    ),
+    // In its place: what the disk is, when the peer has attested it.
+    row(
+        "9.17b",
+        |old, new, _| {
+            let connected = old.conn == Conn::Connected && new.conn == Conn::Connected;
+            connected && old.disk == Disk::Outdated && new.disk == Disk::UpToDate
+        },
+        &[E::SendState],
+    ),
     row("9.18", |old, new, _| becomes(old, new, Conn::Ahead), &[E::SendState]),
     row(
         "9.19",

@@ -155,15 +155,16 @@ fn end_negotiation(old: State, new: &mut State, rules: &Rules) -> Option<Warning
 /// Not so a disk that was known to be worse while connected: when rule 3 ends a resync because the source lost its disk,
 /// the target still has the old data, and says so, which then counts; unless it was to be resynced only because the device has
 /// grown, and what it has is as good as before. Nor does a disk that is known to be old become good because a node without a disk
-/// connects. Only a Primary has seen the newest data, and does not connect to another generation; but writes that it only announced
-/// are of the same one. (The C module calls all of these UpToDate and goes on with old data.)
+/// connects, or is connected when that disk is attached. Only a Primary has seen the newest data, and takes no other generation; but
+/// when the nodes meet it has not said so yet, see `Volume::note_unattested`. (The C module calls all of these UpToDate and goes on with
+/// old data.)
 fn settle_while_connected(old: State, new: &mut State, rules: &Rules) {
     if new.conn < Conn::Connected || new.conn >= Conn::Ahead {
         return;
     }
     let meets = old.conn < Conn::Connected;
-    let attested = new.peer == Role::Primary && !rules.lacks_writes || rules.target_of_growth;
-    let own_stays_old = meets && new.pdsk < Disk::Negotiating && !attested;
+    let own_stays_old =
+        (meets || old.disk == Disk::Negotiating) && new.pdsk < Disk::Negotiating && !rules.target_of_growth;
     let peer_stays_old = meets && new.disk < Disk::Negotiating && new.role != Role::Primary;
     if own_stays_old && new.disk == Disk::Outdated || peer_stays_old && new.pdsk == Disk::Outdated {
         return;
@@ -241,17 +242,18 @@ mod tests {
         let meeting = State { conn: Conn::WFReportParams, disk: Disk::Outdated, pdsk: Disk::Unknown, ..CONNECTED };
         let met = State { disk: Disk::Outdated, pdsk: Disk::Diskless, ..CONNECTED };
         let own = |met, rules: &Rules| sanitize(meeting, met, rules).state.disk;
-        let lacks = Rules { lacks_writes: true, ..Rules::default() };
-        let of_primary = State { peer: Role::Primary, ..met };
-        assert_eq!(own(met, &Rules::default()), Disk::Outdated);
-        // A Primary without a disk has agreed to the generation, but not if the writes that are missing are of the same one.
-        assert_eq!(own(of_primary, &Rules::default()), Disk::UpToDate);
-        assert_eq!(own(of_primary, &lacks), Disk::Outdated);
+        let rules = Rules::default();
+        assert_eq!(own(met, &rules), Disk::Outdated);
+        // A Primary without a disk has not agreed to the generation yet.
+        assert_eq!(own(State { peer: Role::Primary, ..met }, &rules), Disk::Outdated);
         // What was called Outdated for want of the new space only.
-        assert_eq!(own(met, &Rules { target_of_growth: true, ..lacks }), Disk::UpToDate);
+        assert_eq!(own(met, &Rules { target_of_growth: true, ..rules }), Disk::UpToDate);
         // With a disk the peer has compared the generations as well, and a Consistent one is not known to be old.
-        assert_eq!(own(State { pdsk: Disk::UpToDate, ..met }, &lacks), Disk::UpToDate);
-        assert_eq!(own(State { disk: Disk::Consistent, ..met }, &lacks), Disk::UpToDate);
+        assert_eq!(own(State { pdsk: Disk::UpToDate, ..met }, &rules), Disk::UpToDate);
+        assert_eq!(own(State { disk: Disk::Consistent, ..met }, &rules), Disk::UpToDate);
+        // The same for a disk that is attached beside it.
+        let attaching = State { disk: Disk::Negotiating, pdsk: Disk::Diskless, ..CONNECTED };
+        assert_eq!(sanitized(attaching, met).state.disk, Disk::Outdated);
         // As the node without the disk sees it.
         let meeting = State { disk: Disk::Diskless, pdsk: Disk::Unknown, ..meeting };
         let met = State { disk: Disk::Diskless, pdsk: Disk::Outdated, ..CONNECTED };

@@ -54,7 +54,6 @@ impl Random {
             negotiated,
             ed_uuid_matches: self.flag(),
             peer_says_worse: self.flag(),
-            lacks_writes: self.flag(),
             target_of_growth: self.flag(),
             // The source of a resync does not negotiate its disk.
             target_unheard: negotiated.is_none() && self.flag(),

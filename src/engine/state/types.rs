@@ -405,8 +405,6 @@ pub struct Rules {
     pub ed_uuid_matches: bool,
     /// The peer is connected and says that its disk is Outdated or Consistent, as only this engine does.
     pub peer_says_worse: bool,
-    /// The own bitmap has bits of blocks that the peer wrote and this node did not get.
-    pub lacks_writes: bool,
     /// WFSyncUUID was entered because the device has grown, and no other resync has begun since: the disk is as good as it was.
     pub target_of_growth: bool,
     /// The nodes have agreed on a full resync of the peer, and nothing has come from it since: it may not know that it agreed.
@@ -429,7 +427,6 @@ impl Default for Rules {
             negotiated: None,
             ed_uuid_matches: false,
             peer_says_worse: false,
-            lacks_writes: false,
             target_of_growth: false,
             target_unheard: false,
         }
