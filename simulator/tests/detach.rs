@@ -5,10 +5,13 @@ use engine::netlink::WireProtocol;
 use engine::resource::AdminRequest;
 use engine::state::{Conn, Disk, Role};
 use simulator::node::VOLUME;
-use simulator::scenario::{all_the_same, come_back, synced_with};
+use simulator::scenario::{all_the_same, come_back, good, synced_with};
 use simulator::world::Action;
 use simulator::{Config, World};
 
+const WRITE: Action = Action::Write { fua: false };
+const PRIMARY: AdminRequest<'static> = AdminRequest::Primary { volume: VOLUME, force: false };
+const DETACH: AdminRequest<'static> = AdminRequest::Detach { volume: VOLUME, force: false };
 const SEEDS: u64 = 40;
 
 /// A sender that is slow to go on: what is queued behind a write is sent when that has long been acknowledged.
@@ -159,4 +162,29 @@ fn a_source_that_keeps_its_disk_after_all_sends_its_bitmap_again() {
         all_the_same(&mut world);
     }
     assert!(kept > 0, "the consent always came first");
+}
+
+/// Seed 95021649: the first transaction of the activity log after a detach and an attach was torn by a power cut, the first one after that
+/// as well, and the two were in different places: the log was taken for damaged, and the disk could not be attached any more.
+#[test]
+fn first_transactions_that_are_torn_again_and_again_are_in_one_place() {
+    for seed in 1..=3 * SEEDS {
+        let mut world = synced_with(Config::new(seed));
+        assert_eq!(world.io(0, WRITE, 0, 8), Ok(()));
+        assert_eq!(world.admin(0, DETACH), 1);
+        assert_eq!(world.attach(0), 101);
+        for extent in 1..5 {
+            world.run_until("resync", 60_000, good);
+            if world.status(0).state.role != Role::Primary {
+                assert_eq!(world.admin(0, PRIMARY), 1);
+            }
+            world.start(0, WRITE, extent % 2 * 8192, 8);
+            let wait_us = world.random.below(400);
+            world.run_for_us(wait_us);
+            world.power_cut(0);
+            come_back(&mut world, 0);
+        }
+        all_the_same(&mut world);
+        assert_eq!(world.check_acknowledged(0), Ok(()), "seed {seed}");
+    }
 }

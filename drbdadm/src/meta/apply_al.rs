@@ -34,7 +34,8 @@ pub fn apply_al(device: &Device, found: &mut Found) -> Result<bool, Failure> {
     let result = replay(blocks, block_at, &mut table);
     let was_primary = found.superblock.flags.contains(MetaFlags::PRIMARY_IND);
     let applied = match result {
-        Replay::Nothing => false,
+        // A second one that is torn later must not make two of it.
+        Replay::Nothing { torn } => torn,
         Replay::Replayed { invalid_blocks, skipped_entries, active, .. } => {
             if invalid_blocks > 0 {
                 eprintln!("{invalid_blocks} blocks of the activity log are torn or damaged and were skipped");

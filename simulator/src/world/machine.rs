@@ -1,6 +1,7 @@
 //! A machine: power, meta data as the tools leave it, attaching its disk.
 
 use super::*;
+use engine::metadata::transaction;
 
 impl World {
     /// The power of a machine fails.
@@ -101,7 +102,10 @@ impl World {
                 }
                 write_empty_log(meta, &layout);
             }
-            Replay::Nothing => {}
+            Replay::Nothing { torn } => {
+                let elsewhere = |number: usize| transaction::decode(&ring[number]).is_err();
+                assert!(!torn || !primary || !(1..ring.len()).any(elsewhere), "drbdmeta gives up: node {node}");
+            }
             Replay::NoUsableLog | Replay::Damaged { .. } => {
                 assert!(!primary, "the activity log of node {node} is damaged: {found:?}");
                 write_empty_log(meta, &layout);

@@ -19,8 +19,11 @@ pub enum Replay {
         /// Blocks without right magic and checksum.
         invalid_blocks: u32,
     },
-    /// Nothing was ever logged. A torn very first transaction counts as this as well.
-    Nothing,
+    /// Nothing was ever logged.
+    Nothing {
+        /// One block is not valid: the very first transaction, torn. The ring should be written anew.
+        torn: bool,
+    },
     /// The slot table was put together.
     Replayed {
         /// Number of the oldest transaction used.
@@ -98,13 +101,13 @@ impl Scan {
     }
 
     /// One block that is not valid is the first transaction since the log was emptied, torn: nothing before it was logged,
-    /// and nothing that depends on it was written. Its place goes by its number, which is not 0 when the disk was detached
-    /// and attached again. (drbdmeta only knows that of the first place, and calls the log damaged otherwise.)
+    /// and nothing that depends on it was written. Its place goes by its number, which a C module does not begin anew when the
+    /// disk was detached and is attached again. (drbdmeta knows of the first place only, and calls the log damaged otherwise.)
     fn without_updates(&self) -> Replay {
         if self.valid_blocks == 0 {
             Replay::NoUsableLog
         } else if self.invalid_blocks <= 1 {
-            Replay::Nothing
+            Replay::Nothing { torn: self.invalid_blocks > 0 }
         } else {
             Replay::Damaged { invalid_blocks: self.invalid_blocks }
         }
@@ -193,13 +196,13 @@ mod tests {
     #[test]
     fn rings_without_updates() {
         let mut ring = initialised(8);
-        assert_eq!(run(&ring).0, Replay::Nothing);
+        assert_eq!(run(&ring).0, Replay::Nothing { torn: false });
         ring[0] = [0; 4096];
-        assert_eq!(run(&ring).0, Replay::Nothing);
+        assert_eq!(run(&ring).0, Replay::Nothing { torn: true });
         ring[3] = [0; 4096];
         assert_eq!(run(&ring).0, Replay::Damaged { invalid_blocks: 2 });
         ring[0] = ring[1];
-        assert_eq!(run(&ring).0, Replay::Nothing, "torn in the place of its number");
+        assert_eq!(run(&ring).0, Replay::Nothing { torn: true }, "torn in the place of its number");
         assert_eq!(run(&vec![[0; 4096]; 8]).0, Replay::NoUsableLog);
         assert_eq!(run(&[]).0, Replay::NoUsableLog);
     }

@@ -206,11 +206,7 @@ impl<S: Storage> Engine<S> {
             limits: backing.limits,
             bitmap,
             log,
-            pipeline: Pipeline::new(
-                volume.next_transaction,
-                volume.superblock_version,
-                flags.contains(MetaFlags::PRIMARY_IND),
-            ),
+            pipeline: Pipeline::new(volume.superblock_version, flags.contains(MetaFlags::PRIMARY_IND)),
             crashed_primary,
             log_suspended: false,
             resync_after_negotiation: grew_from.is_some(),
@@ -434,7 +430,6 @@ impl<S: Storage> Engine<S> {
             return None;
         }
         let disk = volume.disk.take()?;
-        volume.next_transaction = disk.pipeline.transaction_number();
         volume.superblock_version = disk.pipeline.version();
         volume.negotiated = None;
         volume.generation_version = None;

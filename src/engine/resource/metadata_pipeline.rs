@@ -177,6 +177,8 @@ pub(super) struct Pipeline {
     transaction_wanted: bool,
     /// One has begun since the owner asked last: without a log on the disk it may be over by now as well.
     transaction_begun: bool,
+    /// Of the next transaction. The ring is empty when the disk is attached. (The C module goes on where it has been: where that one is
+    /// torn drbdmeta takes the ring for damaged.)
     transaction_number: u32,
     jobs: [Option<Job>; MAX_JOBS],
 }
@@ -184,7 +186,7 @@ pub(super) struct Pipeline {
 impl Pipeline {
     /// Nothing to do; the superblock in core is the one on the disk. What this node wrote before it let the disk go may still be in
     /// its cache; the log told of it so far, and a new one is begun. (The C module does not care.)
-    pub(super) fn new(transaction_number: u32, version: u32, primary_on_disk: bool) -> Self {
+    pub(super) fn new(version: u32, primary_on_disk: bool) -> Self {
         Pipeline {
             current: Current::Idle,
             in_flight: 0,
@@ -201,7 +203,7 @@ impl Pipeline {
             log_absent: false,
             transaction_wanted: false,
             transaction_begun: false,
-            transaction_number,
+            transaction_number: 0,
             jobs: [None; MAX_JOBS],
         }
     }
@@ -251,11 +253,6 @@ impl Pipeline {
     /// Extents changed: a transaction has to be written.
     pub(super) fn want_transaction(&mut self) {
         self.transaction_wanted = true;
-    }
-
-    /// Number of the next transaction.
-    pub(super) fn transaction_number(&self) -> u32 {
-        self.transaction_number
     }
 
     /// Queues a job; false when too many are queued.

@@ -331,8 +331,6 @@ pub(super) struct Volume<S: Storage> {
     pub(super) state: State,
     pub(super) conf: DiskConf,
     pub(super) disk: Option<AttachedDisk<S>>,
-    /// Transaction number to go on with at the next attach. spec: metadata 4.1
-    pub(super) next_transaction: u32,
     /// Version of the superblock that the next disk begins with: packets may still wait until that of the last one is durable.
     pub(super) superblock_version: u32,
     /// Size of the virtual device.
@@ -435,7 +433,6 @@ impl<S: Storage> Volume<S> {
             state: State::initial(conn),
             conf: DiskConf::default(),
             disk: None,
-            next_transaction: 0,
             superblock_version: 0,
             size_sectors: 0,
             exposed_uuid: 0,
