@@ -453,3 +453,45 @@ fn disks_that_are_attached_at_the_same_time_get_the_same_size() {
         assert!(world.status(0).size_sectors > before, "seed {seed}");
     }
 }
+
+/// Seed 98002278: one of two Primaries lost its disk, and the other one told its generations, because the device grew. That was taken for
+/// the answer: an epoch was acknowledged that was in the lost disk's cache, and in no bitmap yet.
+#[test]
+fn generations_that_are_told_because_the_device_grows_do_not_answer_the_loss_of_a_disk() {
+    let mut lost = 0;
+    for seed in 1..=9 * SEEDS {
+        let mut config = Config::new(seed);
+        config.internal = false;
+        config.net.two_primaries = true;
+        let mut world = synced_with(config);
+        assert_eq!(world.admin(1, PRIMARY), 1);
+        for node in 0..2 {
+            world.grow_disk(node, 10_008, 1 << (50 + node));
+        }
+        for block in 0..4 {
+            world.start(0, WRITE, block * 16, 8);
+        }
+        world.run_for_us(seed % 4 * 300);
+        world.start_resize(0, &ResizeParms::default());
+        world.run_for_us(seed / 4 * 100);
+        world.ask(1, FORCE_DETACH);
+        // What ends the epoch.
+        world.start(0, WRITE, 1_000, 8);
+        world.start(0, Action::Flush, 0, 0);
+        world.run_for_ms(20);
+        let _answers = [0, 1].map(|node| world.poll_admin(node));
+        if world.status(1).has_disk {
+            continue;
+        }
+        lost += 1;
+        // Then the only good disk is gone, and its power with what was in its cache.
+        let was_target = world.status(0).state.disk == Disk::Inconsistent;
+        world.power_cut(1);
+        come_back(&mut world, 1);
+        all_the_same(&mut world);
+        if !was_target {
+            assert!(world.check_acknowledged(1).is_ok(), "seed {seed}");
+        }
+    }
+    assert!(lost > 0);
+}

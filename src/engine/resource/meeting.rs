@@ -17,6 +17,7 @@ use crate::handshake::{
     Fixup, HandshakeResult, PeerFeatures, PeerStateAction, PeerStateInput, PeerStateRefusal, ProtocolSettings,
     SbPolicies, SbPolicy, SyncDecision, Thing, UuidSet, UuidsAction, UuidsInput,
 };
+use crate::metadata::superblock::UI_BITMAP;
 use crate::netlink::WireProtocol;
 use crate::state::{Change, Conn, Disk, Role, State, Susp};
 use crate::storage::Storage;
@@ -139,7 +140,9 @@ impl<S: Storage> Engine<S> {
         volume.peer.uuids = Some(*packet);
         let peer_current = packet.uuids.first().copied().unwrap_or(0);
         let own_current = volume.disk.as_ref().map_or(0, |disk| disk.current());
-        let peer_knows = volume.state.conn >= Conn::Connected && (own_current ^ peer_current) & !1 != 0;
+        // It has begun a generation, which its bitmap goes with. The generations are told for other reasons as well.
+        let records = packet.uuids.get(UI_BITMAP).is_some_and(|&uuid| uuid != 0);
+        let peer_knows = volume.state.conn >= Conn::Connected && records && (own_current ^ peer_current) & !1 != 0;
         let action = receive_uuids(&UuidsInput {
             own: volume.state,
             apv,
