@@ -65,7 +65,9 @@ fn attach_while_meeting(pairing: Pairing) -> Result<()> {
     }
     for (at, module) in pairing.replaced().modules.into_iter().enumerate() {
         if module == Module::Ours {
-            outdated_beside_none(&pair, &pair.machines()[at], &pair.machines()[1 - at])?;
+            let (machine, other) = (&pair.machines()[at], &pair.machines()[1 - at]);
+            outdated_beside_none(&pair, machine, other)?;
+            outdated_beside_a_primary_without_disk(&pair, machine, other)?;
         }
     }
     pair.compare_disks()?;
@@ -91,6 +93,27 @@ fn outdated_beside_none(pair: &Pair, machine: &Machine, other: &Machine) -> Resu
     }
     other.run_ok("drbdadm attach r0")?;
     pair.wait_in_sync(SOON)
+}
+
+/// What a Primary has seen last, and connects to again, is good, though this node was told that it is Outdated. It says so when they have met.
+fn outdated_beside_a_primary_without_disk(pair: &Pair, machine: &Machine, other: &Machine) -> Result<()> {
+    other.run_ok("drbdadm primary r0")?;
+    let workload = Workload { sectors: SECTORS, count: Some(20), first: 100_001, ..Workload::default() };
+    let acks = workload.run(other, SOON)?;
+    other.run_ok("drbdadm detach r0")?;
+    pair.cluster().wire().cut();
+    for node in [machine, other] {
+        pair.wait(node, SOON, "the loss of the peer", |device| device.connection == "WFConnection")?;
+    }
+    machine.run_ok("drbdadm outdate r0")?;
+    pair.cluster().wire().restore();
+    pair.wait(machine, SOON, "what the Primary takes", |device| device.disks == "UpToDate/Diskless")?;
+    pair.wait(other, SOON, "good data", |device| device.disks == "Diskless/UpToDate")?;
+    acks.check(&pair.scan(other, SECTORS)?)?;
+    other.run_ok("drbdadm attach r0")?;
+    pair.wait_in_sync(SOON)?;
+    other.run_ok("drbdadm secondary r0")?;
+    Ok(())
 }
 
 /// Where an attach ends in the moment in which the nodes meet, the C module lets the disk go again and answers that all went well.
