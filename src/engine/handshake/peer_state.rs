@@ -64,8 +64,9 @@ pub struct PeerStateInput {
     /// The nodes have agreed to overwrite the peer's disk, and the peer has not told that it begins. What says that it is connected
     /// and nothing more was sent before: the answer to the request comes over the other socket.
     pub target_unheard: bool,
-    /// The own disk was lost while this node was Ahead, and the peer has not told since that it has heard of that.
-    pub lost_ahead: bool,
+    /// The own disk was lost while the peer was only told of writes, and that one has not been promoted since: it lacks them, whatever it
+    /// tells.
+    pub peer_lacks_writes: bool,
     /// The own disk is Outdated, and the peer, a Primary without a disk, may still refuse its generation.
     pub unattested: bool,
     /// The outcome of the decision, in the second call.
@@ -214,9 +215,9 @@ fn end_of_sync(input: &PeerStateInput, peer_disk: Disk) -> Sync {
         // Neither is its disk good nor is the resync over. (The C module takes it for good again.)
         return Sync::Goes(Disk::Inconsistent);
     }
-    let unaware = own.disk < Disk::Inconsistent && received.pdsk > Disk::Failed && received.role == Role::Secondary;
-    if input.lost_ahead && unaware && peer_disk == Disk::UpToDate {
-        // Sent before it had heard of what it lacks. (The C module takes it for good, and reads there.)
+    if input.peer_lacks_writes && peer_disk == Disk::UpToDate {
+        // Sent before it had heard of what it lacks, or by a C module, to which the loss of this disk makes its own good. (The C module
+        // reads there.)
         return Sync::Goes(own.pdsk);
     }
     if was_target && both_good && own.conn > Conn::Connected {
@@ -338,7 +339,7 @@ mod tests {
             new_generation_due: false,
             takes_not_all: false,
             target_unheard: false,
-            lost_ahead: false,
+            peer_lacks_writes: false,
             unattested: false,
             handshake: None,
         }
@@ -420,16 +421,13 @@ mod tests {
     }
 
     #[test]
-    fn what_was_said_before_it_heard_of_announced_writes_is_not_believed() {
+    fn a_peer_that_lacks_announced_writes_is_not_good() {
         let lost = State { disk: Disk::Failed, pdsk: Disk::Consistent, ..GOOD };
-        let early = PeerStateInput { lost_ahead: true, ..input(lost, PEER) };
+        let early = PeerStateInput { peer_lacks_writes: true, ..input(lost, PEER) };
         assert_eq!(applied(&early).0, lost);
         let worse = State { disk: Disk::Outdated, ..PEER };
         assert_eq!(applied(&PeerStateInput { received: worse, ..early }).0.pdsk, Disk::Outdated);
-        // It knows that this disk is gone, or was promoted by force.
-        for good in [State { pdsk: Disk::Failed, ..PEER }, State { role: Role::Primary, ..PEER }] {
-            assert_eq!(applied(&PeerStateInput { received: good, ..early }).0.pdsk, Disk::UpToDate);
-        }
+        assert_eq!(applied(&PeerStateInput { peer_lacks_writes: false, ..early }).0.pdsk, Disk::UpToDate);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::metadata::superblock::MetaFlags;
 use crate::netlink::{Fencing, OnIoError, OnNoData};
 use crate::state::And;
 use crate::state::{
-    conn_transition, effects, explain_soft, meta_flags, sanitize, transition, Aggregates, Change, Conn, Disk, Effect,
+    conn_transition, effects, explain_soft, meta_flags, sanitize, sends_out_of_sync, transition, Aggregates, Change, Conn, Disk, Effect,
     EffectContext, FencingPolicy, Outcome, Role, Rules, State, StateError, Susp,
 };
 use crate::storage::Storage;
@@ -191,8 +191,8 @@ impl<S: Storage> Engine<S> {
             volume.state = new;
             volume.note_lacks(old);
             volume.note_unattested(old);
-            volume.lost_ahead |= old.conn == Conn::Ahead;
-            volume.lost_ahead &= new.disk < Disk::Inconsistent && new.conn == Conn::Connected;
+            volume.peer_lacks_writes |= sends_out_of_sync(old);
+            volume.peer_lacks_writes &= new.disk < Disk::Inconsistent && new.conn == Conn::Connected;
             if new.conn != Conn::WFSyncUUID {
                 volume.growth_left(new);
             }

@@ -186,7 +186,7 @@ impl<S: Storage> Engine<S> {
             let is_worse = (Disk::Outdated..Disk::UpToDate).contains(&received.disk);
             volume.peer.says_worse = received.conn == Conn::Connected && is_worse;
             volume.resync.target_unheard &= received.conn == Conn::Connected;
-            volume.lost_ahead &= received.pdsk > Disk::Failed;
+            volume.peer_lacks_writes &= received.role == Role::Secondary;
             volume.resync.begin_unheard &= !matches!(received.conn, Conn::SyncTarget | Conn::PausedSyncT);
             if received.conn == Conn::Ahead {
                 // It has pulled ahead before this node has begun, and will tell when it starts anew. Until then what it announces
@@ -218,7 +218,7 @@ impl<S: Storage> Engine<S> {
                 new_generation_due: volume.generation_due,
                 takes_not_all,
                 target_unheard: volume.resync.target_unheard,
-                lost_ahead: volume.lost_ahead,
+                peer_lacks_writes: volume.peer_lacks_writes,
                 unattested: volume.unattested,
                 handshake: None,
             };

@@ -346,8 +346,8 @@ pub(super) struct Volume<S: Storage> {
     /// The nodes have met, the peer is Primary without a disk, and this one is Outdated: the next state packet shows that the peer has not
     /// refused its generation, as it may still do.
     pub(super) unattested: bool,
-    /// The disk was lost while this node was Ahead, and the peer has not told since that it has heard of that.
-    pub(super) lost_ahead: bool,
+    /// The disk was lost while the peer was only told of writes, and that one, which lacks them, has not been promoted since.
+    pub(super) peer_lacks_writes: bool,
     /// A correction of the own generations that is carried out when the resync starts.
     pub(super) late_fixup: Option<Fixup>,
     pub(super) peer: PeerVolume,
@@ -439,7 +439,7 @@ impl<S: Storage> Volume<S> {
             wrote_elsewhere: false,
             peer_may_be_level: false,
             unattested: false,
-            lost_ahead: false,
+            peer_lacks_writes: false,
             late_fixup: None,
             peer: PeerVolume::default(),
             negotiated: None,

@@ -383,14 +383,12 @@ fn demoted_ahead(old: State, new: State, ctx: &EffectContext) -> bool {
     demoted && new.conn == Conn::Ahead && ctx.bitmap_uuid_zero && new.disk >= Disk::UpToDate
 }
 
-/// The disk is lost while this node is Ahead, and as long as it is not written there nothing but the bitmap that goes with it tells what the
-/// peer lacks: with one generation both disks would count as good when they meet again. The peer is not told, it has nothing of this
-/// generation. (In the C module they do count as good.)
-fn fails_ahead(old: State, new: State, ctx: &EffectContext) -> bool {
-    old.conn == Conn::Ahead
-        && old.disk >= Disk::UpToDate
-        && disk_becomes(old, new, Disk::Failed)
-        && ctx.bitmap_uuid_zero
+/// The disk is lost while the peer is only told of writes, and nothing but the bitmap that goes with it says what it lacks: with one
+/// generation both disks would count as good when they meet again. The peer is not told, it has nothing of this generation. (In the C module
+/// they do count as good.)
+fn fails_announcing(old: State, new: State, ctx: &EffectContext) -> bool {
+    let announces = old.role == Role::Primary && sends_out_of_sync(old) && old.disk >= Disk::UpToDate;
+    announces && disk_becomes(old, new, Disk::Failed) && ctx.bitmap_uuid_zero
 }
 
 /// Row 9.10 without the question whether I/O is frozen.
@@ -493,7 +491,7 @@ const AFTER: &[Row] = &[
         &[E::NewCurrentUuid, E::SendUuids],
     ),
     row("9.10c", demoted_ahead, &[E::NewCurrentUuid, E::SendUuids]),
-    row("9.10d", fails_ahead, &[E::NewCurrentUuid]),
+    row("9.10d", fails_announcing, &[E::NewCurrentUuid]),
     row(
         "9.11",
         |old, new, ctx| old.peer != Role::Primary && !comes_without_disk(old, new) && writes_here_alone(new, ctx),

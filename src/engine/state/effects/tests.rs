@@ -219,6 +219,12 @@ fn rows_9_10_and_9_11_new_generations() {
     fires("9.10c", ahead, State { role: Role::Secondary, ..ahead }, &zero);
     silent("9.10c", ahead, State { role: Role::Secondary, ..ahead }, &ctx(ahead));
     silent("9.10c", GOOD, State { role: Role::Secondary, ..GOOD }, &zero);
+    let failed = State { disk: Disk::Failed, ..ahead };
+    fires("9.10d", ahead, failed, &zero);
+    fires("9.10d", State { conn: Conn::WFBitMapS, ..ahead }, failed, &zero);
+    silent("9.10d", ahead, failed, &ctx(ahead));
+    silent("9.10d", GOOD, failed, &zero);
+    silent("9.10d", State { role: Role::Secondary, ..ahead }, State { role: Role::Secondary, ..failed }, &zero);
     for other in ["9.10", "9.10b"] {
         silent(other, GOOD, alone, &ctx(alone));
         silent(other, GOOD, State { role: Role::Secondary, ..alone }, &zero);
@@ -287,6 +293,10 @@ fn rows_9_12_to_9_18() {
     no("9.16", State { peer_isp: true, ..GOOD }, State { peer_isp: true, user_isp: true, ..GOOD });
     yes("9.17", at(Conn::WFReportParams), at(Conn::WFBitMapT));
     no("9.17", at(Conn::WFReportParams), at(Conn::NetworkFailure));
+    let unattested = EffectContext { unattested: true, ..ctx(GOOD) };
+    silent("9.17", at(Conn::WFReportParams), State { disk: Disk::Outdated, ..GOOD }, &unattested);
+    yes("9.17b", State { disk: Disk::Outdated, ..GOOD }, GOOD);
+    no("9.17b", State { disk: Disk::Outdated, ..at(Conn::WFReportParams) }, GOOD);
     yes("9.18", GOOD, at(Conn::Ahead));
     no("9.18", at(Conn::Ahead), at(Conn::Ahead));
 }
