@@ -480,3 +480,50 @@ fn a_disk_that_lost_its_cache_is_not_the_source_for_one_that_was_taken_by_force(
         }
     }
 }
+
+/// Seed 98020460: a node had its data given up (`invalidate`), the other one agreed, and acknowledged a write that only its own disk had, and
+/// lost its power, all before the first one had the answer: that went on with its data.
+#[test]
+fn a_node_that_agrees_to_be_the_source_acknowledges_nothing_alone_before_that_is_known() {
+    let mut lost = 0;
+    for seed in 1..=3 * SEEDS {
+        let mut world = two_primaries(seed);
+        let both = seed % 3 != 0;
+        if !both {
+            assert_eq!(world.admin(1, AdminRequest::Secondary { volume: VOLUME }), 1, "seed {seed}");
+        }
+        assert_eq!(world.io(0, Action::Write { fua: false }, 0, 16), Ok(()));
+        world.run_for_ms(500);
+        world.set_direction(0, false);
+        world.ask(1, AdminRequest::Invalidate { volume: VOLUME });
+        world.run_until("the consent", 2_000, |world| world.status(0).state.conn == Conn::StartingSyncS);
+        let write = world.start(0, Action::Write { fua: true }, 0, 8);
+        world.run_for_ms(seed % 50);
+        assert_eq!(world.operations[write].result, None, "seed {seed}");
+        if seed % 4 == 0 {
+            // It is acknowledged when the answer is there, or the connection is lost.
+            if seed % 8 == 0 {
+                world.set_direction(0, true);
+            } else {
+                world.reset_connection();
+            }
+            world.run_until("the write", 60_000, |world| world.operations[write].result.is_some());
+            world.set_direction(0, true);
+            assert_eq!(world.operations[write].result, Some(Ok(())), "seed {seed}");
+            world.run_for_ms(1_000);
+            continue;
+        }
+        world.power_cut(0);
+        world.run_until("loss noticed", 60_000, |world| world.status(1).state.conn < Conn::Connected);
+        world.set_direction(0, true);
+        let _code = world.admin_answer(1);
+        lost += 1;
+        if !both {
+            assert_eq!(world.admin(1, AdminRequest::Primary { volume: VOLUME, force: false }), 1, "seed {seed}");
+        }
+        simulator::scenario::come_back(&mut world, 0);
+        world.run_until("resync", 300_000, good);
+        assert_eq!(world.check_acknowledged(0), Ok(()), "seed {seed}");
+    }
+    assert!(lost > 0);
+}

@@ -584,6 +584,7 @@ impl<S: Storage> Engine<S> {
             (slot.refused && slot.local_counts && volume.state.disk == Disk::UpToDate)
                 || (volume.generation_pending() && !self.sabotaged(Sabotage::AcknowledgeBeforeGeneration))
                 || volume.outdates_silently()
+                || volume.resync.consent_unheard
         }
     }
 

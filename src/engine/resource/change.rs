@@ -19,8 +19,8 @@ use crate::metadata::superblock::MetaFlags;
 use crate::netlink::{Fencing, OnIoError, OnNoData};
 use crate::state::And;
 use crate::state::{
-    conn_transition, effects, explain_soft, meta_flags, sanitize, sends_out_of_sync, transition, Aggregates, Change, Conn, Disk, Effect,
-    EffectContext, FencingPolicy, Outcome, Role, Rules, State, StateError, Susp,
+    conn_transition, effects, explain_soft, meta_flags, sanitize, sends_out_of_sync, transition, Aggregates, Change,
+    Conn, Disk, Effect, EffectContext, FencingPolicy, Outcome, Role, Rules, State, StateError, Susp,
 };
 use crate::storage::Storage;
 
@@ -284,7 +284,8 @@ impl<S: Storage> Engine<S> {
             self.explain_refusals(id);
         }
         let bitmaps_exchanged = old.conn == Conn::WFBitMapS && new.conn != Conn::WFBitMapS;
-        if refusals_explained || bitmaps_exchanged || (susp_before.any() && !self.susp.any()) {
+        let no_target = new.conn <= Conn::Connected && self.forget_consent(id);
+        if refusals_explained || no_target || bitmaps_exchanged || (susp_before.any() && !self.susp.any()) {
             self.settle_all();
         }
         if old.conn != new.conn && !matches!(new.conn, Conn::StartingSyncT | Conn::WFBitMapT) {
@@ -296,6 +297,11 @@ impl<S: Storage> Engine<S> {
 
     fn all_connected(&self) -> bool {
         Aggregates::of(self.volumes.iter().flatten().map(|volume| volume.state)).all_at_least(Conn::Connected)
+    }
+
+    /// There is no resync any more that was agreed on. True: something may have waited for the peer to hear of that.
+    fn forget_consent(&mut self, id: VolumeId) -> bool {
+        self.volume_mut(id).is_some_and(|volume| core::mem::take(&mut volume.resync.consent_unheard))
     }
 
     /// What the peer refused it refused because its disk is not good any more.

@@ -90,6 +90,10 @@ impl<S: Storage> Engine<S> {
             result_code(possible.and_then(|()| self.change(id, change, Kind::Soft)))
         };
         self.queue_meta(MetaOut::StateReply { volume: id, code });
+        if code >= Outcome::Success.code() && change.wanted_conn() == Some(Conn::StartingSyncS) {
+            self.with_volume(id, |volume| volume.resync.consent_unheard = true);
+            self.fresh_ping();
+        }
         self.sync_metadata(id);
     }
 

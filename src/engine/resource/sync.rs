@@ -446,6 +446,7 @@ impl<S: Storage> Engine<S> {
 
     /// A ping was answered that was sent after everything now waiting for it.
     pub(super) fn resync_ping_answered(&mut self) {
+        self.consents_heard();
         for id in self.volume_ids() {
             if !self.volume(id).is_some_and(|volume| volume.resync.end == ResyncEnd::Ping) {
                 continue;
@@ -460,6 +461,15 @@ impl<S: Storage> Engine<S> {
                 self.resync_finished(id);
             }
         }
+    }
+
+    /// The peers that wanted to be targets know by now that their data is given up. What was written here alone since this node agreed is
+    /// acknowledged now: after a power cut before, the peer would have gone on without it. (The C module does not wait.)
+    fn consents_heard(&mut self) {
+        for id in self.volume_ids() {
+            self.with_volume(id, |volume| volume.resync.consent_unheard = false);
+        }
+        self.settle_all();
     }
 
     fn resync_finished(&mut self, id: VolumeId) {

@@ -269,6 +269,8 @@ pub(super) struct Resync {
     pub(super) peer_failed: bool,
     /// The resync was agreed on, by a request of one node, and the target has not been heard of since (source).
     pub(super) target_unheard: bool,
+    /// The peer asked for it, to be its target, and may not have the answer: until then its disk is as good as this one to it (source).
+    pub(super) consent_unheard: bool,
     /// It has begun, for a target with the same generation, which has not been heard of since (source).
     pub(super) begin_unheard: bool,
     /// It waits for the source only because the device has grown: what the disk had before is as good as the source's (target).
@@ -476,6 +478,7 @@ impl<S: Storage> Volume<S> {
                 peer_done: false,
                 peer_failed: false,
                 target_unheard: false,
+                consent_unheard: false,
                 begin_unheard: false,
                 of_growth: false,
                 before_growth: None,
