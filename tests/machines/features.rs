@@ -1,6 +1,7 @@
 //! Skipping the initial sync, and a writer that does not wait for a slow link: whoever made the modules.
 
 use anyhow::ensure;
+use lab::Module;
 use machine_tests::config::Config;
 use machine_tests::guest::Workload;
 use machine_tests::pair::{Pair, Pairing, RESYNC, SOON};
@@ -105,6 +106,38 @@ fn congested(pairing: Pairing) -> Result<()> {
     pair.wait_in_sync(RESYNC)?;
     pair.compare_disks()?;
     acks.check(&pair.scan(pair.first(), SECTORS)?)?;
+    if pairing.replaced().modules[0] == Module::Ours {
+        disk_lost_while_ahead(&pair)?;
+    }
     pair.one_by_one("drbdadm down r0")?;
     pair.finish()
+}
+
+/// The peer lacks what it was only told of, and the disk that has it is gone: whatever the peer says, the Primary does not read there. (A
+/// C module says that it is UpToDate.) When it has its disk again that is the source.
+fn disk_lost_while_ahead(pair: &Pair) -> Result<()> {
+    pair.cluster().wire().delay(Duration::from_millis(150));
+    let writer = Workload { sectors: SECTORS, first: 100_001, ..Workload::default() }.spawn(pair.first())?;
+    pair.wait(pair.first(), SOON, "Ahead", |device| device.connection == "Ahead")?;
+    pair.wait(pair.second(), SOON, "Behind", |device| device.connection == "Behind")?;
+    writer.wait_more(50, SOON)?;
+    pair.first().run_ok("drbdadm detach --force r0")?;
+    pair.wait(pair.first(), SOON, "no disk", |device| device.disks.starts_with("Diskless/"))?;
+    pair.cluster().wire().restore();
+    pair.wait(pair.second(), SOON, "the loss", |device| device.disks.ends_with("/Diskless"))?;
+    let acks = writer.last_words()?;
+    for _ in 0..10 {
+        let device = pair.device(pair.first())?;
+        ensure!(
+            device.disks != "Diskless/UpToDate",
+            "data that lacks acknowledged writes is taken for good: {device:?}"
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let read = pair.first().run("dd if=/dev/drbd0 of=/dev/null bs=4k count=1 iflag=direct")?;
+    ensure!(!read.success(), "old data was read: {read}");
+    pair.first().run_ok("drbdadm attach r0")?;
+    pair.wait_in_sync(RESYNC)?;
+    pair.compare_disks()?;
+    acks.check(&pair.scan(pair.first(), SECTORS)?)
 }
