@@ -220,7 +220,7 @@ fn pause(pair: &Pair) -> Result<()> {
 
 /// A fixed rate, a limit, and changes of both while it runs are kept.
 fn rate(pair: &Pair) -> Result<()> {
-    let [fixed, most] = [4096, 3072].map(|kib_per_second| kib_per_second / stretch());
+    let [fixed, most] = [2048, 1536].map(|kib_per_second| kib_per_second / stretch());
     for (options, kib_per_second) in [
         (format!("--c-plan-ahead=0 --resync-rate={fixed}K"), fixed),
         (format!("--c-plan-ahead=20 --c-fill-target=1M --c-max-rate={most}K --resync-rate=1M"), most),
