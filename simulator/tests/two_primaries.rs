@@ -298,8 +298,8 @@ fn who_is_about_to_get_everything_anew_reads_from_the_peer() {
     assert!(early > 5, "only {early} read before the bits were set");
 }
 
-/// Seed 12014425: a Primary gives up its own data, and the other one has agreed. What that one wrote from then on was not mirrored, and until
-/// the consent arrived this one read what it had itself.
+/// Seed 12014425: a Primary gives up its own data, and the other one has agreed, and does not mirror its writes any more. Until the consent
+/// arrived this one read what it had itself. (What is written meanwhile is not acknowledged before that by now.)
 #[test]
 fn who_has_asked_to_get_everything_anew_reads_from_the_peer() {
     let mut early = 0;
@@ -308,11 +308,14 @@ fn who_has_asked_to_get_everything_anew_reads_from_the_peer() {
         warm_up(&mut world);
         world.ask(1, AdminRequest::Invalidate { volume: VOLUME });
         world.run_until("the consent", 1_000, |world| world.status(0).state.pdsk == Disk::Inconsistent);
-        let write = world.start(0, Action::Write { fua: false }, 0, 8);
-        world.run_until("the write", 1_000, |world| world.operations[write].result.is_some());
-        world.run_for_us(1);
-        early += usize::from(world.status(1).state.disk == Disk::UpToDate);
-        assert_eq!(world.io(1, Action::Read, 0, 8), Ok(()));
+        let unheard = world.status(1).state.disk == Disk::UpToDate;
+        assert!(!world.packets.contains("P_DATA_REQUEST"), "seed {seed}");
+        world.start(0, Action::Write { fua: false }, 0, 8);
+        let read = world.start(1, Action::Read, 0, 8);
+        world.run_until("the read", 10_000, |world| world.operations[read].result.is_some());
+        assert_eq!(world.operations[read].result, Some(Ok(())), "seed {seed}");
+        assert!(world.packets.contains("P_DATA_REQUEST"), "seed {seed}: read from its own disk");
+        early += usize::from(unheard);
     }
     assert!(early > 5, "only {early} read before the consent had arrived");
 }
