@@ -5,7 +5,7 @@ use lab::{Machine, Module};
 use machine_tests::config::Config;
 use machine_tests::guest::Workload;
 use machine_tests::pair::{Pair, Pairing, SOON};
-use machine_tests::Result;
+use machine_tests::{is_short, Result};
 use std::time::Duration;
 
 /// Sectors that are written.
@@ -36,7 +36,7 @@ fn c_primary_ours_secondary() -> Result<()> {
 }
 
 fn attach_while_meeting(pairing: Pairing) -> Result<()> {
-    let [slow, fast] = if std::env::var_os("LAB_SHORT").is_some() { SHORT_ROUNDS } else { ROUNDS };
+    let [slow, fast] = if is_short() { SHORT_ROUNDS } else { ROUNDS };
     let pair = Pair::mirrored(pairing, &Config::default())?;
     pair.cluster().wire().delay(SLOW);
     for round in 0..slow {

@@ -11,7 +11,7 @@ use lab::{stretched, Machine, Mark, ADDRESSES, NAMES};
 use machine_tests::config::{self, Config};
 use machine_tests::helpers;
 use machine_tests::pair::{Pair, Pairing};
-use machine_tests::Result;
+use machine_tests::{is_short, Result};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -188,7 +188,7 @@ fn c_first_ours_second() -> Result<()> {
 
 /// All cases; with `LAB_SHORT=1` only one in so many, so that each meets the C module once and some of ours with ours as well.
 fn share(one_in: usize, from: usize) -> Vec<&'static Case> {
-    let (one_in, from) = if std::env::var_os("LAB_SHORT").is_some() { (one_in, from) } else { (1, 0) };
+    let (one_in, from) = if is_short() { (one_in, from) } else { (1, 0) };
     CASES.iter().skip(from).step_by(one_in).collect()
 }
 

@@ -24,20 +24,17 @@ const FAST: &str = "--c-plan-ahead=0 --resync-rate=100M";
 
 #[test]
 fn ours_with_ours() -> Result<()> {
-    resync(Pairing::OURS, &["invalidate", "interrupted", "dependency"])
+    resync(Pairing::OURS, &[])
 }
 
 #[test]
 fn ours_primary_c_secondary() -> Result<()> {
-    resync(Pairing::OURS_PRIMARY, &["verify", "checksums", "thin", "roles", "crash"])
+    resync(Pairing::OURS_PRIMARY, &["verify", "checksums", "roles", "crash"])
 }
 
 #[test]
 fn c_primary_ours_secondary() -> Result<()> {
-    resync(
-        Pairing::C_PRIMARY,
-        &["verify", "checksums", "pause", "rate", "thin", "invalidate", "interrupted", "roles", "dependency"],
-    )
+    resync(Pairing::C_PRIMARY, &["pause", "rate", "thin", "invalidate", "interrupted", "dependency"])
 }
 
 const STEPS: &[Step] = &[

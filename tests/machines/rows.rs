@@ -4,7 +4,7 @@ use anyhow::{bail, Context};
 use lab::Setup;
 use machine_tests::config::Config;
 use machine_tests::pair::{Pair, Pairing};
-use machine_tests::Result;
+use machine_tests::{is_short, Result};
 use std::time::Instant;
 
 /// A step: its name and what it does. It finds both disks UpToDate and connected, the first machine primary, and leaves them so.
@@ -14,7 +14,7 @@ pub(crate) type Step = (&'static str, fn(&Pair) -> Result<()>);
 /// in `short`, if that is not empty. After a step that failed the pair is made anew, so that one run tells of all that fail.
 pub(crate) fn run(pairing: Pairing, config: &Config, steps: &[Step], short: &[&str]) -> Result<()> {
     let wanted = std::env::var("LAB_ROWS").unwrap_or_default();
-    let short = if std::env::var_os("LAB_SHORT").is_some() { short } else { &[] };
+    let short = if is_short() { short } else { &[] };
     let is_wanted = |name: &str| match wanted.as_str() {
         "" => short.is_empty() || short.contains(&name),
         names => names.split(',').any(|word| word == name),

@@ -20,3 +20,8 @@ pub mod tutorial;
 pub use anyhow::Result;
 pub use config::Config;
 pub use pair::{Pair, Pairing};
+
+/// Whether time is short (`LAB_SHORT=1`, as `make test` has it): the tests share their rows, cases and rounds out.
+pub fn is_short() -> bool {
+    std::env::var_os("LAB_SHORT").is_some()
+}
