@@ -87,7 +87,13 @@ impl Scene {
 
     fn run_with(&self, config: &str, words: &[&str]) -> (String, i32) {
         let path = format!("{}:{}", self.directory.display(), std::env::var("PATH").unwrap());
-        let output = Command::new(env!("CARGO_BIN_EXE_drbdadm"))
+        // What the build has in its environment (DRBD_CACHE) would be told to the handlers too.
+        let ours = std::env::vars_os().map(|(name, _)| name).filter(|name| name.to_string_lossy().starts_with("DRBD_"));
+        let mut program = Command::new(env!("CARGO_BIN_EXE_drbdadm"));
+        ours.for_each(|name| {
+            program.env_remove(name);
+        });
+        let output = program
             .arg0("drbdadm")
             .args(["-c", config])
             .args(words)
