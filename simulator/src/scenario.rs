@@ -1,9 +1,26 @@
-//! How the named scenarios of the tests begin and end.
+//! How the named scenarios of the tests begin and end, and what they ask for most.
 
 use crate::node::VOLUME;
+use crate::world::Action;
 use crate::{Config, World};
 use engine::resource::AdminRequest;
 use engine::state::{Conn, Disk};
+
+/// A write without FUA.
+pub const WRITE: Action = Action::Write { fua: false };
+/// `primary`.
+pub const PRIMARY: AdminRequest<'static> = primary(false);
+/// `secondary`.
+pub const SECONDARY: AdminRequest<'static> = AdminRequest::Secondary { volume: VOLUME };
+/// `detach`.
+pub const DETACH: AdminRequest<'static> = AdminRequest::Detach { volume: VOLUME, force: false };
+/// `detach --force`.
+pub const FORCE_DETACH: AdminRequest<'static> = AdminRequest::Detach { volume: VOLUME, force: true };
+
+/// `primary`, perhaps with `--force`.
+pub const fn primary(force: bool) -> AdminRequest<'static> {
+    AdminRequest::Primary { volume: VOLUME, force }
+}
 
 /// Both nodes are connected, and both disks good.
 pub fn good(world: &World) -> bool {
@@ -13,7 +30,39 @@ pub fn good(world: &World) -> bool {
     })
 }
 
-/// Both nodes UpToDate and connected, node 0 Primary.
+/// Both disks are attached, and the nodes have met.
+#[track_caller]
+pub fn connected(world: &mut World) {
+    for node in 0..2 {
+        assert_eq!(world.attach(node), 101, "attach");
+    }
+    for node in 0..2 {
+        assert_eq!(world.connect(node), 1, "connect");
+    }
+    world.run_until("connected", 10_000, |world| (0..2).all(|node| world.status(node).state.conn == Conn::Connected));
+}
+
+/// The same, node 0 was made Primary with `--force`, and its whole disk has been copied.
+#[track_caller]
+pub fn synced(world: &mut World) {
+    connected(world);
+    assert_eq!(world.admin(0, primary(true)), 1, "primary --force");
+    up_to_date(world);
+}
+
+/// Waits until both disks are good.
+#[track_caller]
+pub fn up_to_date(world: &mut World) {
+    world.run_until("resync", 300_000, good);
+}
+
+/// Waits until a node has noticed that it has lost the peer.
+#[track_caller]
+pub fn alone(world: &mut World, node: usize) {
+    world.run_until("loss noticed", 60_000, |world| world.status(node).state.conn == Conn::WFConnection);
+}
+
+/// Both nodes UpToDate and connected, node 0 Primary, without a resync.
 #[track_caller]
 pub fn synced_with(config: Config) -> World {
     let mut world = World::new(config);
@@ -32,7 +81,7 @@ pub fn synced_with(config: Config) -> World {
 /// The nodes come together, and are equal as far as the device goes.
 #[track_caller]
 pub fn all_the_same(world: &mut World) {
-    world.run_until("resync", 300_000, good);
+    up_to_date(world);
     world.run_for_ms(3_000);
     let sizes = [0, 1].map(|node| world.status(node).size_sectors);
     assert_eq!(sizes[0], sizes[1], "the sizes differ");

@@ -4,16 +4,11 @@ use engine::netlink::{OnCongestion, OnNoData, WireProtocol};
 use engine::resource::{AdminRequest, IoError};
 use engine::state::{Conn, Disk, Role, StateError};
 use simulator::node::VOLUME;
-use simulator::scenario::{all_the_same, come_back, synced_with};
+use simulator::scenario::{all_the_same, come_back, synced_with, DETACH, PRIMARY, SECONDARY, WRITE};
 use simulator::world::Action;
 use simulator::{Config, World};
 
-const WRITE: Action = Action::Write { fua: false };
 const SEEDS: u64 = 20;
-
-const PRIMARY: AdminRequest<'static> = AdminRequest::Primary { volume: VOLUME, force: false };
-const SECONDARY: AdminRequest<'static> = AdminRequest::Secondary { volume: VOLUME };
-const DETACH: AdminRequest<'static> = AdminRequest::Detach { volume: VOLUME, force: false };
 
 /// A Primary that sends announcements in place of data; the peer lacks acknowledged writes.
 fn ahead(seed: u64) -> World {

@@ -3,12 +3,10 @@
 use engine::resource::AdminRequest;
 use engine::state::{Conn, Disk, Role};
 use simulator::node::{Attaching, VOLUME};
-use simulator::scenario::{good, synced_with};
+use simulator::scenario::{good, synced_with, DETACH, WRITE};
 use simulator::world::Action;
 use simulator::{Config, World};
 
-const WRITE: Action = Action::Write { fua: false };
-const DETACH: AdminRequest<'static> = AdminRequest::Detach { volume: VOLUME, force: false };
 const DISCONNECT: AdminRequest<'static> = AdminRequest::Disconnect { force: false };
 const SEEDS: u64 = 150;
 

@@ -3,11 +3,10 @@
 use engine::netlink::WireProtocol;
 use engine::resource::{AdminRequest, VolumeId};
 use engine::state::Conn;
-use simulator::scenario::{all_the_same, synced_with};
+use simulator::scenario::{all_the_same, synced_with, WRITE};
 use simulator::world::Action;
 use simulator::{Config, World};
 
-const WRITE: Action = Action::Write { fua: false };
 const MIB_SECTORS: u64 = 2048;
 const SEEDS: u64 = 10;
 

@@ -5,22 +5,15 @@ use engine::netlink::{Fencing, OnNoData, WireProtocol};
 use engine::resource::AdminRequest;
 use engine::state::{Conn, Disk, Role};
 use simulator::node::VOLUME;
-use simulator::scenario::{all_the_same, come_back, good, synced_with};
+use simulator::scenario::{all_the_same, alone, come_back, good, synced_with, SECONDARY, WRITE};
 use simulator::world::Action;
 use simulator::{Config, World};
 
-const WRITE: Action = Action::Write { fua: false };
 const SEEDS: u64 = 20;
-
-const SECONDARY: AdminRequest<'static> = AdminRequest::Secondary { volume: VOLUME };
 
 /// What makes meta data durable does not make data durable.
 fn config(seed: u64) -> Config {
     Config { internal: false, ..Config::new(seed) }
-}
-
-fn alone(world: &mut World, node: usize) {
-    world.run_until("loss noticed", 60_000, |world| world.status(node).state.conn == Conn::WFConnection);
 }
 
 /// Seed 6007394: I/O was frozen while the connection was made anew, and what the peer had acknowledged over the old one was

@@ -5,13 +5,10 @@ use engine::netlink::WireProtocol;
 use engine::resource::AdminRequest;
 use engine::state::{Conn, Disk, Role};
 use simulator::node::VOLUME;
-use simulator::scenario::{all_the_same, come_back, good, synced_with};
+use simulator::scenario::{all_the_same, come_back, good, synced_with, DETACH, PRIMARY, WRITE};
 use simulator::world::Action;
 use simulator::{Config, World};
 
-const WRITE: Action = Action::Write { fua: false };
-const PRIMARY: AdminRequest<'static> = AdminRequest::Primary { volume: VOLUME, force: false };
-const DETACH: AdminRequest<'static> = AdminRequest::Detach { volume: VOLUME, force: false };
 const SEEDS: u64 = 40;
 
 /// A sender that is slow to go on: what is queued behind a write is sent when that has long been acknowledged.

@@ -5,13 +5,13 @@ use engine::resource::{AdminRequest, AlgorithmName, Fault, Helper, CHALLENGE_BYT
 use engine::state::{Conn, Disk};
 use simulator::inspect::UNKNOWN_ALGORITHM;
 use simulator::node::VOLUME;
+use simulator::scenario::{synced, up_to_date, WRITE};
 use simulator::world::Action;
 use simulator::{Config, World};
 
 const SEEDS: u64 = 4;
 const SECTORS: u64 = 16_384;
 const BLOCKS: u64 = SECTORS / 8;
-const WRITE: Action = Action::Write { fua: false };
 
 fn algorithm(name: &str) -> AlgorithmName {
     AlgorithmName::from_bytes(name.as_bytes()).unwrap()
@@ -28,29 +28,6 @@ fn with_config(change: impl Fn(&mut Config), scenario: impl Fn(World)) {
         change(&mut config);
         scenario(World::new(config));
     }
-}
-
-/// Node 0 Primary, both UpToDate.
-fn synced(world: &mut World) {
-    for node in 0..2 {
-        assert_eq!(world.attach(node), 101, "attach");
-    }
-    for node in 0..2 {
-        assert_eq!(world.connect(node), 1, "connect");
-    }
-    world.run_until("connected", 10_000, |world| (0..2).all(|node| world.status(node).state.conn == Conn::Connected));
-    assert_eq!(world.admin(0, AdminRequest::Primary { volume: VOLUME, force: true }), 1);
-    up_to_date(world);
-}
-
-#[track_caller]
-fn up_to_date(world: &mut World) {
-    world.run_until("resync", 300_000, |world| {
-        (0..2).all(|node| {
-            let state = world.status(node).state;
-            state.conn == Conn::Connected && state.disk == Disk::UpToDate && state.pdsk == Disk::UpToDate
-        })
-    });
 }
 
 #[track_caller]

@@ -6,6 +6,7 @@ use engine::netlink::{AfterSplitBrain, NetConf, ReadBalancing, ResizeParms, Wire
 use engine::resource::{AdminRequest, IoError, IoFlags, IoRequest, Notice, Op, Submit};
 use engine::state::{Conn, Disk};
 use simulator::node::VOLUME;
+use simulator::scenario::{primary, synced, up_to_date, WRITE};
 use simulator::world::Action;
 use simulator::{Config, World};
 
@@ -14,15 +15,10 @@ fn seeds() -> u64 {
     std::env::var("SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5)
 }
 
-const WRITE: Action = Action::Write { fua: false };
 /// What new sectors hold on each node before anything is written there.
 const JUNK: [u64; 2] = [1 << 50, 1 << 51];
 /// 20 MiB: more bitmap, more meta data.
 const MORE: u64 = 40_960;
-
-fn primary(force: bool) -> AdminRequest<'static> {
-    AdminRequest::Primary { volume: VOLUME, force }
-}
 
 fn with_config(change: impl Fn(&mut Config), scenario: impl Fn(World)) {
     for seed in 1..=seeds() {
@@ -36,29 +32,6 @@ fn with_config(change: impl Fn(&mut Config), scenario: impl Fn(World)) {
 fn with_both(scenario: impl Fn(World)) {
     with_config(|config| config.internal = true, &scenario);
     with_config(|config| config.internal = false, &scenario);
-}
-
-/// Both attached and connected, node 0 Primary, both UpToDate.
-fn synced(world: &mut World) {
-    for node in 0..2 {
-        assert_eq!(world.attach(node), 101, "attach");
-    }
-    for node in 0..2 {
-        assert_eq!(world.connect(node), 1, "connect");
-    }
-    world.run_until("connected", 10_000, |world| (0..2).all(|node| world.status(node).state.conn == Conn::Connected));
-    assert_eq!(world.admin(0, primary(true)), 1, "primary --force");
-    up_to_date(world);
-}
-
-#[track_caller]
-fn up_to_date(world: &mut World) {
-    world.run_until("resync", 300_000, |world| {
-        (0..2).all(|node| {
-            let state = world.status(node).state;
-            state.conn == Conn::Connected && state.disk == Disk::UpToDate && state.pdsk == Disk::UpToDate
-        })
-    });
 }
 
 /// Nothing is under way, nothing is left over, both halves are the same up to `sectors`.

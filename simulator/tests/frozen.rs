@@ -6,10 +6,10 @@ use engine::netlink::{Fencing, OnIoError, OnNoData, ReadBalancing, ResourceOpts}
 use engine::resource::{AdminRequest, Helper};
 use engine::state::{Conn, Disk, Role};
 use simulator::node::VOLUME;
+use simulator::scenario::{self, up_to_date, WRITE};
 use simulator::world::Action;
 use simulator::{Config, World};
 
-const WRITE: Action = Action::Write { fua: false };
 const SEEDS: u64 = 5;
 
 fn with_fencing(fencing: Fencing, scenario: impl Fn(World)) {
@@ -22,26 +22,8 @@ fn with_fencing(fencing: Fencing, scenario: impl Fn(World)) {
 
 /// Node 0 Primary, both UpToDate.
 fn synced(world: &mut World) {
-    for node in 0..2 {
-        assert_eq!(world.attach(node), 101, "attach");
-    }
-    for node in 0..2 {
-        assert_eq!(world.connect(node), 1, "connect");
-    }
-    world.run_until("connected", 10_000, |world| (0..2).all(|node| world.status(node).state.conn == Conn::Connected));
-    assert_eq!(world.admin(0, AdminRequest::Primary { volume: VOLUME, force: true }), 1);
-    up_to_date(world);
+    scenario::synced(world);
     world.helpers.clear();
-}
-
-#[track_caller]
-fn up_to_date(world: &mut World) {
-    world.run_until("resync", 300_000, |world| {
-        (0..2).all(|node| {
-            let state = world.status(node).state;
-            (state.conn, state.disk, state.pdsk) == (Conn::Connected, Disk::UpToDate, Disk::UpToDate)
-        })
-    });
 }
 
 fn suspend_without_data(world: &mut World) {

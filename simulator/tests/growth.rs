@@ -5,14 +5,10 @@ use engine::netlink::{OnIoError, ResizeParms};
 use engine::resource::{AdminRequest, Fault, Helper};
 use engine::state::{Conn, Disk};
 use simulator::node::VOLUME;
-use simulator::scenario::{all_the_same, come_back, synced_with};
+use simulator::scenario::{all_the_same, come_back, synced_with, FORCE_DETACH, PRIMARY, SECONDARY, WRITE};
 use simulator::world::Action;
 use simulator::{Config, World};
 
-const WRITE: Action = Action::Write { fua: false };
-const PRIMARY: AdminRequest<'static> = AdminRequest::Primary { volume: VOLUME, force: false };
-const SECONDARY: AdminRequest<'static> = AdminRequest::Secondary { volume: VOLUME };
-const FORCE_DETACH: AdminRequest<'static> = AdminRequest::Detach { volume: VOLUME, force: true };
 const SEEDS: u64 = 20;
 
 /// Seeds 2000687, 2001466: the device grew, its internal meta data moved to the new end of the disk, and nothing was written where

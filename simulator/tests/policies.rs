@@ -5,15 +5,11 @@ use engine::netlink::{AfterSplitBrain, NetConf};
 use engine::resource::{AdminRequest, Helper};
 use engine::state::{Conn, Role};
 use simulator::node::VOLUME;
-use simulator::scenario::{all_the_same, synced_with};
-use simulator::world::Action;
+use simulator::scenario::{all_the_same, synced_with, PRIMARY, SECONDARY, WRITE};
 use simulator::{Config, World};
 
-const WRITE: Action = Action::Write { fua: false };
 const SEEDS: u64 = 20;
 
-const PRIMARY: AdminRequest<'static> = AdminRequest::Primary { volume: VOLUME, force: false };
-const SECONDARY: AdminRequest<'static> = AdminRequest::Secondary { volume: VOLUME };
 const NEW_GENERATION: AdminRequest<'static> = AdminRequest::NewCurrentUuid { volume: VOLUME, clear_bitmap: false };
 
 /// Both nodes, node 0 Primary, with a connection of these options; then the network is cut.

@@ -5,21 +5,13 @@ use engine::netlink::{AfterSplitBrain, DiskConf, Fencing, NetConf, OnIoError, On
 use engine::resource::{AdminRequest, Fault, IoError, Op};
 use engine::state::{Conn, Disk, Role};
 use simulator::node::VOLUME;
-use simulator::scenario::{all_the_same, come_back, synced_with};
+use simulator::scenario::{
+    all_the_same, alone, come_back, synced_with, DETACH, FORCE_DETACH, PRIMARY, SECONDARY, WRITE,
+};
 use simulator::world::Action;
 use simulator::{draw, Config, World};
 
-const WRITE: Action = Action::Write { fua: false };
 const SEEDS: u64 = 20;
-
-const PRIMARY: AdminRequest<'static> = AdminRequest::Primary { volume: VOLUME, force: false };
-const SECONDARY: AdminRequest<'static> = AdminRequest::Secondary { volume: VOLUME };
-const DETACH: AdminRequest<'static> = AdminRequest::Detach { volume: VOLUME, force: false };
-const FORCE_DETACH: AdminRequest<'static> = AdminRequest::Detach { volume: VOLUME, force: true };
-
-fn alone(world: &mut World, node: usize) {
-    world.run_until("loss noticed", 60_000, |world| world.status(node).state.conn == Conn::WFConnection);
-}
 
 /// Seed 2003229: the disk is kept though it fails, and a flush of its cache failed. What was in the cache was lost, also writes
 /// that the peer had acknowledged long ago; nobody had them in mind any more, and after the next resync the halves differed.

@@ -4,11 +4,10 @@ use engine::netlink::{Fencing, NetConf, OnCongestion, OnNoData, ResizeParms, Wir
 use engine::resource::{AdminRequest, AlgorithmName, Fault, Notice};
 use engine::state::{Conn, Disk};
 use simulator::node::VOLUME;
-use simulator::scenario::{all_the_same, come_back, good, synced_with};
+use simulator::scenario::{all_the_same, come_back, good, synced_with, WRITE};
 use simulator::world::Action;
 use simulator::{Config, World};
 
-const WRITE: Action = Action::Write { fua: false };
 const SEEDS: u64 = 20;
 
 /// Both nodes UpToDate and connected, node 0 Primary.

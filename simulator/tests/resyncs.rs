@@ -5,12 +5,10 @@ use engine::netlink::{Fencing, OnCongestion, OnIoError, WireProtocol};
 use engine::resource::{AdminRequest, AlgorithmName, Fault, Helper};
 use engine::state::{Conn, Disk, Outcome, StateError};
 use simulator::node::VOLUME;
-use simulator::scenario::{all_the_same, good, synced_with};
+use simulator::scenario::{all_the_same, good, synced_with, SECONDARY, WRITE};
 use simulator::world::Action;
 use simulator::{Config, World};
 
-const WRITE: Action = Action::Write { fua: false };
-const SECONDARY: AdminRequest<'static> = AdminRequest::Secondary { volume: VOLUME };
 const SEEDS: u64 = 20;
 
 /// Seed 6007470: a request of the target waited on the source for a write in its range. The target let its disk go, had it back, and

@@ -5,22 +5,13 @@ use engine::netlink::{OnIoError, WireProtocol};
 use engine::resource::{AdminRequest, Fault, Helper, IoError, Notice, OpenError};
 use engine::state::{Conn, Disk, Role};
 use simulator::node::VOLUME;
+use simulator::scenario::{connected, primary, synced, up_to_date, SECONDARY, WRITE};
 use simulator::world::Action;
 use simulator::{Config, World};
 
 /// Seeds a scenario; more with the environment variable `SEEDS`.
 fn seeds() -> u64 {
     std::env::var("SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5)
-}
-
-const WRITE: Action = Action::Write { fua: false };
-
-fn primary(force: bool) -> AdminRequest<'static> {
-    AdminRequest::Primary { volume: VOLUME, force }
-}
-
-fn secondary() -> AdminRequest<'static> {
-    AdminRequest::Secondary { volume: VOLUME }
 }
 
 /// Runs a scenario with several seeds.
@@ -34,34 +25,6 @@ fn with_config(change: impl Fn(&mut Config), scenario: impl Fn(World)) {
         change(&mut config);
         scenario(World::new(config));
     }
-}
-
-/// Both attached, connected, nothing synced.
-fn connected(world: &mut World) {
-    for node in 0..2 {
-        assert_eq!(world.attach(node), 101, "attach");
-    }
-    for node in 0..2 {
-        assert_eq!(world.connect(node), 1, "connect");
-    }
-    world.run_until("connected", 10_000, |world| (0..2).all(|node| world.status(node).state.conn == Conn::Connected));
-}
-
-/// Node 0 Primary, both UpToDate.
-fn synced(world: &mut World) {
-    connected(world);
-    assert_eq!(world.admin(0, primary(true)), 1, "primary --force");
-    up_to_date(world);
-}
-
-#[track_caller]
-fn up_to_date(world: &mut World) {
-    world.run_until("resync", 300_000, |world| {
-        (0..2).all(|node| {
-            let state = world.status(node).state;
-            state.conn == Conn::Connected && state.disk == Disk::UpToDate && state.pdsk == Disk::UpToDate
-        })
-    });
 }
 
 /// Nothing is under way, nothing is left over, both halves are the same.
@@ -95,7 +58,7 @@ fn a_volume_that_the_peer_does_not_have() {
         assert_eq!(world.io(0, WRITE, 64, 8), Ok(()));
         world.set_network(true);
         up_to_date(&mut world);
-        assert_eq!(world.admin(0, secondary()), 1, "secondary");
+        assert_eq!(world.admin(0, SECONDARY), 1, "secondary");
         assert_eq!(conn_of(&world, 0), Some(Conn::WFReportParams));
         let other = world.engine(1, |engine, now_ms| engine.add_volume(1, 1, now_ms));
         assert_eq!(other, Ok(second));
@@ -279,7 +242,7 @@ fn roles_change_both_ways() {
             let (from, to) = (round % 2, 1 - round % 2);
             mixed_io(&mut world, from, 10);
             assert_eq!(world.admin(to, primary(false)), -1, "two Primaries");
-            assert_eq!(world.admin(from, secondary()), 1);
+            assert_eq!(world.admin(from, SECONDARY), 1);
             assert_eq!(world.admin(to, primary(false)), 1);
             mixed_io(&mut world, to, 10);
             let roles = [0, 1].map(|node| world.status(node).state.role);
@@ -431,7 +394,7 @@ fn a_split_brain_is_refused() {
         assert_eq!((world.nodes[0].data.get(0), world.nodes[0].data.get(800)), (1, 0));
         assert_eq!((world.nodes[1].data.get(0), world.nodes[1].data.get(800)), (0, 2));
         // The administrator decides whose changes are lost.
-        assert_eq!(world.admin(1, secondary()), 1);
+        assert_eq!(world.admin(1, SECONDARY), 1);
         let _code = world.admin(1, AdminRequest::Disconnect { force: false });
         let _code = world.admin(0, AdminRequest::Disconnect { force: false });
         let mut conf = world.config.net;
@@ -620,7 +583,7 @@ fn detach_of_both_and_down() {
     with_seeds(|mut world| {
         synced(&mut world);
         mixed_io(&mut world, 0, 3);
-        assert_eq!(world.admin(0, secondary()), 1);
+        assert_eq!(world.admin(0, SECONDARY), 1);
         for node in 0..2 {
             assert_eq!(world.admin(node, AdminRequest::Disconnect { force: false }), 101);
             assert_eq!(world.admin(node, AdminRequest::Detach { volume: VOLUME, force: false }), 1);
@@ -640,7 +603,7 @@ fn detach_of_both_and_down() {
 fn a_ping_that_was_just_sent_is_not_overdue() {
     with_seeds(|mut world| {
         synced(&mut world);
-        assert_eq!(world.admin(0, secondary()), 1, "secondary");
+        assert_eq!(world.admin(0, SECONDARY), 1, "secondary");
         world.ask(1, primary(false));
         let verdict = world.engine(1, |engine, now_ms| engine.meta_timeout(false, now_ms));
         assert!(verdict.is_ok(), "{verdict:?}");
@@ -704,10 +667,10 @@ fn a_device_that_is_held_open_is_not_demoted() {
             let refused = if write { OpenError::ReadOnly } else { OpenError::NotPrimary };
             assert_eq!(world.engine(1, |engine, _| engine.open(VOLUME, write)), Err(refused));
             assert_eq!(world.engine(0, |engine, _| engine.open(VOLUME, write)), Ok(()));
-            assert_eq!(world.admin(0, secondary()), -12);
+            assert_eq!(world.admin(0, SECONDARY), -12);
             assert_eq!(world.status(0).state.role, Role::Primary);
             world.engine(0, |engine, _| engine.release(VOLUME, write));
-            assert_eq!(world.admin(0, secondary()), 1);
+            assert_eq!(world.admin(0, SECONDARY), 1);
         });
     }
 }

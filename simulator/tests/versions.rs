@@ -3,19 +3,15 @@
 
 use engine::netlink::WireProtocol;
 use engine::resource::{AdminRequest, Fault, IoError};
-use engine::state::{Conn, Disk};
+use engine::state::Conn;
 use simulator::node::VOLUME;
+use simulator::scenario::{synced, up_to_date, WRITE};
 use simulator::world::Action;
 use simulator::{Config, World};
 
 /// All versions at which something changes.
 const VERSIONS: &[u32] = &[86, 87, 88, 89, 90, 91, 93, 94, 95, 96, 97, 99, 100, 101];
 const FEATURES: u32 = 0xf;
-const WRITE: Action = Action::Write { fua: false };
-
-fn primary(force: bool) -> AdminRequest<'static> {
-    AdminRequest::Primary { volume: VOLUME, force }
-}
 
 /// Runs a scenario with every version, each with a seed of its own.
 fn with_versions(change: impl Fn(&mut Config), mut scenario: impl FnMut(World, u32)) {
@@ -26,29 +22,6 @@ fn with_versions(change: impl Fn(&mut Config), mut scenario: impl FnMut(World, u
         change(&mut config);
         scenario(World::new(config), version);
     }
-}
-
-/// Both attached, connected, node 0 Primary, both UpToDate.
-fn synced(world: &mut World) {
-    for node in 0..2 {
-        assert_eq!(world.attach(node), 101, "attach");
-    }
-    for node in 0..2 {
-        assert_eq!(world.connect(node), 1, "connect");
-    }
-    world.run_until("connected", 10_000, |world| (0..2).all(|node| world.status(node).state.conn == Conn::Connected));
-    assert_eq!(world.admin(0, primary(true)), 1, "primary --force");
-    up_to_date(world);
-}
-
-#[track_caller]
-fn up_to_date(world: &mut World) {
-    world.run_until("resync", 300_000, |world| {
-        (0..2).all(|node| {
-            let state = world.status(node).state;
-            state.conn == Conn::Connected && state.disk == Disk::UpToDate && state.pdsk == Disk::UpToDate
-        })
-    });
 }
 
 fn writes(world: &mut World, count: u64) {

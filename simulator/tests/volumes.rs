@@ -4,11 +4,10 @@ use engine::metadata::superblock::{UI_BITMAP, UI_CURRENT};
 use engine::netlink::{Fencing, OnNoData, WireProtocol};
 use engine::resource::{AdminRequest, AlgorithmName, VolumeId};
 use engine::state::{Conn, Disk};
-use simulator::scenario::{all_the_same, good};
+use simulator::scenario::{all_the_same, good, WRITE};
 use simulator::world::{Action, Fence};
 use simulator::{Config, World};
 
-const WRITE: Action = Action::Write { fua: false };
 const SEEDS: u64 = 10;
 const FIRST: VolumeId = VolumeId(0);
 const SECOND: VolumeId = VolumeId(1);
