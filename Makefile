@@ -64,10 +64,11 @@ module-check: module
 # What `make test` has no time for; `make machine-test-all` runs it as well: ours with ours of what runs with the C module in both
 # roles, one of two where the roles differ by little, and what another scenario does on the way. With LAB_SHORT=1 the rows of
 # `replication` and `resync`, the cases of `generations` and the rounds of others are shared out over the pairings.
-LONG_TESTS := $(addsuffix ::ours_with_ours,attach events hanging_disk injected interop resize resync sectors \
+LONG_TESTS := powercut:: leaks::up_and_down tools::our_tools_drive_the_c_module \
+	$(addsuffix ::ours_with_ours,attach events generations hanging_disk injected interop replication resize resync sectors \
 		failures::failing_disks failures::silent_peers failures::fencing) \
-	$(addsuffix _ours_with_ours,powercut::primary powercut::secondary volumes::cuts features::congestion features::initial_sync_skipped) \
-	powercut::primary_c powercut::secondary_c volumes::cuts_c_primary leaks::up_and_down
+	$(addsuffix _ours_with_ours,volumes::cuts features::congestion features::initial_sync_skipped) \
+	$(addsuffix c_primary,attach:: resize:: sectors:: volumes::cuts_) features::initial_sync_skipped_by_the_c
 # What `make test DEBUG_KERNEL=1` runs, where everything takes many times as long: ours with ours, all rows of it, and the C
 # module only as the peer of ours where the most happens between the two. It has faults of its own there, and what our tools do
 # with it is the same on every kernel.

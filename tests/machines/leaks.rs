@@ -1,4 +1,4 @@
-//! Nothing is left behind: a hundred times (seventy where time is short) up and down, connected and disconnected, loaded and unloaded, and
+//! Nothing is left behind: a hundred times (fifty where time is short) up and down, connected and disconnected, loaded and unloaded, and
 //! neither slab caches nor pages nor virtual memory grow from round to round; an unloaded module leaves no trace. (Memory that nothing points to
 //! is looked for after every test, where the kernel can do that.)
 
@@ -14,7 +14,7 @@ use std::time::Duration;
 const ROUNDS: [u32; 2] = [20, 40];
 
 /// The same where time is short.
-const SHORT_ROUNDS: [u32; 2] = [10, 30];
+const SHORT_ROUNDS: [u32; 2] = [10, 20];
 
 /// Rounds on the debug kernel. KASAN keeps what was freed for a while, so that counting says nothing there; that memory is not
 /// pointed to any more does, after the test.

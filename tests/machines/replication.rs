@@ -16,7 +16,7 @@ const SECTORS: u64 = 16 << 11;
 
 #[test]
 fn ours_with_ours() -> Result<()> {
-    replication(Pairing::OURS, &["diskless-secondary", "dual"])
+    replication(Pairing::OURS, &[])
 }
 
 #[test]
