@@ -92,7 +92,7 @@ else
 	@LAB_SHORT=1 $(MACHINE_TEST) $(addprefix --skip ,$(LONG_TESTS))
 endif
 
-machine-test-all: all machine-agent ## every scenario and row in every pairing, an hour in all
+machine-test-all: all machine-agent ## every scenario and row in every pairing, one to three hours
 	@$(MACHINE_TEST)
 
 bench: all ## the benchmark against the C module, into docs/PERFORMANCE.md; ARGS="--rows 'depth 1'" for some rows
