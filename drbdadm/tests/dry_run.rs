@@ -90,9 +90,9 @@ impl Scene {
         // What the build has in its environment (DRBD_CACHE) would be told to the handlers too.
         let ours = std::env::vars_os().map(|(name, _)| name).filter(|name| name.to_string_lossy().starts_with("DRBD_"));
         let mut program = Command::new(env!("CARGO_BIN_EXE_drbdadm"));
-        ours.for_each(|name| {
+        for name in ours {
             program.env_remove(name);
-        });
+        }
         let output = program
             .arg0("drbdadm")
             .args(["-c", config])

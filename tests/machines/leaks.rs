@@ -1,6 +1,6 @@
-//! Nothing is left behind: a hundred times (fifty where time is short) up and down, connected and disconnected, loaded and unloaded, and
-//! neither slab caches nor pages nor virtual memory grow from round to round; an unloaded module leaves no trace. (Memory that nothing points to
-//! is looked for after every test, where the kernel can do that.)
+//! Nothing is left behind: a hundred times (fifty where time is short) up and down, connected and disconnected, loaded and
+//! unloaded, and neither slab caches nor pages nor virtual memory grow from round to round; an unloaded module leaves no trace.
+//! (Memory that nothing points to is looked for after every test, where the kernel can do that.)
 
 use anyhow::{bail, ensure, Context};
 use lab::{is_debug_kernel, Machine, Module, Tools};
