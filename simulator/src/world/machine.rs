@@ -145,6 +145,10 @@ impl World {
     /// The number of the reply.
     pub fn start_attach(&mut self, node: usize) -> Result<(), i32> {
         self.apply_al(node);
+        self.begin_attach(node)
+    }
+
+    fn begin_attach(&mut self, node: usize) -> Result<(), i32> {
         self.nodes[node].logged = None;
         let block = self.nodes[node].meta.read(self.layout(node).superblock_sector);
         let backing = Backing {
@@ -192,14 +196,15 @@ impl World {
         Some(code)
     }
 
-    /// Begins an attach again when the nodes have met and the devices of the last try are closed; an error at once.
+    /// Begins an attach again when the nodes have met and the devices of the last try are closed; an error at once. It is still the
+    /// same command: nobody runs `apply-al` between.
     pub(super) fn attach_again(&mut self, node: usize) -> Option<i32> {
         let waits = self.nodes[node].device.attaching == Attaching::Waits;
         if !waits || self.engine_of(node).is_meeting() || self.status(node).has_disk {
             return None;
         }
         self.nodes[node].device.attaching = Attaching::No;
-        self.start_attach(node).err()
+        self.begin_attach(node).err()
     }
 
     /// The disk has grown since the meta data was written: it is moved to the end. spec: metadata 9.8

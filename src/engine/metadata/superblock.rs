@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The v08 superblock: one 4096-byte block, no checksum, the magic at offset 60.
 //!
-//! The module always writes it with [`Magic::Unclean`]; only the meta-data tool writes [`Magic::Clean`], after it has
-//! applied the activity log. So every attach is preceded by the tool's `apply-al`.
+//! The module writes it with [`Magic::Unclean`] once the disk is in use; [`Magic::Clean`] comes from the meta-data tool, which has
+//! applied the activity log, and stays as long as an attach has not come to its end. So every attach is preceded by the tool's
+//! `apply-al`.
 // spec: metadata 2
 
 use core::fmt;
@@ -97,9 +98,9 @@ impl core::ops::BitOr for MetaFlags {
 /// The two magics of the v08 format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Magic {
-    /// [`MAGIC_08`]: written by the tool.
+    /// [`MAGIC_08`]: as the tool leaves it.
     Clean,
-    /// [`MAGIC_84_UNCLEAN`]: written by the module; the activity log must be applied before the next attach.
+    /// [`MAGIC_84_UNCLEAN`]: written by the module for a disk in use; the activity log must be applied before the next attach.
     Unclean,
 }
 
@@ -309,7 +310,7 @@ impl Superblock {
         self.al_stripe_size_4k = layout.striping.stripe_size_4k;
     }
 
-    /// Writes the whole block, reserved bytes zero, with the given magic (the module: always [`Magic::Unclean`]).
+    /// Writes the whole block, reserved bytes zero, with the given magic.
     pub fn encode(&self, magic: Magic, block: &mut Block) {
         block.fill(0);
         put_bytes(block, 0, self.la_size_sectors.to_be_bytes());

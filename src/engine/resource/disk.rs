@@ -211,6 +211,7 @@ impl<S: Storage> Engine<S> {
             log_suspended: false,
             resync_after_negotiation: grew_from.is_some(),
             grew_from_sectors: grew_from,
+            in_use: false,
             release: Release::No,
         };
         disk.superblock.al_nr_extents = disk.log.extents();
@@ -285,6 +286,7 @@ impl<S: Storage> Engine<S> {
             self.abort_attach(id, error.code());
             return;
         }
+        self.with_disk(id, |disk| disk.in_use = true);
         if !self.sabotaged(Sabotage::KeepHold) {
             self.with_volume(id, |volume| volume.holds = volume.holds.saturating_sub(1));
         }

@@ -357,7 +357,8 @@ impl<S: Storage> AttachedDisk<S> {
                 self.superblock.la_size_sectors = size_sectors;
                 let superblock = self.superblock_to_write();
                 self.pipeline.primary_written = superblock.flags.contains(MetaFlags::PRIMARY_IND);
-                superblock.encode(Magic::Unclean, buffer);
+                let magic = if self.in_use { Magic::Unclean } else { Magic::Clean };
+                superblock.encode(magic, buffer);
                 Step::Io(self.block_io(self.layout.superblock_sector, durable_writes))
             }
             Current::EvictedPages => match self.next_page(Pages::Hinted, buffer) {

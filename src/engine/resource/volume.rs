@@ -86,6 +86,9 @@ pub(super) struct AttachedDisk<S: Storage> {
     pub(super) resync_after_negotiation: bool,
     /// Size before, while attaching a disk that has grown.
     pub(super) grew_from_sectors: Option<u64>,
+    /// It has its state. Before that only the attach has written to it, and the activity log is as `apply-al` left it: an attach that has
+    /// to begin anew finds a superblock that says so.
+    pub(super) in_use: bool,
     /// How far the way out has got.
     pub(super) release: Release,
 }
