@@ -7,7 +7,7 @@ use super::volume::Volume;
 use crate::linux::bdev::{Holder, LowerDevice};
 use crate::linux::bio::{BioSet, Outcome, Owner};
 use crate::linux::clock;
-use crate::linux::mem::{PageChain, PagePool, PAGE_BYTES};
+use crate::linux::mem::{PageChain, PagePool, PageReserve, PAGE_BYTES};
 use crate::linux::storage::KernelStorage;
 use crate::linux::work::Deferred;
 use engine::metadata::layout::{superblock_sector, MetaIndex};
@@ -20,6 +20,8 @@ use kernel::workqueue::{impl_has_work, new_work, Work, WorkItem};
 
 /// Requests that every backing keeps in reserve for its lower devices.
 const RESERVED_BIOS: u16 = 64;
+/// Pages that every backing keeps in reserve for its meta data: what holds all others may be waiting for the activity log.
+const RESERVED_META_PAGES: u16 = 4;
 /// Largest request that goes over the wire, in bytes.
 const MAX_REQUEST_BYTES: u32 = 1 << 20;
 /// Smallest backing device, in sectors. spec: state-machine 13.1
@@ -130,6 +132,7 @@ pub(crate) struct Backing {
     data: LowerDevice,
     /// Where the meta data is, unless on the data device.
     meta: Option<LowerDevice>,
+    meta_pages: Arc<PagePool>,
     /// Last, so that it is dropped when the devices are closed.
     volume: Counted,
 }
@@ -172,12 +175,14 @@ impl Backing {
     /// # Errors
     /// `ENOMEM`.
     fn new(volume: Arc<Volume>, data: LowerDevice, meta: Option<LowerDevice>) -> Result<Arc<Backing>> {
+        let meta_pages = PagePool::new(PageReserve::new(RESERVED_META_PAGES)?)?;
         let backing = Arc::pin_init(
             try_pin_init!(Backing {
                 release <- new_work!("drbd::Backing::release"),
                 bios <- BioSet::new(RESERVED_BIOS),
                 data,
                 meta,
+                meta_pages,
                 volume: Counted::new(volume),
             }? Error),
             GFP_KERNEL,
@@ -203,7 +208,13 @@ impl Backing {
         self.meta.as_ref().unwrap_or(&self.data)
     }
 
-    /// Where pages for transfers come from.
+    /// Where pages for meta data come from.
+    #[inline]
+    pub(crate) fn meta_pages(&self) -> &Arc<PagePool> {
+        &self.meta_pages
+    }
+
+    /// Where pages for data come from.
     #[inline]
     pub(crate) fn page_pool(&self) -> &Arc<PagePool> {
         &self.volume.0.resource.pages
@@ -239,7 +250,7 @@ impl Backing {
         if faults::strikes(self.minor(), Fault::MetaRead) {
             return Err(RetCode::IoMdDisk);
         }
-        let mut pages = PageChain::new(self.page_pool(), PAGE_BYTES);
+        let mut pages = PageChain::new(self.meta_pages(), PAGE_BYTES);
         self.meta().read_wait(sector, &mut pages).map_err(|_| RetCode::IoMdDisk)?;
         Ok(pages)
     }

@@ -16,7 +16,7 @@ use kernel::sync::Arc;
 /// Starts every transfer that the engine wants now. May sleep.
 pub(crate) fn start_all(volume: &Arc<Volume>, backing: &DeferredArc<Backing>) {
     loop {
-        let mut pages = PageChain::new(backing.page_pool(), PAGE_BYTES);
+        let mut pages = PageChain::new(backing.meta_pages(), PAGE_BYTES);
         let Some(buffer) = pages.first_page_mut() else { return };
         let next = disk_io::enter(&volume.resource, Context::Process, |locked| {
             locked.engine.next_metadata_io(volume.id, buffer)
