@@ -3,6 +3,7 @@
 
 use super::sync::on_volume;
 use super::{ask, is_success, unless_refused, wait_for_result, Answer, Task};
+use crate::linux::genl;
 use crate::shell::backing::Opened;
 use crate::shell::disk_io::tell_device_sizes;
 use crate::shell::resource::Resource;
@@ -27,9 +28,10 @@ pub(super) fn attach(task: &mut Task<'_>) -> Answer {
         if result.code != StateResult::InTransientState.number() {
             break;
         }
-        // Without the lock: the handshake may wait for a program that gives commands.
+        // Without the lock, and with others let in: the handshake may wait for a program that gives commands, and as long as the peer likes.
         let resource = &minor.resource;
-        if resource.changed.wait_until_signal(|| !resource.look(|locked| locked.engine.is_meeting())).is_err() {
+        let met = || !resource.look(|locked| locked.engine.is_meeting());
+        if genl::unlocked(task.request, || resource.changed.wait_until_signal(met)).is_err() {
             return Ok(RetCode::Intr.number());
         }
         result = attach_once(task.driver, &minor, &conf, after)?;
