@@ -429,6 +429,7 @@ impl<S: Storage> Engine<S> {
         self.link.is_closing()
             || (self.may_answer_one_more(0)
                 && self.has_buffers()
+                && !self.worker_is_behind()
                 && !self.link.received_epoch.is_closing()
                 && !self.link.introducing
                 && self.link.refusal.is_none()

@@ -5,11 +5,14 @@ use core::fmt;
 
 use super::api::{Helper, LinkFailure, VolumeId, Wakes};
 use super::incoming::Fault;
-use super::Engine;
+use super::{Engine, MAX_WORK};
 use crate::handshake::{Comparison, DecidedBy, SyncDecision};
 use crate::resync::Pace;
 use crate::state::{Conn, Refusal, Role, State, Susp, Warning};
 use crate::storage::Storage;
+
+/// Bound: places in the worker's queue that only orders may take.
+const RESERVED_ORDERS: usize = 256;
 
 /// An order for the resource's worker, carried out in order.
 #[derive(Clone, Copy, Debug)]
@@ -435,14 +438,28 @@ impl fmt::Display for LogLine {
 impl<S: Storage> Engine<S> {
     /// The next order for the resource's worker.
     pub fn poll_work(&mut self) -> Option<Work> {
-        self.work.pop()
+        let was_behind = self.worker_is_behind();
+        let work = self.work.pop();
+        if was_behind && !self.worker_is_behind() {
+            self.wakes.insert(Wakes::RECEIVER);
+        }
+        work
     }
 
-    /// Gives an order to the worker. Control events are rare and the queue is long; should it ever be full, log lines
-    /// are the ones that are left out.
+    /// The worker has so much to do that the peer has to wait: what it sends may lead to more. A helper program may take minutes.
+    pub(super) fn worker_is_behind(&self) -> bool {
+        self.work.len() > MAX_WORK / 2
+    }
+
+    /// Gives an order to the worker. Control events are rare, the queue is long, and at half of its length nothing more is read from the
+    /// peer. Should it fill up nevertheless, log lines are left out first, then notices; somebody waits for each of the rest.
     pub(super) fn work(&mut self, work: Work) {
-        let reserve = 256;
-        if matches!(work, Work::Log(_)) && self.work.free() < reserve {
+        let reserve = match work {
+            Work::Log(_) => 2 * RESERVED_ORDERS,
+            Work::Notice(_) => RESERVED_ORDERS,
+            _ => 0,
+        };
+        if self.work.free() <= reserve {
             return;
         }
         let _pushed = self.work.push(work);
@@ -463,5 +480,42 @@ impl<S: Storage> Engine<S> {
         let volume = if helper.is_for_resource() { None } else { volume };
         self.work(Work::Helper { helper, volume, ticket });
         ticket
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::TableLimits;
+    use super::*;
+    use crate::storage::HeapStorage;
+
+    /// A helper program keeps the worker for minutes, and the peer sends one state after the other.
+    #[test]
+    fn a_worker_that_is_behind_stops_the_peer_and_misses_no_order() {
+        let mut engine = Engine::<HeapStorage>::new(&Default::default(), TableLimits::default()).expect("memory");
+        let volume = engine.add_volume(0, 0, 0).expect("a volume");
+        engine.link.conn = Conn::WFReportParams;
+        while engine.poll_work().is_some() {}
+        assert!(engine.receiver_may_read());
+        for _ in 0..=MAX_WORK / 2 {
+            engine.log(LogLine::MissingVolume { volume });
+        }
+        assert!(!engine.receiver_may_read());
+        for _ in 0..MAX_WORK {
+            engine.log(LogLine::MissingVolume { volume });
+            engine.notify(Notice::Suspended { from: Susp::default(), to: Susp::default(), role: Role::Primary });
+        }
+        assert!(engine.work.free() >= RESERVED_ORDERS);
+        let ticket = engine.call_helper(Helper::FencePeer, None);
+        let _wakes = engine.take_wakes();
+        let mut woken = 0;
+        let mut last = None;
+        while let Some(work) = engine.poll_work() {
+            woken += usize::from(engine.take_wakes().contains(Wakes::RECEIVER));
+            last = Some(work);
+        }
+        assert!(matches!(last, Some(Work::Helper { ticket: of, .. }) if of == ticket), "{last:?}");
+        assert_eq!(woken, 1);
+        assert!(engine.receiver_may_read());
     }
 }
