@@ -222,6 +222,7 @@ impl<S: Storage> Engine<S> {
         let from_sectors = disk.superblock.la_size_sectors;
         let shrinks = flags.contains(MetaFlags::CONSISTENT) && size_sectors < from_sectors;
         volume.disk = Some(disk);
+        volume.adapt_al_extents();
         volume.adapt_discard_granularity();
         self.log_ignored_size(id, conf.disk_size, size_sectors);
         if shrinks {
@@ -476,6 +477,13 @@ impl<S: Storage> Engine<S> {
 }
 
 impl<S: Storage> super::Volume<S> {
+    /// Brings al-extents to what the activity log on the disk has room for, which is what `show` tells. spec: metadata 3.6; netlink 6
+    /// CHG_DISK_OPTS
+    pub(super) fn adapt_al_extents(&mut self) {
+        let Some(blocks) = self.disk.as_ref().map(|disk| disk.layout.striping.blocks()) else { return };
+        self.conf.al_extents = clamp_al_extents(self.conf.al_extents, blocks);
+    }
+
     /// Makes rs-discard-granularity fit the disk: rounded up, at most what it discards at once. spec: state-machine 21.1
     pub(super) fn adapt_discard_granularity(&mut self) {
         let Some(limits) = self.disk.as_ref().map(|disk| disk.limits) else { return };

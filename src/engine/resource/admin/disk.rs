@@ -204,6 +204,7 @@ impl<S: Storage> Engine<S> {
             return;
         }
         volume.conf = *conf;
+        volume.adapt_al_extents();
         volume.adapt_discard_granularity();
         volume.configure_resync();
         let connected = volume.state.conn >= Conn::Connected;
