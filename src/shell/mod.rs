@@ -63,6 +63,9 @@ pub(crate) struct Shared {
     pub(crate) page_reserve: Arc<PageReserve>,
     /// Holds devices on which several volumes have their meta data.
     pub(crate) meta_holder: Arc<Holder>,
+    /// Threads that run fence-peer for resources that are gone. They end before the module does.
+    #[pin]
+    left_fencing: Mutex<KVec<Thread>>,
 }
 
 /// All resources, and the thread that gives them time.
@@ -108,6 +111,24 @@ impl Shared {
         self.dependencies_changed.xchg(1, Full);
         self.supervisor.set();
     }
+
+    /// Takes over threads that nobody else waits for: a program may take minutes, and use the tools meanwhile. Without memory it waits for
+    /// them. Sleeps.
+    pub(crate) fn leave_fencing(&self, threads: KVec<Thread>) {
+        let mut left = self.left_fencing.lock();
+        left.retain(|thread| !thread.is_finished());
+        if left.reserve(threads.len(), GFP_KERNEL).is_ok() {
+            for thread in threads {
+                let _pushed = left.push(thread, GFP_KERNEL);
+            }
+        }
+    }
+
+    /// Waits for the threads of [`Shared::leave_fencing`].
+    fn join_fencing(&self) {
+        let left = core::mem::take(&mut *self.left_fencing.lock());
+        drop(left);
+    }
 }
 
 impl Driver {
@@ -125,6 +146,7 @@ impl Driver {
                 events <- Events::new(),
                 page_reserve,
                 meta_holder,
+                left_fencing <- new_mutex!(KVec::new(), "drbd::Shared::left_fencing"),
             }),
             GFP_KERNEL,
         )?;
@@ -296,5 +318,6 @@ impl Drop for Running {
         self.driver.stopping.store(true, Relaxed);
         self.driver.shared.supervisor.set();
         drop(self.thread.take());
+        self.driver.shared.join_fencing();
     }
 }

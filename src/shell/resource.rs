@@ -26,7 +26,7 @@ use engine::resource::{
     Engine, TableLimits, VolumeId, Wakes, MAX_PEER_REQUESTS_PER_RESOURCE, MAX_REQUESTS_PER_RESOURCE,
     MAX_VOLUMES_PER_RESOURCE,
 };
-use engine::state::Conn;
+use engine::state::{Conn, Role};
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Full, Relaxed, Release};
 use kernel::sync::{new_mutex, Arc, Mutex};
@@ -281,13 +281,16 @@ impl Resource {
         Ok(())
     }
 
-    /// Lets the module be unloaded if no volume has a disk and there is no connection. Called when attaching or
+    /// Lets the module be unloaded if no volume has a disk or is Primary, and there is no connection. Called when attaching or
     /// connecting may have failed; like the C module, a resource that was in use keeps the module until it is deleted.
     pub(crate) fn unpin_unused_module(&self) {
         let unused = self.look(|locked| {
             let engine = &locked.engine;
             engine.connection_status().state == Conn::StandAlone
-                && engine.volumes().all(|id| engine.disk_conf(id).is_none())
+                && engine.volumes().all(|id| {
+                    let role = engine.volume_status(id).map(|status| status.state.role);
+                    role != Some(Role::Primary) && engine.disk_conf(id).is_none()
+                })
         });
         if unused {
             *self.module.lock() = None;

@@ -45,7 +45,7 @@ pub(crate) fn stop(resource: &Arc<Resource>) {
     // Joins without the lock.
     drop(thread);
     let fencing = core::mem::take(&mut *resource.fencing_threads.lock());
-    drop(fencing);
+    resource.shared.leave_fencing(fencing);
 }
 
 fn run(resource: &Arc<Resource>) {
