@@ -8,7 +8,7 @@ use crate::shell::resource::{Resource, VolumeConfig};
 use crate::shell::volume::Volume;
 use crate::shell::{Driver, Minor};
 use engine::netlink::{RetCode, MINOR_MAX};
-use engine::resource::{AdminRequest, VolumeId};
+use engine::resource::{AdminRequest, VolumeId, MAX_VOLUMES_PER_RESOURCE};
 use engine::state::{Conn, Disk, Role, State};
 use kernel::prelude::*;
 use kernel::sync::Arc;
@@ -33,6 +33,9 @@ pub(super) fn new_minor(task: &mut Task<'_>) -> Answer {
         Ok(id) => {
             events::tell_volume_created(&resource, id);
             DONE
+        }
+        Err(RetCode::Nomem) if resource.config.lock().volumes.len() >= MAX_VOLUMES_PER_RESOURCE => {
+            Ok(task.refuse(RetCode::Nomem, "a resource can have 64 volumes: put this one into another resource").0)
         }
         Err(code) => Ok(code.number()),
     }
