@@ -84,12 +84,10 @@ pub fn create(session: &Session, options: CreateOptions) -> Result<(), Failure> 
             return Err(Failure::new(1, "Nothing was changed."));
         }
     }
-    let known_good = matches!(lookup, Lookup::Valid(_));
     let mut superblock = Superblock::new_created(&layout, 0, striping);
     superblock.la_peer_max_bio_bytes = options.peer_max_bio_bytes.unwrap_or(0);
-    if !known_good {
-        check_existing_data(session, &layout)?;
-    }
+    // Whatever was found: the new activity log may need more room than the old one, and that is where the data ends.
+    check_existing_data(session, &layout)?;
     println!("initializing activity log");
     initialise_ring(device, &layout)?;
     let bitmap = bitmap_bytes(device.size_sectors()).min(layout.bitmap_sectors * SECTOR_BYTES / 4096 * 4096);
@@ -284,18 +282,20 @@ mod tests {
     use super::super::store::read_block;
     use super::*;
     use engine::metadata::transaction::{decode, Kind, Transaction};
+    use std::os::unix::fs::FileExt;
     use std::path::PathBuf;
 
-    /// A disk in a file.
+    /// A disk in a file, and the directory of its notes beside it.
     struct Disk {
         path: PathBuf,
+        notes: PathBuf,
     }
 
     impl Disk {
         fn new(name: &str, mib: u64) -> Self {
             let path = std::env::temp_dir().join(format!("drbdmeta-{name}-{}", std::process::id()));
             std::fs::File::create(&path).unwrap().set_len(mib << 20).unwrap();
-            Disk { path }
+            Disk { notes: path.with_extension("notes"), path }
         }
 
         fn grow(&self, mib: u64) {
@@ -307,15 +307,39 @@ mod tests {
             Device::open(&self.path, mode).map_err(|error| format!("{error:?}")).unwrap()
         }
 
+        fn write(&self, offset: u64, bytes: &[u8]) {
+            let file = std::fs::OpenOptions::new().write(true).open(&self.path).unwrap();
+            file.write_all_at(bytes, offset).unwrap();
+        }
+
+        /// Makes it look like a file system of so many blocks of 1 KiB.
+        fn make_ext2(&self, kib: u32) {
+            self.write(0x438, &[0x53, 0xEF]);
+            self.write(0x404, &kib.to_le_bytes());
+        }
+
         /// With a minor that has no note.
         fn session(&self, index: MetaIndex) -> Session {
-            Session { device: self.device(), index, minor: -1, force: false, ignore_sanity_checks: false }
+            Session {
+                device: self.device(),
+                index,
+                minor: -1,
+                force: false,
+                ignore_sanity_checks: false,
+                note_dir: self.notes.clone(),
+            }
+        }
+
+        /// In which every question is answered with yes.
+        fn forced(&self, index: MetaIndex) -> Session {
+            Session { force: true, ..self.session(index) }
         }
     }
 
     impl Drop for Disk {
         fn drop(&mut self) {
             let _ = std::fs::remove_file(&self.path);
+            let _ = std::fs::remove_dir_all(&self.notes);
         }
     }
 
@@ -417,20 +441,12 @@ mod tests {
 
     #[test]
     fn data_on_the_disk_is_not_overwritten() {
-        let write = |disk: &Disk, offset: u64, bytes: &[u8]| {
-            use std::os::unix::fs::FileExt;
-            std::fs::OpenOptions::new().write(true).open(&disk.path).unwrap().write_all_at(bytes, offset).unwrap();
-        };
-        let ext = |disk: &Disk, blocks: u32| {
-            write(disk, 0x438, &[0x53, 0xEF]);
-            write(disk, 0x404, &blocks.to_le_bytes());
-        };
         for (name, index, prepare, code) in [
-            ("full", INDEX, (&|disk: &Disk| ext(disk, 64 << 10)) as &dyn Fn(&Disk), 40),
-            ("fits", INDEX, &|disk: &Disk| ext(disk, 60 << 10), 1),
-            ("external", MetaIndex::FlexibleExternal, &|disk: &Disk| ext(disk, 1 << 10), 40),
-            ("unknown", INDEX, &|disk: &Disk| write(disk, 5000, b"x"), 1),
-            ("swap", INDEX, &|disk: &Disk| write(disk, 4086, b"SWAPSPACE2"), 40),
+            ("full", INDEX, (&|disk: &Disk| disk.make_ext2(64 << 10)) as &dyn Fn(&Disk), 40),
+            ("fits", INDEX, &|disk: &Disk| disk.make_ext2(60 << 10), 1),
+            ("external", MetaIndex::FlexibleExternal, &|disk: &Disk| disk.make_ext2(1 << 10), 40),
+            ("unknown", INDEX, &|disk: &Disk| disk.write(5000, b"x"), 1),
+            ("swap", INDEX, &|disk: &Disk| disk.write(4086, b"SWAPSPACE2"), 40),
         ] {
             let disk = Disk::new(name, 64);
             prepare(&disk);
@@ -440,5 +456,24 @@ mod tests {
         }
         let small = Disk::new("small", 0);
         assert_eq!(create(&small.session(INDEX), CreateOptions::default()).unwrap_err().code, 10);
+    }
+    #[test]
+    fn meta_data_in_its_place_does_not_vouch_for_the_data_before_it() {
+        let larger_log = CreateOptions { al_stripes: Some(7), al_stripe_size_kib: Some(64), ..Default::default() };
+        let disk = Disk::new("vouch", 64);
+        create(&disk.forced(INDEX), CreateOptions::default()).unwrap();
+        let usable = found(&disk.device()).layout.usable_sectors;
+        disk.make_ext2((usable / 2) as u32);
+
+        let before = std::fs::read(&disk.path).unwrap();
+        assert_eq!(create(&disk.forced(INDEX), larger_log).unwrap_err().code, 40);
+        assert!(std::fs::read(&disk.path).unwrap() == before);
+
+        // As large as it was, it leaves the file system whole.
+        create(&disk.forced(INDEX), CreateOptions::default()).unwrap();
+        // Behind a smaller one a larger log has room.
+        disk.make_ext2((usable / 2) as u32 - 1000);
+        create(&disk.forced(INDEX), larger_log).unwrap();
+        assert_eq!(found(&disk.device()).layout.striping.blocks(), 7 * 16);
     }
 }

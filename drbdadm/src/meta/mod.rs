@@ -25,7 +25,7 @@ use device::{Device, OpenError, OpenMode, BLOCK_BYTES};
 use engine::metadata::layout::MetaIndex;
 use engine::metadata::superblock::{Magic, MetaFlags, Superblock};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use store::{look, look_at_last_known, update_note, write_block, write_superblock, Found, Lookup};
 
 const OPTIONS: &[OptionSpec] = &[
@@ -77,15 +77,17 @@ struct Session {
     minor: i64,
     force: bool,
     ignore_sanity_checks: bool,
+    /// Where the notes about grown devices are kept.
+    note_dir: PathBuf,
 }
 
 impl Session {
     fn note(&self) -> Option<LastKnown> {
-        LastKnown::read(Path::new(NOTE_DIR), self.minor)
+        LastKnown::read(&self.note_dir, self.minor)
     }
 
     fn remember(&self, superblock: &Superblock) {
-        update_note(&self.device, self.index, superblock, Path::new(NOTE_DIR), self.minor);
+        update_note(&self.device, self.index, superblock, &self.note_dir, self.minor);
     }
 
     /// Valid meta data in its place.
@@ -273,6 +275,7 @@ fn execute(request: &Request) -> Result<i32, Failure> {
         minor: request.minor,
         force: request.force,
         ignore_sanity_checks: request.ignore_sanity_checks,
+        note_dir: NOTE_DIR.into(),
     };
     let code = run(request, &session)?;
     if attached {
@@ -415,7 +418,7 @@ fn wipe(session: &Session) -> Result<i32, Failure> {
     println!("Wiping meta data...");
     write_block(&session.device, found.layout.superblock_sector, &[0; BLOCK_BYTES])?;
     session.device.sync()?;
-    if let Err(error) = LastKnown::remove(Path::new(NOTE_DIR), session.minor) {
+    if let Err(error) = LastKnown::remove(&session.note_dir, session.minor) {
         eprintln!("The note about minor {} was not removed: {error}", session.minor);
     }
     println!("DRBD meta data block successfully wiped out.");
