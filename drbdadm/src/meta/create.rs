@@ -119,6 +119,10 @@ pub fn restore(session: &Session, options: CreateOptions, dump: &Dump) -> Result
     superblock.uuids = dump.uuids;
     superblock.flags = MetaFlags(dump.flags);
     superblock.la_size_sectors = dump.la_size_sectors.min(layout.usable_sectors);
+    if superblock.la_size_sectors < dump.la_size_sectors {
+        let (dumped, possible) = (dump.la_size_sectors, superblock.la_size_sectors);
+        eprintln!("There is no room for {dumped} sectors here: the last agreed size becomes {possible} sectors.");
+    }
     superblock.la_peer_max_bio_bytes = dump.la_peer_max_bio_bytes;
     write_dumped_bitmap(device, &layout, bitmap_bytes(superblock.la_size_sectors), &dump.bitmap)?;
     // The dump says nothing about the log: an empty one is the truth after a restore.
@@ -278,6 +282,7 @@ fn ask(question: &str, session: &Session) -> Result<(), Failure> {
 mod tests {
     use super::super::apply_al::apply_al;
     use super::super::device::OpenMode;
+    use super::super::dump::write_dump;
     use super::super::last_known::LastKnown;
     use super::super::store::read_block;
     use super::*;
@@ -298,8 +303,8 @@ mod tests {
             Disk { notes: path.with_extension("notes"), path }
         }
 
-        fn grow(&self, mib: u64) {
-            std::fs::OpenOptions::new().write(true).open(&self.path).unwrap().set_len(mib << 20).unwrap();
+        fn resize(&self, bytes: u64) {
+            std::fs::OpenOptions::new().write(true).open(&self.path).unwrap().set_len(bytes).unwrap();
         }
 
         fn device(&self) -> Device {
@@ -358,7 +363,11 @@ mod tests {
     }
 
     fn found(device: &Device) -> Found {
-        match look(device, INDEX, device.size_sectors()).unwrap() {
+        found_at(device, INDEX)
+    }
+
+    fn found_at(device: &Device, index: MetaIndex) -> Found {
+        match look(device, index, device.size_sectors()).unwrap() {
             Lookup::Valid(found) => found,
             other => panic!("{other:?}"),
         }
@@ -419,7 +428,7 @@ mod tests {
         disk.device().write(old.layout.bitmap_sector(), &words).unwrap();
         let note = LastKnown { size_bytes: 300 << 20, path: String::new(), device_uuid: Some(7) };
 
-        disk.grow(900);
+        disk.resize(900 << 20);
         let device = disk.device();
         assert!(matches!(look(&device, INDEX, device.size_sectors()).unwrap(), Lookup::Nothing));
         let other = LastKnown { device_uuid: Some(8), ..note.clone() };
@@ -475,5 +484,67 @@ mod tests {
         disk.make_ext2((usable / 2) as u32 - 1000);
         create(&disk.forced(INDEX), larger_log).unwrap();
         assert_eq!(found(&disk.device()).layout.striping.blocks(), 7 * 16);
+    }
+    /// What `dump-md` says, and what `restore-md` reads.
+    fn dump(device: &Device, index: MetaIndex) -> Dump {
+        let mut text = Vec::new();
+        write_dump(device, &found_at(device, index), false, &mut text).unwrap();
+        Dump::parse(&String::from_utf8(text).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_dump_brings_everything_back() {
+        // Sectors of the data: of external meta data, far more than its own device has.
+        for (name, index, mib, sectors) in [
+            ("internal", INDEX, 300, (300 << 11) - 200),
+            ("flexible", MetaIndex::FlexibleExternal, 8, 8 << 21),
+            ("slot", MetaIndex::Fixed(1), 256, 1 << 29),
+        ] {
+            let disk = Disk::new(&format!("back-{name}"), mib);
+            let device = disk.device();
+            let layout = plan(&device, index, Striping::DEFAULT).unwrap();
+            let mut superblock = Superblock::new_created(&layout, 0xAB, Striping::DEFAULT);
+            superblock.la_size_sectors = sectors;
+            superblock.uuids = [9, 8, 7, 6];
+            superblock.flags = MetaFlags::CONSISTENT | MetaFlags::WAS_UP_TO_DATE | MetaFlags::AL_CLEAN;
+            superblock.la_peer_max_bio_bytes = 1 << 20;
+            initialise_ring(&device, &layout).unwrap();
+            // Out of sync: something at the beginning, and the last block of the data.
+            let last = (sectors - 1) / 8;
+            disk.write(layout.bitmap_sector() * SECTOR_BYTES + 3, &[0x5A]);
+            disk.write(layout.bitmap_sector() * SECTOR_BYTES + last / 8, &[1 << (last % 8)]);
+            write_superblock(&device, &Found { layout, superblock }, Magic::Clean).unwrap();
+
+            let before = dump(&device, index);
+            assert_eq!(before.la_size_sectors, sectors, "{name}");
+            assert_eq!(before.bitmap.iter().filter(|(_, word)| *word != 0).count(), 2, "{name}");
+            device.zero(0, device.size_sectors() / 8 * 4096).unwrap();
+            restore(&disk.session(index), CreateOptions::default(), &before).unwrap();
+            assert_eq!(dump(&device, index), before, "{name}");
+            restore(&disk.forced(index), CreateOptions::default(), &before).unwrap();
+            assert_eq!(dump(&device, index), before, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_restored_size_is_what_data_or_bitmap_have_room_for() {
+        let text = |sectors: u64| {
+            format!(
+                "version \"v08\"; uuid {{ 0x0000000000000009; 0x0000000000000000; 0x0000000000000000; \
+                 0x0000000000000000; flags 0x00000081; }} la-size-sect {sectors}; bm-byte-per-bit 4096; \
+                 device-uuid 0x0000000000000000; la-peer-max-bio-size 0; al-stripes 1; al-stripe-size-4k 8; bm {{ }}"
+            )
+        };
+        for (name, index, mib, sectors) in [
+            ("internal", INDEX, 100, 204_720),
+            // As drbdmeta 9.22 does.
+            ("flexible", MetaIndex::FlexibleExternal, 80, 5_366_349_824),
+            ("slot", MetaIndex::Fixed(0), 128, 8_587_575_296),
+        ] {
+            let disk = Disk::new(&format!("room-{name}"), mib);
+            let dumped = Dump::parse(&text(999_999_999_999)).unwrap();
+            restore(&disk.session(index), CreateOptions::default(), &dumped).unwrap();
+            assert_eq!(found_at(&disk.device(), index).superblock.la_size_sectors, sectors, "{name}");
+        }
     }
 }
