@@ -90,7 +90,7 @@ pub fn create(session: &Session, options: CreateOptions) -> Result<(), Failure> 
     check_existing_data(session, &layout)?;
     println!("initializing activity log");
     initialise_ring(device, &layout)?;
-    let bitmap = bitmap_bytes(device.size_sectors()).min(layout.bitmap_sectors * SECTOR_BYTES / 4096 * 4096);
+    let bitmap = bitmap_bytes(device.size_sectors()).min(layout.bitmap_sectors * SECTOR_BYTES);
     eprintln!("initializing bitmap ({} KB) to all zero", bitmap / 1024);
     device.zero(layout.bitmap_sector(), bitmap)?;
     println!("Writing meta data...");
@@ -135,7 +135,7 @@ pub fn restore(session: &Session, options: CreateOptions, dump: &Dump) -> Result
 
 fn write_dumped_bitmap(device: &Device, layout: &Layout, bytes: u64, runs: &[(u64, u64)]) -> Result<(), Failure> {
     let mut sector = layout.bitmap_sector();
-    let mut left = bytes.min(layout.bitmap_sectors * SECTOR_BYTES / BLOCK_BYTES as u64 * BLOCK_BYTES as u64);
+    let mut left = bytes.min(layout.bitmap_sectors * SECTOR_BYTES);
     let mut words = runs.iter().flat_map(|(count, word)| (0..*count).map(|_| *word));
     while left > 0 {
         let len = left.min(COPY_BYTES as u64);
@@ -410,6 +410,37 @@ mod tests {
     }
 
     #[test]
+    fn a_log_is_applied_in_the_part_of_a_block_at_the_end_of_a_device() {
+        let disk = Disk::new("part", 8);
+        disk.resize((8 << 20) - 512);
+        let device = disk.device();
+        let layout = plan(&device, MetaIndex::FlexibleExternal, Striping::DEFAULT).unwrap();
+        let mut superblock = Superblock::new_created(&layout, 7, Striping::DEFAULT);
+        superblock.la_size_sectors = layout.usable_sectors;
+        superblock.flags = MetaFlags::CONSISTENT | MetaFlags::PRIMARY_IND;
+        initialise_ring(&device, &layout).unwrap();
+        write_superblock(&device, &Found { layout, superblock }, Magic::Unclean).unwrap();
+        let mut block = [0; BLOCK_BYTES];
+        // The last extent there is, and the one behind it.
+        let last = (layout.usable_sectors / 8192) as u32 - 1;
+        let hot = Transaction {
+            number: 0,
+            kind: Kind::Update,
+            updates: &[(0, last), (1, last + 1)],
+            context_start: 0,
+            context_size: 1237,
+            context: &[],
+        };
+        hot.encode(&mut block);
+        write_block(&device, layout.transaction_sector(0), &block).unwrap();
+
+        assert!(apply_al(&device, &mut Found { layout, superblock }).unwrap());
+        let image = std::fs::read(&disk.path).unwrap();
+        assert!(image[image.len() - 128..].iter().all(|byte| *byte == 0xFF));
+        assert!(image[image.len() - 512..image.len() - 128].iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
     fn a_log_that_is_needed_and_lost_is_not_ignored() {
         let disk = Disk::new("lost", 100);
         let device = disk.device();
@@ -498,9 +529,14 @@ mod tests {
         for (name, index, mib, sectors) in [
             ("internal", INDEX, 300, (300 << 11) - 200),
             ("flexible", MetaIndex::FlexibleExternal, 8, 8 << 21),
+            ("odd", MetaIndex::FlexibleExternal, 8, 16311 << 15),
             ("slot", MetaIndex::Fixed(1), 256, 1 << 29),
         ] {
             let disk = Disk::new(&format!("back-{name}"), mib);
+            if name == "odd" {
+                // No whole number of blocks.
+                disk.resize((mib << 20) - 512);
+            }
             let device = disk.device();
             let layout = plan(&device, index, Striping::DEFAULT).unwrap();
             let mut superblock = Superblock::new_created(&layout, 0xAB, Striping::DEFAULT);

@@ -2,8 +2,8 @@
 //! The device that carries the meta data: opened for direct I/O, read and written in aligned blocks.
 //!
 //! # Invariants
-//! Every transfer starts on a multiple of [`BLOCK_BYTES`], is a multiple of it long and goes through memory aligned to
-//! it. Nothing but the meta-data area is ever handed to [`Device::write`]: the callers take their offsets from the
+//! Every transfer starts on a multiple of [`BLOCK_BYTES`], is a multiple of it long or reaches to the last sector of the
+//! device, and goes through memory aligned to it. Nothing but the meta-data area is ever handed to [`Device::write`]: the callers take their offsets from the
 //! engine's layout.
 
 use crate::failure::Failure;
@@ -127,7 +127,7 @@ impl Device {
         &self.path
     }
 
-    /// Reads `len` bytes from `sector` on; both are block multiples.
+    /// Reads `len` bytes from `sector` on: whole blocks, the last of a device excepted.
     ///
     /// # Errors
     /// Exit code 10 on an I/O error and for a range that leaves the device.
@@ -141,7 +141,7 @@ impl Device {
         Ok(buffer)
     }
 
-    /// Writes `data` from `sector` on; the length is a block multiple.
+    /// Writes `data` from `sector` on: whole blocks, the last of a device excepted.
     ///
     /// # Errors
     /// As [`Device::read`].
@@ -198,10 +198,11 @@ impl Device {
     fn check_range(&self, sector: u64, len: usize) -> Result<u64, Failure> {
         let offset = sector.checked_mul(SECTOR_BYTES);
         let end = offset.and_then(|offset| offset.checked_add(len as u64));
+        let device_end = self.size_sectors() * SECTOR_BYTES;
+        // What describes the last of the data may lie in a block of which the device has only a part.
+        let is_whole = |end: u64| len % BLOCK_BYTES == 0 || (end == device_end && (len as u64) % SECTOR_BYTES == 0);
         match (offset, end) {
-            (Some(offset), Some(end))
-                if end <= self.size_bytes && sector % BLOCK_SECTORS == 0 && len % BLOCK_BYTES == 0 =>
-            {
+            (Some(offset), Some(end)) if end <= device_end && sector % BLOCK_SECTORS == 0 && is_whole(end) => {
                 Ok(offset)
             }
             _ => Err(Failure::new(
