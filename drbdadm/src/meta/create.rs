@@ -22,6 +22,33 @@ const FIXED_07_SECTORS: u64 = 262_144;
 /// Unit in which bitmaps are copied, bytes.
 const COPY_BYTES: usize = 1 << 20;
 
+/// How `create-md` makes the bitmap. Whatever is in it, the first attach of new meta data writes it anew.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum InitialBitmap {
+    /// Zeroed by the device itself where it can, else written.
+    #[default]
+    Automatic,
+    /// Zeroed by the device itself, or not made at all.
+    ByDevice,
+    /// Written.
+    Written,
+    /// Left as it is.
+    Skipped,
+}
+
+impl InitialBitmap {
+    /// From the word on the command line.
+    pub fn from_word(word: &str) -> Option<Self> {
+        Some(match word {
+            "automatic" => InitialBitmap::Automatic,
+            "zeroout" => InitialBitmap::ByDevice,
+            "pwrite" => InitialBitmap::Written,
+            "skip" => InitialBitmap::Skipped,
+            _ => return None,
+        })
+    }
+}
+
 /// Options of `create-md` and `restore-md`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CreateOptions {
@@ -31,6 +58,8 @@ pub struct CreateOptions {
     pub al_stripes: Option<u32>,
     /// Size of one of them, KiB.
     pub al_stripe_size_kib: Option<u32>,
+    /// How the bitmap is made.
+    pub bitmap: InitialBitmap,
 }
 
 impl CreateOptions {
@@ -90,9 +119,7 @@ pub fn create(session: &Session, options: CreateOptions) -> Result<(), Failure> 
     check_existing_data(session, &layout)?;
     println!("initializing activity log");
     initialise_ring(device, &layout)?;
-    let bitmap = bitmap_bytes(device.size_sectors()).min(layout.bitmap_sectors * SECTOR_BYTES);
-    eprintln!("initializing bitmap ({} KB) to all zero", bitmap / 1024);
-    device.zero(layout.bitmap_sector(), bitmap)?;
+    initialise_bitmap(device, &layout, options.bitmap)?;
     println!("Writing meta data...");
     write_superblock(device, &Found { layout, superblock }, Magic::Clean)?;
     session.remember(&superblock);
@@ -131,6 +158,24 @@ pub fn restore(session: &Session, options: CreateOptions, dump: &Dump) -> Result
     session.remember(&superblock);
     println!("Successfully restored meta data");
     Ok(())
+}
+
+/// As much of the bitmap as describes a device of the size of this one.
+fn initialise_bitmap(device: &Device, layout: &Layout, how: InitialBitmap) -> Result<(), Failure> {
+    let bytes = bitmap_bytes(device.size_sectors()).min(layout.bitmap_sectors * SECTOR_BYTES);
+    let sector = layout.bitmap_sector();
+    if how == InitialBitmap::Skipped {
+        eprintln!("the bitmap is left as it is");
+        return Ok(());
+    }
+    eprintln!("initializing bitmap ({} KB) to all zero", bytes / 1024);
+    match how {
+        InitialBitmap::Automatic => device.zero(sector, bytes),
+        InitialBitmap::Written => device.write_zeroes(sector, bytes),
+        InitialBitmap::ByDevice if device.zero_by_itself(sector, bytes)? => Ok(()),
+        InitialBitmap::ByDevice => Err(Failure::new(10, format!("{} cannot zero by itself", device.path().display()))),
+        InitialBitmap::Skipped => Ok(()),
+    }
 }
 
 fn write_dumped_bitmap(device: &Device, layout: &Layout, bytes: u64, runs: &[(u64, u64)]) -> Result<(), Failure> {
@@ -581,6 +626,23 @@ mod tests {
             let dumped = Dump::parse(&text(999_999_999_999)).unwrap();
             restore(&disk.session(index), CreateOptions::default(), &dumped).unwrap();
             assert_eq!(found_at(&disk.device(), index).superblock.la_size_sectors, sectors, "{name}");
+        }
+    }
+    #[test]
+    fn the_bitmap_is_made_as_asked() {
+        for (how, is_zeroed) in [
+            (InitialBitmap::Automatic, true),
+            (InitialBitmap::ByDevice, true),
+            (InitialBitmap::Written, true),
+            (InitialBitmap::Skipped, false),
+        ] {
+            let disk = Disk::new(&format!("{how:?}"), 300);
+            let layout = plan(&disk.device(), INDEX, Striping::DEFAULT).unwrap();
+            let area = (layout.bitmap_sectors * SECTOR_BYTES) as usize;
+            disk.write(layout.bitmap_sector() * SECTOR_BYTES, &vec![0x55; area]);
+            create(&disk.session(INDEX), CreateOptions { bitmap: how, ..Default::default() }).unwrap();
+            let bitmap = disk.device().read(layout.bitmap_sector(), area).unwrap();
+            assert_eq!(bitmap.iter().all(|byte| *byte == 0), is_zeroed, "{how:?}");
         }
     }
 }

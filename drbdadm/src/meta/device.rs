@@ -162,15 +162,34 @@ impl Device {
     /// # Errors
     /// As [`Device::read`].
     pub fn zero(&self, sector: u64, bytes: u64) -> Result<(), Failure> {
-        let len = usize::try_from(bytes).map_err(|_| Failure::new(10, "meta-data area too large"))?;
-        let offset = self.check_range(sector, len)?;
-        if self.dry_run || len == 0 {
+        if self.zero_by_itself(sector, bytes)? {
             return Ok(());
         }
-        let (Ok(start), Ok(length)) = (i64::try_from(offset), i64::try_from(bytes)) else {
-            return Err(Failure::new(10, "meta-data area too large"));
+        self.write_zeroes(sector, bytes)
+    }
+
+    /// Has the device fill `bytes` bytes from `sector` on with zeroes; false if it cannot.
+    ///
+    /// # Errors
+    /// Exit code 10 for a range that leaves the device.
+    pub fn zero_by_itself(&self, sector: u64, bytes: u64) -> Result<bool, Failure> {
+        let (offset, len) = self.check_long_range(sector, bytes)?;
+        if self.dry_run || len == 0 {
+            return Ok(true);
+        }
+        let (Ok(start), Ok(length)) = (i64::try_from(offset), i64::try_from(len)) else {
+            return Ok(false);
         };
-        if fallocate(&self.file, FallocateFlags::FALLOC_FL_ZERO_RANGE, start, length).is_ok() {
+        Ok(fallocate(&self.file, FallocateFlags::FALLOC_FL_ZERO_RANGE, start, length).is_ok())
+    }
+
+    /// Writes `bytes` zero bytes from `sector` on.
+    ///
+    /// # Errors
+    /// As [`Device::read`].
+    pub fn write_zeroes(&self, sector: u64, bytes: u64) -> Result<(), Failure> {
+        let (offset, len) = self.check_long_range(sector, bytes)?;
+        if self.dry_run {
             return Ok(());
         }
         let zeroes = AlignedBuffer::zeroed(len.min(CHUNK_BYTES));
@@ -193,6 +212,11 @@ impl Device {
             return Ok(());
         }
         self.file.sync_all().map_err(|error| Failure::new(10, format!("fsync({}): {error}", self.path.display())))
+    }
+
+    fn check_long_range(&self, sector: u64, bytes: u64) -> Result<(u64, usize), Failure> {
+        let len = usize::try_from(bytes).map_err(|_| Failure::new(10, "meta-data area too large"))?;
+        Ok((self.check_range(sector, len)?, len))
     }
 
     fn check_range(&self, sector: u64, len: usize) -> Result<u64, Failure> {

@@ -20,7 +20,8 @@ use crate::getopt::{parse, Item, OptionSpec, Value};
 use crate::gi::GenerationIds;
 use crate::minor_lock::MinorLock;
 use crate::proc_drbd;
-use create::CreateOptions;
+use crate::units::{parse_number, BadNumber, Base};
+use create::{CreateOptions, InitialBitmap};
 use device::{Device, OpenError, OpenMode, BLOCK_BYTES};
 use engine::metadata::layout::MetaIndex;
 use engine::metadata::superblock::{Magic, MetaFlags, Superblock};
@@ -28,14 +29,19 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use store::{look, look_at_last_known, update_note, write_block, write_superblock, Found, Lookup};
 
+/// The highest number a peer of version 9 can have.
+const MAX_NODE_ID: u32 = 31;
+
 const OPTIONS: &[OptionSpec] = &[
     OptionSpec::both("force", 'f', Value::None),
     OptionSpec::both("verbose", 'v', Value::None),
     OptionSpec::long("ignore-sanity-checks", Value::None),
     OptionSpec::long("dry-run", Value::None),
-    OptionSpec::long("peer-max-bio-size", Value::Required),
-    OptionSpec::long("al-stripes", Value::Required),
-    OptionSpec::long("al-stripe-size-kB", Value::Required),
+    OptionSpec::both("peer-max-bio-size", 'p', Value::Required),
+    OptionSpec::both("al-stripes", 's', Value::Required),
+    OptionSpec::both("al-stripe-size-kB", 'z', Value::Required),
+    OptionSpec::both("initialize-bitmap", 'b', Value::Required),
+    OptionSpec::both("node-id", 'i', Value::Required),
     OptionSpec::both("help", 'h', Value::None),
 ];
 
@@ -53,7 +59,12 @@ const fn row(name: &'static str, modifies: bool, arguments: &'static str) -> Com
 }
 
 const COMMANDS: &[CommandRow] = &[
-    row("create-md", true, "[--peer-max-bio-size=N] [--al-stripes=N] [--al-stripe-size-kB=N]"),
+    row(
+        "create-md",
+        true,
+        "[--peer-max-bio-size=N] [--al-stripes=N] [--al-stripe-size-kB=N]\n\
+         \x20           [--initialize-bitmap={automatic|zeroout|pwrite|skip}]",
+    ),
     row("dump-md", false, ""),
     row("restore-md", true, "FILE"),
     row("verify-dump", false, "FILE"),
@@ -132,6 +143,8 @@ struct Request {
     dry_run: bool,
     ignore_sanity_checks: bool,
     options: CreateOptions,
+    /// Which peer, of version 9; here there is one.
+    node_id: Option<u32>,
     line: String,
 }
 
@@ -172,6 +185,7 @@ impl Request {
             dry_run: false,
             ignore_sanity_checks: false,
             options: CreateOptions::default(),
+            node_id: None,
             line: format!("drbdmeta {}", words.join(" ")),
         };
         let mut positional = Vec::new();
@@ -181,32 +195,47 @@ impl Request {
                 Item::Option("force", _) => request.force = true,
                 Item::Option("dry-run", _) => request.dry_run = true,
                 Item::Option("ignore-sanity-checks", _) => request.ignore_sanity_checks = true,
-                Item::Option(name, Some(value)) => request.create_option(name, &value)?,
+                Item::Option(name, Some(value)) => request.value_option(name, &value)?,
                 Item::Option(..) => {}
                 Item::Word(word) | Item::Literal(word) => positional.push(word),
             }
         }
         request.positional(positional)?;
-        let is_set = request.options.al_stripes.or(request.options.al_stripe_size_kib).is_some();
-        let creates = request.command.name == "create-md";
-        if (is_set && !creates && request.command.name != "restore-md")
-            || (request.options.peer_max_bio_bytes.is_some() && !creates)
-        {
-            let text = format!("an option does not go together with {}", request.command.name);
-            return Err(Failure::new(10, text));
-        }
+        request.check_options()?;
         Ok(Some(request))
     }
 
-    fn create_option(&mut self, name: &str, value: &str) -> Result<(), Failure> {
-        let (min, max, target) = match name {
-            "peer-max-bio-size" => (0, 1 << 20, &mut self.options.peer_max_bio_bytes),
-            "al-stripes" => (1, 1024, &mut self.options.al_stripes),
-            _ => (4, 16_777_216, &mut self.options.al_stripe_size_kib),
+    /// Refuses options that do not go together with the command.
+    fn check_options(&self) -> Result<(), Failure> {
+        let command = self.command.name;
+        let options = &self.options;
+        let sets_log = options.al_stripes.or(options.al_stripe_size_kib).is_some();
+        let sets_bio = options.peer_max_bio_bytes.is_some_and(|bytes| bytes != 0);
+        let foreign = match command {
+            "create-md" => None,
+            _ if sets_bio => Some("peer-max-bio-size"),
+            _ if sets_log && command != "restore-md" => Some("al-stripe*"),
+            _ => None,
         };
-        match value.parse().ok().filter(|number| (min..=max).contains(number)) {
-            Some(number) => *target = Some(number),
-            None => return Err(Failure::new(10, format!("--{name}: '{value}' is not a number from {min} to {max}"))),
+        let asks_for_ids = matches!(command, "get-gi" | "show-gi" | "set-gi");
+        match foreign.or(self.node_id.filter(|_| !asks_for_ids).map(|_| "node-id")) {
+            Some(foreign) => Err(Failure::new(10, format!("--{foreign} does not go together with {command}"))),
+            None => Ok(()),
+        }
+    }
+
+    fn value_option(&mut self, name: &str, value: &str) -> Result<(), Failure> {
+        let number = |base, min, max| number_of_option(name, value, base, min, max).map(Some);
+        match name {
+            "peer-max-bio-size" => self.options.peer_max_bio_bytes = number(Base::One, 0, 1 << 20)?,
+            "al-stripes" => self.options.al_stripes = number(Base::One, 1, 1024)?,
+            "al-stripe-size-kB" => self.options.al_stripe_size_kib = number(Base::Kib, 4, 16_777_216)?,
+            "node-id" => self.node_id = number(Base::One, 0, MAX_NODE_ID)?,
+            _ => {
+                let mode = InitialBitmap::from_word(value);
+                let text = || format!("--{name}: '{value}' is none of automatic, zeroout, pwrite, skip");
+                self.options.bitmap = mode.ok_or_else(|| Failure::new(10, text()))?;
+            }
         }
         Ok(())
     }
@@ -240,6 +269,21 @@ impl Request {
     }
 }
 
+/// The value of an option; without a unit it counts in that of the option.
+fn number_of_option(name: &str, value: &str, base: Base, min: u32, max: u32) -> Result<u32, Failure> {
+    let out_of_range = || Failure::new(10, format!("--{name}: '{value}' is not a number from {min} to {max}"));
+    let number = match parse_number(value, base) {
+        Ok(number) => u32::try_from(number).map_err(|_| out_of_range())?,
+        Err(BadNumber::TooLarge) => return Err(out_of_range()),
+        Err(error) => return Err(Failure::new(20, format!("--{name}: '{value}': {error}"))),
+    };
+    if (min..=max).contains(&number) {
+        Ok(number)
+    } else {
+        Err(out_of_range())
+    }
+}
+
 /// `-` is no minor (-1).
 fn minor_of(word: &str) -> Option<i64> {
     if word == "-" {
@@ -262,6 +306,9 @@ fn execute(request: &Request) -> Result<i32, Failure> {
         dump::Dump::parse(&read_text(request.argument("the dump to read")?)?)?;
         println!("The dump can be read.");
         return Ok(0);
+    }
+    if request.node_id.is_some_and(|id| id != 0) {
+        eprintln!("v08 meta data knows one peer: --node-id is taken as 0.");
     }
     let minor = u32::try_from(request.minor).ok();
     let _lock = minor.map(MinorLock::take).transpose()?;
@@ -477,6 +524,50 @@ mod tests {
     }
 
     #[test]
+    fn numbers_with_units() {
+        let options = |option: &str| request(&["0", "v08", "d", "internal", "create-md", option]).unwrap().options;
+        for (option, bytes) in [
+            ("--peer-max-bio-size=1M", 1 << 20),
+            ("--peer-max-bio-size=8s", 4096),
+            ("--peer-max-bio-size=100", 100),
+            ("-p4k", 4096),
+        ] {
+            assert_eq!(options(option).peer_max_bio_bytes, Some(bytes), "{option}");
+        }
+        for (option, kib) in [
+            ("--al-stripe-size-kB=1M", 1024),
+            ("--al-stripe-size-kB=64s", 32),
+            ("--al-stripe-size-kB=36K", 36),
+            ("--al-stripe-size-kB=64", 64),
+            ("-z64", 64),
+        ] {
+            assert_eq!(options(option).al_stripe_size_kib, Some(kib), "{option}");
+        }
+        assert_eq!(options("--al-stripes=1k").al_stripes, Some(1024));
+        assert_eq!(options("-s7").al_stripes, Some(7));
+    }
+
+    #[test]
+    fn options_of_drbdmeta_9_22() {
+        let bitmap = |mode: &str| {
+            let option = format!("--initialize-bitmap={mode}");
+            request(&["0", "v08", "d", "internal", "create-md", &option]).unwrap().options.bitmap
+        };
+        assert_eq!(bitmap("automatic"), InitialBitmap::Automatic);
+        assert_eq!(bitmap("zeroout"), InitialBitmap::ByDevice);
+        assert_eq!(bitmap("pwrite"), InitialBitmap::Written);
+        assert_eq!(bitmap("skip"), InitialBitmap::Skipped);
+        for words in [
+            &["--node-id=3", "0", "v08", "d", "internal", "get-gi"][..],
+            &["0", "v08", "d", "internal", "show-gi", "-i", "0"],
+            &["0", "v08", "d", "internal", "set-gi", "1:2", "--node-id=0"],
+            &["0", "v08", "d", "internal", "get-gi", "-b", "skip", "--peer-max-bio-size=0"],
+        ] {
+            request(words).unwrap();
+        }
+    }
+
+    #[test]
     fn refused_command_lines() {
         for (words, code) in [
             (&["0", "v09", "d", "internal", "dstate"][..], 20),
@@ -486,6 +577,16 @@ mod tests {
             (&["0", "v08", "d", "internal", "dstate", "--al-stripes=2"], 10),
             (&["0", "v08", "d", "internal", "create-md", "--al-stripes=0"], 10),
             (&["0", "v08", "d", "internal", "dstate", "--nope"], 20),
+            (&["0", "v08", "d", "internal", "create-md", "--al-stripes=2k"], 10),
+            (&["0", "v08", "d", "internal", "create-md", "--al-stripe-size-kB=3"], 10),
+            (&["0", "v08", "d", "internal", "create-md", "--al-stripe-size-kB=17G"], 10),
+            (&["0", "v08", "d", "internal", "create-md", "--al-stripe-size-kB=1x"], 20),
+            (&["0", "v08", "d", "internal", "create-md", "--peer-max-bio-size=2M"], 10),
+            (&["0", "v08", "d", "internal", "get-gi", "--peer-max-bio-size=4096"], 10),
+            (&["0", "v08", "d", "internal", "create-md", "--initialize-bitmap=auto"], 10),
+            (&["0", "v08", "d", "internal", "create-md", "--node-id=0"], 10),
+            (&["0", "v08", "d", "internal", "get-gi", "--node-id=32"], 10),
+            (&["0", "v08", "d", "internal", "get-gi", "--node-id=x"], 20),
         ] {
             assert_eq!(request(words).unwrap_err().code, code, "{words:?}");
         }
