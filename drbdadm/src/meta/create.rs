@@ -5,10 +5,10 @@
 //! spec: metadata 9.3, 9.4, 9.8
 
 use super::apply_al::{initialise_ring, read_ring};
-use super::device::{AlignedBuffer, Device, BLOCK_BYTES, SECTOR_BYTES};
+use super::device::{AlignedBuffer, Device, BLOCK_BYTES, BLOCK_SECTORS, SECTOR_BYTES};
 use super::dump::Dump;
 use super::existing::{classify, with_volume_manager_size, Contents, PROBE_BYTES};
-use super::store::{bitmap_bytes, look, look_at_last_known, plan, write_block, write_superblock, Found, Lookup};
+use super::store::{bitmap_bytes, look, look_at_last_known, plan, wipe_superblock, write_superblock, Found, Lookup};
 use super::Session;
 use crate::confirm::confirm;
 use crate::failure::Failure;
@@ -117,6 +117,9 @@ pub fn create(session: &Session, options: CreateOptions) -> Result<(), Failure> 
     superblock.la_peer_max_bio_bytes = options.peer_max_bio_bytes.unwrap_or(0);
     // Whatever was found: the new activity log may need more room than the old one, and that is where the data ends.
     check_existing_data(session, &layout)?;
+    if !matches!(lookup, Lookup::Nothing) {
+        wipe_superblock(device, &layout)?;
+    }
     println!("initializing activity log");
     initialise_ring(device, &layout)?;
     initialise_bitmap(device, &layout, options.bitmap)?;
@@ -133,7 +136,8 @@ pub fn create(session: &Session, options: CreateOptions) -> Result<(), Failure> 
 /// As [`create`].
 pub fn restore(session: &Session, options: CreateOptions, dump: &Dump) -> Result<(), Failure> {
     let (device, index) = (&session.device, session.index);
-    if matches!(look(device, index, device.size_sectors())?, Lookup::Valid(_))
+    let lookup = look(device, index, device.size_sectors())?;
+    if matches!(lookup, Lookup::Valid(_))
         && !confirm("There is valid meta data in this place already.\nOverwrite it?", session.force)
     {
         return Err(Failure::new(1, "Nothing was changed."));
@@ -151,6 +155,9 @@ pub fn restore(session: &Session, options: CreateOptions, dump: &Dump) -> Result
         eprintln!("There is no room for {dumped} sectors here: the last agreed size becomes {possible} sectors.");
     }
     superblock.la_peer_max_bio_bytes = dump.la_peer_max_bio_bytes;
+    if !matches!(lookup, Lookup::Nothing) {
+        wipe_superblock(device, &layout)?;
+    }
     write_dumped_bitmap(device, &layout, bitmap_bytes(superblock.la_size_sectors), &dump.bitmap)?;
     // The dump says nothing about the log: an empty one is the truth after a restore.
     initialise_ring(device, &layout)?;
@@ -201,7 +208,7 @@ fn write_dumped_bitmap(device: &Device, layout: &Layout, bytes: u64, runs: &[(u6
 /// Moves internal meta data to the end of a device that has grown.
 ///
 /// The part of the bitmap that is new is written as out of sync: nobody has ever synchronised that storage.
-/// Interrupting this while old and new area overlap loses the meta data.
+/// Interrupting this while old and new area overlap loses the meta data; elsewhere it leaves the old or the new.
 ///
 /// # Errors
 /// Exit code 10.
@@ -211,6 +218,11 @@ pub fn move_after_growth(device: &Device, old: &Found) -> Result<Found, Failure>
     let ring = read_ring(device, &old.layout)?;
     let old_bytes = old.layout.bitmap_sectors * SECTOR_BYTES;
     let new_bytes = layout.bitmap_sectors * SECTOR_BYTES;
+    let overlaps = old.layout.superblock_sector + BLOCK_SECTORS > layout.bitmap_sector();
+    if overlaps {
+        // Half moved, the old superblock would speak for a bitmap that is not the old one any more.
+        wipe_superblock(device, &old.layout)?;
+    }
     // From the end on: the area moves towards higher sectors.
     let mut end = old_bytes;
     while end > 0 {
@@ -232,10 +244,9 @@ pub fn move_after_growth(device: &Device, old: &Found) -> Result<Found, Failure>
     superblock.set_layout(&layout);
     let moved = Found { layout, superblock };
     write_superblock(device, &moved, superblock.magic)?;
-    if old.layout.superblock_sector < layout.bitmap_sector() {
-        write_block(device, old.layout.superblock_sector, &[0; BLOCK_BYTES])?;
+    if !overlaps {
+        wipe_superblock(device, &old.layout)?;
     }
-    device.sync()?;
     eprintln!("The device has grown, the meta data was moved to its new end.");
     Ok(moved)
 }
@@ -329,7 +340,7 @@ mod tests {
     use super::super::device::OpenMode;
     use super::super::dump::write_dump;
     use super::super::last_known::LastKnown;
-    use super::super::store::read_block;
+    use super::super::store::{read_block, write_block};
     use super::*;
     use engine::metadata::transaction::{decode, Kind, Transaction};
     use std::os::unix::fs::FileExt;
@@ -645,4 +656,76 @@ mod tests {
             assert_eq!(bitmap.iter().all(|byte| *byte == 0), is_zeroed, "{how:?}");
         }
     }
-}
+
+    /// Does something that the power interrupts after every possible number of writes; then looks what is there.
+    fn interrupted(prepared: &Disk, act: impl Fn(Device) -> Result<(), Failure>, check: impl Fn(&Device, u32)) {
+        let image = std::fs::read(&prepared.path).unwrap();
+        for writes in 0.. {
+            std::fs::write(&prepared.path, &image).unwrap();
+            let device = prepared.device();
+            device.writes_left.set(writes);
+            let result = act(device);
+            check(&prepared.device(), writes);
+            if result.is_ok() {
+                return;
+            }
+        }
+    }
+
+    /// Meta data with bits that must not get lost.
+    fn out_of_sync(device: &Device) -> (Found, Vec<u8>) {
+        let mut found = crashed(device);
+        found.superblock.uuids = [9, 8, 7, 6];
+        write_superblock(device, &found, Magic::Unclean).unwrap();
+        let bytes = (found.layout.bitmap_sectors * SECTOR_BYTES) as usize;
+        let mut bitmap = AlignedBuffer::zeroed(bytes);
+        for (at, byte) in bitmap.iter_mut().enumerate() {
+            *byte = (at % 251) as u8;
+        }
+        device.write(found.layout.bitmap_sector(), &bitmap).unwrap();
+        (found, bitmap.to_vec())
+    }
+
+    #[test]
+    fn no_old_superblock_speaks_for_a_new_bitmap() {
+        let disk = Disk::new("cut", 20);
+        let (old, bitmap) = out_of_sync(&disk.device());
+        let check = |device: &Device, writes: u32| {
+            let Lookup::Valid(now) = look(device, INDEX, device.size_sectors()).unwrap() else { return };
+            if now.superblock.uuids == old.superblock.uuids {
+                let found = device.read(old.layout.bitmap_sector(), bitmap.len()).unwrap();
+                assert!(*found == bitmap, "after {writes} writes");
+            }
+        };
+        interrupted(&disk, |device| create(&Session { device, ..disk.forced(INDEX) }, CreateOptions::default()), check);
+        let mut other = dump(&disk.device(), INDEX);
+        other.la_size_sectors = 30_000;
+        other.uuids = [5, 5, 5, 5];
+        out_of_sync(&disk.device());
+        let restore = |device| restore(&Session { device, ..disk.forced(INDEX) }, CreateOptions::default(), &other);
+        interrupted(&disk, restore, check);
+    }
+
+    #[test]
+    fn meta_data_moved_in_part_is_none() {
+        for (name, grown_by) in [("little", 8192), ("more", 40 << 10), ("far", 10 << 20)] {
+            let disk = Disk::new(&format!("moved-{name}"), 20);
+            let (old, bitmap) = out_of_sync(&disk.device());
+            let size_bytes = 20 << 20;
+            let note = LastKnown { size_bytes, path: String::new(), device_uuid: None };
+            disk.resize(size_bytes + grown_by);
+            let check = |device: &Device, writes: u32| {
+                let now = match look(device, INDEX, device.size_sectors()).unwrap() {
+                    Lookup::Valid(now) => Some(now),
+                    _ => look_at_last_known(device, INDEX, Some(&note), false).unwrap(),
+                };
+                // None is better than one that has forgotten something.
+                let Some(now) = now else { return };
+                let found = device.read(now.layout.bitmap_sector(), bitmap.len()).unwrap();
+                assert!(*found == bitmap, "{name}, after {writes} writes");
+                assert_eq!(now.superblock.uuids, old.superblock.uuids);
+            };
+            interrupted(&disk, |device| move_after_growth(&device, &old).map(|_| ()), check);
+            assert!(matches!(look(&disk.device(), INDEX, disk.device().size_sectors()).unwrap(), Lookup::Valid(_)));
+        }
+    }}

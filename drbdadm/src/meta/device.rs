@@ -78,6 +78,9 @@ pub struct Device {
     path: PathBuf,
     size_bytes: u64,
     dry_run: bool,
+    /// After so many more transfers to the device the power fails.
+    #[cfg(test)]
+    pub writes_left: std::cell::Cell<u32>,
 }
 
 impl Device {
@@ -109,7 +112,14 @@ impl Device {
         };
         let size_bytes =
             file.seek(SeekFrom::End(0)).map_err(|error| other(format!("size of {shown} unknown: {error}")))?;
-        Ok(Device { file, path: path.to_owned(), size_bytes, dry_run: mode.dry_run })
+        Ok(Device {
+            file,
+            path: path.to_owned(),
+            size_bytes,
+            dry_run: mode.dry_run,
+            #[cfg(test)]
+            writes_left: u32::MAX.into(),
+        })
     }
 
     /// Size of the device, bytes.
@@ -151,6 +161,8 @@ impl Device {
             return Ok(());
         }
         for (index, chunk) in data.chunks(CHUNK_BYTES).enumerate() {
+            #[cfg(test)]
+            self.count_write()?;
             let at = offset + (index * CHUNK_BYTES) as u64;
             self.file.write_all_at(chunk, at).map_err(|error| self.io_failure("write", at, chunk.len(), &error))?;
         }
@@ -180,6 +192,8 @@ impl Device {
         let (Ok(start), Ok(length)) = (i64::try_from(offset), i64::try_from(len)) else {
             return Ok(false);
         };
+        #[cfg(test)]
+        self.count_write()?;
         Ok(fallocate(&self.file, FallocateFlags::FALLOC_FL_ZERO_RANGE, start, length).is_ok())
     }
 
@@ -197,6 +211,8 @@ impl Device {
         while done < len {
             let part = zeroes.len().min(len - done);
             let at = offset + done as u64;
+            #[cfg(test)]
+            self.count_write()?;
             self.file.write_all_at(&zeroes[..part], at).map_err(|error| self.io_failure("write", at, part, &error))?;
             done += part;
         }
@@ -234,6 +250,13 @@ impl Device {
                 format!("{}: {len} bytes at sector {sector} are outside of the device", self.path.display()),
             )),
         }
+    }
+
+    #[cfg(test)]
+    fn count_write(&self) -> Result<(), Failure> {
+        let left = self.writes_left.get().checked_sub(1).ok_or_else(|| Failure::new(10, "the power has failed"))?;
+        self.writes_left.set(left);
+        Ok(())
     }
 
     fn io_failure(&self, what: &str, offset: u64, len: usize, error: &std::io::Error) -> Failure {

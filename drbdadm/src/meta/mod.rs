@@ -22,12 +22,12 @@ use crate::minor_lock::MinorLock;
 use crate::proc_drbd;
 use crate::units::{parse_number, BadNumber, Base};
 use create::{CreateOptions, InitialBitmap};
-use device::{Device, OpenError, OpenMode, BLOCK_BYTES};
+use device::{Device, OpenError, OpenMode};
 use engine::metadata::layout::MetaIndex;
 use engine::metadata::superblock::{Magic, MetaFlags, Superblock};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use store::{look, look_at_last_known, update_note, write_block, write_superblock, Found, Lookup};
+use store::{look, look_at_last_known, update_note, wipe_superblock, write_superblock, Found, Lookup};
 
 /// The highest number a peer of version 9 can have.
 const MAX_NODE_ID: u32 = 31;
@@ -463,8 +463,7 @@ fn wipe(session: &Session) -> Result<i32, Failure> {
         return Err(Failure::new(1, "Nothing was changed."));
     }
     println!("Wiping meta data...");
-    write_block(&session.device, found.layout.superblock_sector, &[0; BLOCK_BYTES])?;
-    session.device.sync()?;
+    wipe_superblock(&session.device, &found.layout)?;
     if let Err(error) = LastKnown::remove(&session.note_dir, session.minor) {
         eprintln!("The note about minor {} was not removed: {error}", session.minor);
     }

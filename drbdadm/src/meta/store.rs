@@ -3,7 +3,8 @@
 //!
 //! # Invariants
 //! The superblock is always written last, and only after everything before it has reached the device: a power cut in
-//! the middle leaves either the old superblock or none, never a new one that describes what is not there.
+//! the middle leaves either the old superblock or none, never a new one that describes what is not there. Where what an
+//! old superblock describes is overwritten, that superblock is wiped first ([`wipe_superblock`]).
 
 use super::device::{AlignedBuffer, Device, BLOCK_BYTES};
 use super::last_known::LastKnown;
@@ -113,6 +114,15 @@ pub fn write_superblock(device: &Device, found: &Found, magic: Magic) -> Result<
     found.superblock.encode(magic, &mut block);
     device.sync()?;
     write_block(device, found.layout.superblock_sector, &block)?;
+    device.sync()
+}
+
+/// Wipes a superblock; when this returns it is gone for good.
+///
+/// # Errors
+/// Exit code 10.
+pub fn wipe_superblock(device: &Device, layout: &Layout) -> Result<(), Failure> {
+    write_block(device, layout.superblock_sector, &[0; BLOCK_BYTES])?;
     device.sync()
 }
 
