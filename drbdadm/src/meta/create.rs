@@ -211,10 +211,14 @@ fn write_dumped_bitmap(device: &Device, layout: &Layout, bytes: u64, runs: &[(u6
 /// Interrupting this while old and new area overlap loses the meta data; elsewhere it leaves the old or the new.
 ///
 /// # Errors
-/// Exit code 10.
+/// Exit code 10, and 40 when the new place reaches into the data.
 // spec: metadata 9.8
 pub fn move_after_growth(device: &Device, old: &Found) -> Result<Found, Failure> {
     let layout = plan(device, old.layout.index, old.layout.striping)?;
+    if old.superblock.la_size_sectors > layout.usable_sectors {
+        let text = "The device has grown by less than its meta data, which would destroy the end of the data now.";
+        return Err(Failure::new(40, format!("Refused: {text} Let it grow a little more.")));
+    }
     let ring = read_ring(device, &old.layout)?;
     let old_bytes = old.layout.bitmap_sectors * SECTOR_BYTES;
     let new_bytes = layout.bitmap_sectors * SECTOR_BYTES;
@@ -223,14 +227,15 @@ pub fn move_after_growth(device: &Device, old: &Found) -> Result<Found, Failure>
         // Half moved, the old superblock would speak for a bitmap that is not the old one any more.
         wipe_superblock(device, &old.layout)?;
     }
-    // From the end on: the area moves towards higher sectors.
-    let mut end = old_bytes;
-    while end > 0 {
-        let len = end.min(COPY_BYTES as u64);
-        let at = (end - len) / SECTOR_BYTES;
-        let chunk = device.read(old.layout.bitmap_sector() + at, len as usize)?;
-        device.write(layout.bitmap_sector() + at, &chunk)?;
-        end -= len;
+    let mut chunks: Vec<u64> = (0..old_bytes).step_by(COPY_BYTES).collect();
+    // The area moves towards higher sectors, but for the case that the device has hardly grown and the bitmap has.
+    if layout.bitmap_sector() > old.layout.bitmap_sector() {
+        chunks.reverse();
+    }
+    for at in chunks {
+        let len = (old_bytes - at).min(COPY_BYTES as u64);
+        let chunk = device.read(old.layout.bitmap_sector() + at / SECTOR_BYTES, len as usize)?;
+        device.write(layout.bitmap_sector() + at / SECTOR_BYTES, &chunk)?;
     }
     let mut at = old_bytes;
     while at < new_bytes {
@@ -728,4 +733,27 @@ mod tests {
             interrupted(&disk, |device| move_after_growth(&device, &old).map(|_| ()), check);
             assert!(matches!(look(&disk.device(), INDEX, disk.device().size_sectors()).unwrap(), Lookup::Valid(_)));
         }
-    }}
+    }
+    #[test]
+    fn a_larger_bitmap_that_needs_the_place_of_data_does_not_get_it() {
+        // One sector more begins a new block of the bitmap, and leaves the end of the meta data where it is.
+        let size_bytes: u64 = 64 << 30;
+        let disk = Disk::new("sector", size_bytes >> 20);
+        let (old, bitmap) = out_of_sync(&disk.device());
+        disk.resize(size_bytes + 512);
+        let note = LastKnown { size_bytes, path: String::new(), device_uuid: None };
+        let device = disk.device();
+        let mut seen = look_at_last_known(&device, INDEX, Some(&note), false).unwrap().unwrap();
+        assert_eq!(seen.superblock.la_size_sectors, old.layout.usable_sectors);
+        assert_eq!(move_after_growth(&device, &seen).unwrap_err().code, 40);
+        let area = device.read(old.layout.bitmap_sector(), bitmap.len()).unwrap();
+        assert!(*area == bitmap);
+
+        seen.superblock.la_size_sectors -= 8;
+        let moved = move_after_growth(&device, &seen).unwrap();
+        assert_eq!(moved.layout.bitmap_sector(), old.layout.bitmap_sector() - 8);
+        let area = device.read(moved.layout.bitmap_sector(), bitmap.len()).unwrap();
+        assert!(*area == bitmap);
+        assert_eq!(found(&device).superblock.uuids, old.superblock.uuids);
+    }
+}
