@@ -756,4 +756,26 @@ mod tests {
         assert!(*area == bitmap);
         assert_eq!(found(&device).superblock.uuids, old.superblock.uuids);
     }
+    #[test]
+    fn the_note_names_the_place_after_a_move_and_only_then() {
+        let disk = Disk::new("note", 20);
+        crashed(&disk.device());
+        let session = disk.session(INDEX);
+        session.remember(&found(&session.device).superblock);
+        let first = session.note().unwrap();
+        assert_eq!((first.size_bytes, first.device_uuid), (20 << 20, Some(7)));
+
+        // Looking how it would be forgets nothing.
+        disk.resize(30 << 20);
+        let mode = OpenMode { exclusive: true, regular_file: true, dry_run: true };
+        let device = Device::open(&disk.path, mode).map_err(|error| format!("{error:?}")).unwrap();
+        let dry_run = Session { device, ..disk.session(INDEX) };
+        let moved = dry_run.find_or_move().unwrap().unwrap();
+        dry_run.remember(&moved.superblock);
+        assert_eq!(dry_run.note(), Some(first));
+
+        // Once it has moved, with nothing more to be written.
+        disk.session(INDEX).find_or_move().unwrap().unwrap();
+        assert_eq!(disk.session(INDEX).note().unwrap().size_bytes, 30 << 20);
+    }
 }

@@ -132,6 +132,11 @@ impl Device {
         self.size_bytes / SECTOR_BYTES
     }
 
+    /// True if nothing is ever written.
+    pub fn is_dry_run(&self) -> bool {
+        self.dry_run
+    }
+
     /// The path it was opened by.
     pub fn path(&self) -> &Path {
         &self.path

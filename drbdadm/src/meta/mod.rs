@@ -119,7 +119,12 @@ impl Session {
             return Ok(Some(found));
         }
         match look_at_last_known(&self.device, self.index, self.note().as_ref(), self.force)? {
-            Some(old) => create::move_after_growth(&self.device, &old).map(Some),
+            Some(old) => {
+                let moved = create::move_after_growth(&self.device, &old)?;
+                // At once: without the note nothing finds it again after the next growth.
+                self.remember(&moved.superblock);
+                Ok(Some(moved))
+            }
             None => Ok(None),
         }
     }
@@ -464,8 +469,10 @@ fn wipe(session: &Session) -> Result<i32, Failure> {
     }
     println!("Wiping meta data...");
     wipe_superblock(&session.device, &found.layout)?;
-    if let Err(error) = LastKnown::remove(&session.note_dir, session.minor) {
-        eprintln!("The note about minor {} was not removed: {error}", session.minor);
+    if !session.device.is_dry_run() {
+        if let Err(error) = LastKnown::remove(&session.note_dir, session.minor) {
+            eprintln!("The note about minor {} was not removed: {error}", session.minor);
+        }
     }
     println!("DRBD meta data block successfully wiped out.");
     Ok(0)

@@ -151,6 +151,9 @@ fn compute(index: MetaIndex, meta_device_sectors: u64, striping: Striping) -> Re
 
 /// Keeps or removes the note where the meta data is.
 pub fn update_note(device: &Device, index: MetaIndex, superblock: &Superblock, note_dir: &Path, minor: i64) {
+    if device.is_dry_run() {
+        return;
+    }
     let result = if index.is_internal() {
         let uuid = superblock.device_uuid;
         LastKnown {
