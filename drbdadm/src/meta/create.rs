@@ -309,7 +309,7 @@ fn check_existing_data(session: &Session, layout: &Layout) -> Result<(), Failure
             println!("\nFound on {path}: {name}");
             println!("{:12} kB data area apparently used", bytes / 1024);
             println!("{usable_kib:12} kB left usable by current configuration\n");
-            if bytes / SECTOR_BYTES > layout.usable_sectors {
+            if bytes.div_ceil(SECTOR_BYTES) > layout.usable_sectors {
                 return refused(
                     "the meta data would overwrite the end of it. Shrink it first, or use an external meta-disk.",
                 );
