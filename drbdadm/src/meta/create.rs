@@ -158,7 +158,7 @@ pub fn restore(session: &Session, options: CreateOptions, dump: &Dump) -> Result
     if !matches!(lookup, Lookup::Nothing) {
         wipe_superblock(device, &layout)?;
     }
-    write_dumped_bitmap(device, &layout, bitmap_bytes(superblock.la_size_sectors), &dump.bitmap)?;
+    write_dumped_bitmap(device, &layout, superblock.la_size_sectors, &dump.bitmap)?;
     // The dump says nothing about the log: an empty one is the truth after a restore.
     initialise_ring(device, &layout)?;
     write_superblock(device, &Found { layout, superblock }, Magic::Clean)?;
@@ -185,19 +185,34 @@ fn initialise_bitmap(device: &Device, layout: &Layout, how: InitialBitmap) -> Re
     }
 }
 
-fn write_dumped_bitmap(device: &Device, layout: &Layout, bytes: u64, runs: &[(u64, u64)]) -> Result<(), Failure> {
+/// Writes the bitmap of a device of this size: what the dump says, and ones where it says nothing.
+fn write_dumped_bitmap(
+    device: &Device,
+    layout: &Layout,
+    size_sectors: u64,
+    runs: &[(u64, u64)],
+) -> Result<(), Failure> {
     let mut sector = layout.bitmap_sector();
-    let mut left = bytes.min(layout.bitmap_sectors * SECTOR_BYTES);
+    let mut left = bitmap_bytes(size_sectors).min(layout.bitmap_sectors * SECTOR_BYTES);
+    let mut needed_words = size_sectors.div_ceil(8).div_ceil(64);
     let mut words = runs.iter().flat_map(|(count, word)| (0..*count).map(|_| *word));
+    let mut missing = false;
     while left > 0 {
         let len = left.min(COPY_BYTES as u64);
         let mut chunk = AlignedBuffer::zeroed(len as usize);
-        for (target, word) in chunk.chunks_exact_mut(8).zip(&mut words) {
-            target.copy_from_slice(&word.to_le_bytes());
+        for target in chunk.chunks_exact_mut(8) {
+            let word = words.next();
+            missing |= word.is_none() && needed_words > 0;
+            let unknown = if needed_words > 0 { u64::MAX } else { 0 };
+            target.copy_from_slice(&word.unwrap_or(unknown).to_le_bytes());
+            needed_words = needed_words.saturating_sub(1);
         }
         device.write(sector, &chunk)?;
         sector += len / SECTOR_BYTES;
         left -= len;
+    }
+    if missing {
+        eprintln!("The dump has less bitmap than its size needs, the rest counts as out of sync.");
     }
     if words.next().is_some() {
         eprintln!("The dump has more bitmap than this device needs, the rest was left out.");
@@ -624,6 +639,22 @@ mod tests {
     }
 
     #[test]
+    fn what_a_dump_does_not_say_is_out_of_sync() {
+        let disk = Disk::new("short", 300);
+        let dump = Dump { la_size_sectors: 500_000, bitmap: vec![(100, 0), (1, 1)], ..Dump::default() };
+        let log = CreateOptions { al_stripes: Some(1), al_stripe_size_kib: Some(32), ..Default::default() };
+        restore(&disk.session(INDEX), log, &dump).unwrap();
+        let device = disk.device();
+        let bitmap = device.read(found(&device).layout.bitmap_sector(), 8192).unwrap();
+        let word = |index: usize| u64::from_le_bytes(bitmap[index * 8..index * 8 + 8].try_into().unwrap());
+        // 62500 blocks in 977 words.
+        assert!((0..100).all(|index| word(index) == 0));
+        assert_eq!(word(100), 1);
+        assert!((101..977).all(|index| word(index) == u64::MAX));
+        assert!((977..1024).all(|index| word(index) == 0));
+    }
+
+    #[test]
     fn a_restored_size_is_what_data_or_bitmap_have_room_for() {
         let text = |sectors: u64| {
             format!(
@@ -635,8 +666,7 @@ mod tests {
         for (name, index, mib, sectors) in [
             ("internal", INDEX, 100, 204_720),
             // As drbdmeta 9.22 does.
-            ("flexible", MetaIndex::FlexibleExternal, 80, 5_366_349_824),
-            ("slot", MetaIndex::Fixed(0), 128, 8_587_575_296),
+            ("flexible", MetaIndex::FlexibleExternal, 8, 534_511_616),
         ] {
             let disk = Disk::new(&format!("room-{name}"), mib);
             let dumped = Dump::parse(&text(999_999_999_999)).unwrap();

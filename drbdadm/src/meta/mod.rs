@@ -66,8 +66,8 @@ const COMMANDS: &[CommandRow] = &[
          \x20           [--initialize-bitmap={automatic|zeroout|pwrite|skip}]",
     ),
     row("dump-md", false, ""),
-    row("restore-md", true, "FILE"),
-    row("verify-dump", false, "FILE"),
+    row("restore-md", true, "[FILE]"),
+    row("verify-dump", false, "[FILE]"),
     row("apply-al", true, ""),
     row("get-gi", false, ""),
     row("show-gi", false, ""),
@@ -263,14 +263,14 @@ impl Request {
         self.command = *row.ok_or_else(|| Failure::new(20, format!("Unknown command '{command}'.")))?;
         self.arguments = words.collect();
         if self.arguments.len() > 1 {
-            return Err(Failure::new(20, format!("'{}' is one word too many.", self.arguments[1])));
+            eprintln!("{} takes one word at most, the others are ignored.", self.command.name);
         }
         Ok(())
     }
 
     fn argument(&self, what: &str) -> Result<&str, Failure> {
         let argument = self.arguments.first().map(String::as_str);
-        argument.ok_or_else(|| Failure::new(20, format!("{} needs {what}", self.command.name)))
+        argument.ok_or_else(|| Failure::new(10, format!("{} needs {what}", self.command.name)))
     }
 }
 
@@ -308,7 +308,7 @@ fn index_of(word: &str) -> Option<MetaIndex> {
 
 fn execute(request: &Request) -> Result<i32, Failure> {
     if request.command.name == "verify-dump" {
-        dump::Dump::parse(&read_text(request.argument("the dump to read")?)?)?;
+        read_dump(request)?;
         println!("The dump can be read.");
         return Ok(0);
     }
@@ -362,10 +362,7 @@ fn open(request: &Request) -> Result<Device, Failure> {
 fn run(request: &Request, session: &Session) -> Result<i32, Failure> {
     match request.command.name {
         "create-md" => create::create(session, request.options)?,
-        "restore-md" => {
-            let text = read_text(request.argument("the dump to restore")?)?;
-            create::restore(session, request.options, &dump::Dump::parse(&text)?)?;
-        }
+        "restore-md" => create::restore(session, request.options, &read_dump(request)?)?,
         "dump-md" => return dump_md(request, session),
         "apply-al" => {
             let mut found = session.find_or_move()?.ok_or_else(|| Failure::new(1, "No valid meta data found"))?;
@@ -505,8 +502,13 @@ fn dump_md(request: &Request, session: &Session) -> Result<i32, Failure> {
     Ok(0)
 }
 
-fn read_text(path: &str) -> Result<String, Failure> {
-    std::fs::read_to_string(path).map_err(|error| Failure::new(20, format!("{path}: {error}")))
+/// The dump in the file that is named, or on standard input.
+fn read_dump(request: &Request) -> Result<dump::Dump, Failure> {
+    let (path, text) = match request.arguments.first() {
+        Some(path) => (path.as_str(), std::fs::read_to_string(path)),
+        None => ("standard input", std::io::read_to_string(std::io::stdin())),
+    };
+    dump::Dump::parse(&text.map_err(|error| Failure::new(20, format!("{path}: {error}")))?)
 }
 
 #[cfg(test)]
@@ -568,9 +570,13 @@ mod tests {
             &["0", "v08", "d", "internal", "show-gi", "-i", "0"],
             &["0", "v08", "d", "internal", "set-gi", "1:2", "--node-id=0"],
             &["0", "v08", "d", "internal", "get-gi", "-b", "skip", "--peer-max-bio-size=0"],
+            // More words than a command takes.
+            &["0", "v08", "d", "internal", "get-gi", "more", "and", "more"],
         ] {
             request(words).unwrap();
         }
+        let without = request(&["0", "v08", "d", "internal", "set-gi"]).unwrap();
+        assert_eq!(without.argument("identifiers").unwrap_err().code, 10);
     }
 
     #[test]
