@@ -3,8 +3,8 @@
 //!
 //! # Invariants
 //! Every transfer starts on a multiple of [`BLOCK_BYTES`], is a multiple of it long or reaches to the last sector of the
-//! device, and goes through memory aligned to it. Nothing but the meta-data area is ever handed to [`Device::write`]: the callers take their offsets from the
-//! engine's layout.
+//! device, and goes through memory aligned to it. Nothing but the meta-data area is ever handed to [`Device::write`]: the
+//! callers take their offsets from the engine's layout.
 
 use crate::failure::Failure;
 use nix::fcntl::{fallocate, FallocateFlags, OFlag};
