@@ -114,10 +114,12 @@ fn mark_extents(device: &Device, found: &Found, extents: &[u32]) -> Result<(), F
             continue;
         }
         let sector = found.layout.bitmap_sector() + page * 8;
-        let mut block = device.read(sector, BLOCK_BYTES)?;
+        let len = (limit - page * BLOCK_BYTES as u64).min(BLOCK_BYTES as u64);
+        let mut block = device.read(sector, len as usize)?;
         for extent in group {
             let start = (u64::from(*extent) % extents_per_block * BITMAP_BYTES_PER_EXTENT) as usize;
-            let bits = &mut block[start..start + BITMAP_BYTES_PER_EXTENT as usize];
+            // Beyond the end of a last block that is only a part.
+            let Some(bits) = block.get_mut(start..start + BITMAP_BYTES_PER_EXTENT as usize) else { continue };
             added_bits += bits.iter().map(|byte| u64::from(byte.count_zeros())).sum::<u64>();
             bits.fill(0xFF);
         }

@@ -2,9 +2,9 @@
 //! The device that carries the meta data: opened for direct I/O, read and written in aligned blocks.
 //!
 //! # Invariants
-//! Every transfer starts on a multiple of [`BLOCK_BYTES`], is a multiple of it long and goes through memory aligned to
-//! it. Nothing but the meta-data area is ever handed to [`Device::write`]: the callers take their offsets from the
-//! engine's layout.
+//! Every transfer starts on a multiple of [`BLOCK_BYTES`], is a multiple of it long or reaches to the last sector of the
+//! device, and goes through memory aligned to it. Nothing but the meta-data area is ever handed to [`Device::write`]: the
+//! callers take their offsets from the engine's layout.
 
 use crate::failure::Failure;
 use nix::fcntl::{fallocate, FallocateFlags, OFlag};
@@ -78,6 +78,9 @@ pub struct Device {
     path: PathBuf,
     size_bytes: u64,
     dry_run: bool,
+    /// After so many more transfers to the device the power fails.
+    #[cfg(test)]
+    pub writes_left: std::cell::Cell<u32>,
 }
 
 impl Device {
@@ -109,7 +112,14 @@ impl Device {
         };
         let size_bytes =
             file.seek(SeekFrom::End(0)).map_err(|error| other(format!("size of {shown} unknown: {error}")))?;
-        Ok(Device { file, path: path.to_owned(), size_bytes, dry_run: mode.dry_run })
+        Ok(Device {
+            file,
+            path: path.to_owned(),
+            size_bytes,
+            dry_run: mode.dry_run,
+            #[cfg(test)]
+            writes_left: u32::MAX.into(),
+        })
     }
 
     /// Size of the device, bytes.
@@ -122,12 +132,17 @@ impl Device {
         self.size_bytes / SECTOR_BYTES
     }
 
+    /// True if nothing is ever written.
+    pub fn is_dry_run(&self) -> bool {
+        self.dry_run
+    }
+
     /// The path it was opened by.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Reads `len` bytes from `sector` on; both are block multiples.
+    /// Reads `len` bytes from `sector` on: whole blocks, the last of a device excepted.
     ///
     /// # Errors
     /// Exit code 10 on an I/O error and for a range that leaves the device.
@@ -141,7 +156,7 @@ impl Device {
         Ok(buffer)
     }
 
-    /// Writes `data` from `sector` on; the length is a block multiple.
+    /// Writes `data` from `sector` on: whole blocks, the last of a device excepted.
     ///
     /// # Errors
     /// As [`Device::read`].
@@ -151,6 +166,8 @@ impl Device {
             return Ok(());
         }
         for (index, chunk) in data.chunks(CHUNK_BYTES).enumerate() {
+            #[cfg(test)]
+            self.count_write()?;
             let at = offset + (index * CHUNK_BYTES) as u64;
             self.file.write_all_at(chunk, at).map_err(|error| self.io_failure("write", at, chunk.len(), &error))?;
         }
@@ -162,15 +179,36 @@ impl Device {
     /// # Errors
     /// As [`Device::read`].
     pub fn zero(&self, sector: u64, bytes: u64) -> Result<(), Failure> {
-        let len = usize::try_from(bytes).map_err(|_| Failure::new(10, "meta-data area too large"))?;
-        let offset = self.check_range(sector, len)?;
-        if self.dry_run || len == 0 {
+        if self.zero_by_itself(sector, bytes)? {
             return Ok(());
         }
-        let (Ok(start), Ok(length)) = (i64::try_from(offset), i64::try_from(bytes)) else {
-            return Err(Failure::new(10, "meta-data area too large"));
+        self.write_zeroes(sector, bytes)
+    }
+
+    /// Has the device fill `bytes` bytes from `sector` on with zeroes; false if it cannot.
+    ///
+    /// # Errors
+    /// Exit code 10 for a range that leaves the device.
+    pub fn zero_by_itself(&self, sector: u64, bytes: u64) -> Result<bool, Failure> {
+        let (offset, len) = self.check_long_range(sector, bytes)?;
+        if self.dry_run || len == 0 {
+            return Ok(true);
+        }
+        let (Ok(start), Ok(length)) = (i64::try_from(offset), i64::try_from(len)) else {
+            return Ok(false);
         };
-        if fallocate(&self.file, FallocateFlags::FALLOC_FL_ZERO_RANGE, start, length).is_ok() {
+        #[cfg(test)]
+        self.count_write()?;
+        Ok(fallocate(&self.file, FallocateFlags::FALLOC_FL_ZERO_RANGE, start, length).is_ok())
+    }
+
+    /// Writes `bytes` zero bytes from `sector` on.
+    ///
+    /// # Errors
+    /// As [`Device::read`].
+    pub fn write_zeroes(&self, sector: u64, bytes: u64) -> Result<(), Failure> {
+        let (offset, len) = self.check_long_range(sector, bytes)?;
+        if self.dry_run {
             return Ok(());
         }
         let zeroes = AlignedBuffer::zeroed(len.min(CHUNK_BYTES));
@@ -178,6 +216,8 @@ impl Device {
         while done < len {
             let part = zeroes.len().min(len - done);
             let at = offset + done as u64;
+            #[cfg(test)]
+            self.count_write()?;
             self.file.write_all_at(&zeroes[..part], at).map_err(|error| self.io_failure("write", at, part, &error))?;
             done += part;
         }
@@ -195,13 +235,19 @@ impl Device {
         self.file.sync_all().map_err(|error| Failure::new(10, format!("fsync({}): {error}", self.path.display())))
     }
 
+    fn check_long_range(&self, sector: u64, bytes: u64) -> Result<(u64, usize), Failure> {
+        let len = usize::try_from(bytes).map_err(|_| Failure::new(10, "meta-data area too large"))?;
+        Ok((self.check_range(sector, len)?, len))
+    }
+
     fn check_range(&self, sector: u64, len: usize) -> Result<u64, Failure> {
         let offset = sector.checked_mul(SECTOR_BYTES);
         let end = offset.and_then(|offset| offset.checked_add(len as u64));
+        let device_end = self.size_sectors() * SECTOR_BYTES;
+        // What describes the last of the data may lie in a block of which the device has only a part.
+        let is_whole = |end: u64| len % BLOCK_BYTES == 0 || (end == device_end && (len as u64) % SECTOR_BYTES == 0);
         match (offset, end) {
-            (Some(offset), Some(end))
-                if end <= self.size_bytes && sector % BLOCK_SECTORS == 0 && len % BLOCK_BYTES == 0 =>
-            {
+            (Some(offset), Some(end)) if end <= device_end && sector % BLOCK_SECTORS == 0 && is_whole(end) => {
                 Ok(offset)
             }
             _ => Err(Failure::new(
@@ -209,6 +255,13 @@ impl Device {
                 format!("{}: {len} bytes at sector {sector} are outside of the device", self.path.display()),
             )),
         }
+    }
+
+    #[cfg(test)]
+    fn count_write(&self) -> Result<(), Failure> {
+        let left = self.writes_left.get().checked_sub(1).ok_or_else(|| Failure::new(10, "the power has failed"))?;
+        self.writes_left.set(left);
+        Ok(())
     }
 
     fn io_failure(&self, what: &str, offset: u64, len: usize, error: &std::io::Error) -> Failure {

@@ -5,7 +5,7 @@
 //! an unused field there, always 0, so that restoring its dump loses them.
 //! spec: metadata 9.6
 
-use super::device::{Device, BLOCK_BYTES, SECTOR_BYTES};
+use super::device::{Device, SECTOR_BYTES};
 use super::store::{bitmap_bytes, Found};
 use crate::failure::Failure;
 use std::io::Write;
@@ -92,11 +92,7 @@ fn run_length(words: &[u64]) -> usize {
 }
 
 fn read_bitmap(device: &Device, found: &Found) -> Result<Vec<u64>, Failure> {
-    let mut left = bitmap_bytes(found.superblock.la_size_sectors);
-    if left > found.layout.bitmap_sectors * SECTOR_BYTES {
-        // The last agreed size may be a little more than the bitmap area describes in whole blocks.
-        left = found.layout.bitmap_sectors * SECTOR_BYTES / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
-    }
+    let mut left = bitmap_bytes(found.superblock.la_size_sectors).min(found.layout.bitmap_sectors * SECTOR_BYTES);
     let mut sector = found.layout.bitmap_sector();
     let mut words = Vec::new();
     while left > 0 {

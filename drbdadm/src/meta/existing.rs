@@ -109,7 +109,9 @@ fn ext(head: &[u8]) -> Option<Contents> {
         code @ 0..=2 => 1024 << code,
         _ => 0,
     };
-    Some(sized(name, le32(head, 0x404)?, block_bytes))
+    // ext4 with the feature "64bit" counts its blocks in two halves; without the upper one 16 TiB and more look small.
+    let upper = if le32(head, 0x460)? & 0x80 != 0 { le32(head, 0x550)? } else { 0 };
+    Some(sized(name, (upper << 32) | le32(head, 0x404)?, block_bytes))
 }
 
 fn xfs(head: &[u8]) -> Option<Contents> {
@@ -150,6 +152,10 @@ mod tests {
     fn signatures() {
         let ext2: &[(usize, &[u8])] = &[(0x438, &[0x53, 0xEF]), (0x404, &[0, 0, 1, 0]), (0x418, &[2])];
         let ext3: &[(usize, &[u8])] = &[(0x438, &[0x53, 0xEF]), (0x404, &[16]), (0x45C, &[4])];
+        let ext4: &[(usize, &[u8])] =
+            &[(0x438, &[0x53, 0xEF]), (0x404, &[16]), (0x418, &[2]), (0x460, &[0x80]), (0x550, &[1])];
+        // The upper half of the number counts only with the feature that says so.
+        let small: &[(usize, &[u8])] = &[(0x438, &[0x53, 0xEF]), (0x404, &[16]), (0x418, &[2]), (0x550, &[1])];
         let strange: &[(usize, &[u8])] = &[(0x438, &[0x53, 0xEF]), (0x404, &[16]), (0x418, &[9])];
         let table = [
             (head(&[]), Contents::Empty),
@@ -159,6 +165,8 @@ mod tests {
             (head(&[(0x218, b"LVM2")]), Contents::Unsized { name: LVM }),
             (head(ext2), Contents::Sized { name: "ext2 filesystem", bytes: 65536 * 4096 }),
             (head(ext3), Contents::Sized { name: "ext3 filesystem", bytes: 16 * 1024 }),
+            (head(ext4), Contents::Sized { name: "ext2 filesystem", bytes: ((1 << 32) + 16) * 4096 }),
+            (head(small), Contents::Sized { name: "ext2 filesystem", bytes: 16 * 4096 }),
             (head(strange), Contents::Unsized { name: "ext2 filesystem" }),
             (
                 head(&[(0, b"XFSB\0\0\x10\0"), (8, &[0, 0, 0, 0, 0, 0, 0, 7])]),

@@ -20,22 +20,28 @@ use crate::getopt::{parse, Item, OptionSpec, Value};
 use crate::gi::GenerationIds;
 use crate::minor_lock::MinorLock;
 use crate::proc_drbd;
-use create::CreateOptions;
-use device::{Device, OpenError, OpenMode, BLOCK_BYTES};
+use crate::units::{parse_number, BadNumber, Base};
+use create::{CreateOptions, InitialBitmap};
+use device::{Device, OpenError, OpenMode};
 use engine::metadata::layout::MetaIndex;
 use engine::metadata::superblock::{Magic, MetaFlags, Superblock};
 use std::io::Write;
-use std::path::Path;
-use store::{look, look_at_last_known, update_note, write_block, write_superblock, Found, Lookup};
+use std::path::{Path, PathBuf};
+use store::{look, look_at_last_known, update_note, wipe_superblock, write_superblock, Found, Lookup};
+
+/// The highest number a peer of version 9 can have.
+const MAX_NODE_ID: u32 = 31;
 
 const OPTIONS: &[OptionSpec] = &[
     OptionSpec::both("force", 'f', Value::None),
     OptionSpec::both("verbose", 'v', Value::None),
     OptionSpec::long("ignore-sanity-checks", Value::None),
     OptionSpec::long("dry-run", Value::None),
-    OptionSpec::long("peer-max-bio-size", Value::Required),
-    OptionSpec::long("al-stripes", Value::Required),
-    OptionSpec::long("al-stripe-size-kB", Value::Required),
+    OptionSpec::both("peer-max-bio-size", 'p', Value::Required),
+    OptionSpec::both("al-stripes", 's', Value::Required),
+    OptionSpec::both("al-stripe-size-kB", 'z', Value::Required),
+    OptionSpec::both("initialize-bitmap", 'b', Value::Required),
+    OptionSpec::both("node-id", 'i', Value::Required),
     OptionSpec::both("help", 'h', Value::None),
 ];
 
@@ -53,10 +59,15 @@ const fn row(name: &'static str, modifies: bool, arguments: &'static str) -> Com
 }
 
 const COMMANDS: &[CommandRow] = &[
-    row("create-md", true, "[--peer-max-bio-size=N] [--al-stripes=N] [--al-stripe-size-kB=N]"),
+    row(
+        "create-md",
+        true,
+        "[--peer-max-bio-size=N] [--al-stripes=N] [--al-stripe-size-kB=N]\n\
+         \x20           [--initialize-bitmap={automatic|zeroout|pwrite|skip}]",
+    ),
     row("dump-md", false, ""),
-    row("restore-md", true, "FILE"),
-    row("verify-dump", false, "FILE"),
+    row("restore-md", true, "[FILE]"),
+    row("verify-dump", false, "[FILE]"),
     row("apply-al", true, ""),
     row("get-gi", false, ""),
     row("show-gi", false, ""),
@@ -77,15 +88,17 @@ struct Session {
     minor: i64,
     force: bool,
     ignore_sanity_checks: bool,
+    /// Where the notes about grown devices are kept.
+    note_dir: PathBuf,
 }
 
 impl Session {
     fn note(&self) -> Option<LastKnown> {
-        LastKnown::read(Path::new(NOTE_DIR), self.minor)
+        LastKnown::read(&self.note_dir, self.minor)
     }
 
     fn remember(&self, superblock: &Superblock) {
-        update_note(&self.device, self.index, superblock, Path::new(NOTE_DIR), self.minor);
+        update_note(&self.device, self.index, superblock, &self.note_dir, self.minor);
     }
 
     /// Valid meta data in its place.
@@ -106,7 +119,12 @@ impl Session {
             return Ok(Some(found));
         }
         match look_at_last_known(&self.device, self.index, self.note().as_ref(), self.force)? {
-            Some(old) => create::move_after_growth(&self.device, &old).map(Some),
+            Some(old) => {
+                let moved = create::move_after_growth(&self.device, &old)?;
+                // At once: without the note nothing finds it again after the next growth.
+                self.remember(&moved.superblock);
+                Ok(Some(moved))
+            }
             None => Ok(None),
         }
     }
@@ -130,6 +148,8 @@ struct Request {
     dry_run: bool,
     ignore_sanity_checks: bool,
     options: CreateOptions,
+    /// Which peer, of version 9; here there is one.
+    node_id: Option<u32>,
     line: String,
 }
 
@@ -170,6 +190,7 @@ impl Request {
             dry_run: false,
             ignore_sanity_checks: false,
             options: CreateOptions::default(),
+            node_id: None,
             line: format!("drbdmeta {}", words.join(" ")),
         };
         let mut positional = Vec::new();
@@ -179,32 +200,47 @@ impl Request {
                 Item::Option("force", _) => request.force = true,
                 Item::Option("dry-run", _) => request.dry_run = true,
                 Item::Option("ignore-sanity-checks", _) => request.ignore_sanity_checks = true,
-                Item::Option(name, Some(value)) => request.create_option(name, &value)?,
+                Item::Option(name, Some(value)) => request.value_option(name, &value)?,
                 Item::Option(..) => {}
                 Item::Word(word) | Item::Literal(word) => positional.push(word),
             }
         }
         request.positional(positional)?;
-        let is_set = request.options.al_stripes.or(request.options.al_stripe_size_kib).is_some();
-        let creates = request.command.name == "create-md";
-        if (is_set && !creates && request.command.name != "restore-md")
-            || (request.options.peer_max_bio_bytes.is_some() && !creates)
-        {
-            let text = format!("an option does not go together with {}", request.command.name);
-            return Err(Failure::new(10, text));
-        }
+        request.check_options()?;
         Ok(Some(request))
     }
 
-    fn create_option(&mut self, name: &str, value: &str) -> Result<(), Failure> {
-        let (min, max, target) = match name {
-            "peer-max-bio-size" => (0, 1 << 20, &mut self.options.peer_max_bio_bytes),
-            "al-stripes" => (1, 1024, &mut self.options.al_stripes),
-            _ => (4, 16_777_216, &mut self.options.al_stripe_size_kib),
+    /// Refuses options that do not go together with the command.
+    fn check_options(&self) -> Result<(), Failure> {
+        let command = self.command.name;
+        let options = &self.options;
+        let sets_log = options.al_stripes.or(options.al_stripe_size_kib).is_some();
+        let sets_bio = options.peer_max_bio_bytes.is_some_and(|bytes| bytes != 0);
+        let foreign = match command {
+            "create-md" => None,
+            _ if sets_bio => Some("peer-max-bio-size"),
+            _ if sets_log && command != "restore-md" => Some("al-stripe*"),
+            _ => None,
         };
-        match value.parse().ok().filter(|number| (min..=max).contains(number)) {
-            Some(number) => *target = Some(number),
-            None => return Err(Failure::new(10, format!("--{name}: '{value}' is not a number from {min} to {max}"))),
+        let asks_for_ids = matches!(command, "get-gi" | "show-gi" | "set-gi");
+        match foreign.or(self.node_id.filter(|_| !asks_for_ids).map(|_| "node-id")) {
+            Some(foreign) => Err(Failure::new(10, format!("--{foreign} does not go together with {command}"))),
+            None => Ok(()),
+        }
+    }
+
+    fn value_option(&mut self, name: &str, value: &str) -> Result<(), Failure> {
+        let number = |base, min, max| number_of_option(name, value, base, min, max).map(Some);
+        match name {
+            "peer-max-bio-size" => self.options.peer_max_bio_bytes = number(Base::One, 0, 1 << 20)?,
+            "al-stripes" => self.options.al_stripes = number(Base::One, 1, 1024)?,
+            "al-stripe-size-kB" => self.options.al_stripe_size_kib = number(Base::Kib, 4, 16_777_216)?,
+            "node-id" => self.node_id = number(Base::One, 0, MAX_NODE_ID)?,
+            _ => {
+                let mode = InitialBitmap::from_word(value);
+                let text = || format!("--{name}: '{value}' is none of automatic, zeroout, pwrite, skip");
+                self.options.bitmap = mode.ok_or_else(|| Failure::new(10, text()))?;
+            }
         }
         Ok(())
     }
@@ -227,14 +263,29 @@ impl Request {
         self.command = *row.ok_or_else(|| Failure::new(20, format!("Unknown command '{command}'.")))?;
         self.arguments = words.collect();
         if self.arguments.len() > 1 {
-            return Err(Failure::new(20, format!("'{}' is one word too many.", self.arguments[1])));
+            eprintln!("{} takes one word at most, the others are ignored.", self.command.name);
         }
         Ok(())
     }
 
     fn argument(&self, what: &str) -> Result<&str, Failure> {
         let argument = self.arguments.first().map(String::as_str);
-        argument.ok_or_else(|| Failure::new(20, format!("{} needs {what}", self.command.name)))
+        argument.ok_or_else(|| Failure::new(10, format!("{} needs {what}", self.command.name)))
+    }
+}
+
+/// The value of an option; without a unit it counts in that of the option.
+fn number_of_option(name: &str, value: &str, base: Base, min: u32, max: u32) -> Result<u32, Failure> {
+    let out_of_range = || Failure::new(10, format!("--{name}: '{value}' is not a number from {min} to {max}"));
+    let number = match parse_number(value, base) {
+        Ok(number) => u32::try_from(number).map_err(|_| out_of_range())?,
+        Err(BadNumber::TooLarge) => return Err(out_of_range()),
+        Err(error) => return Err(Failure::new(20, format!("--{name}: '{value}': {error}"))),
+    };
+    if (min..=max).contains(&number) {
+        Ok(number)
+    } else {
+        Err(out_of_range())
     }
 }
 
@@ -257,9 +308,12 @@ fn index_of(word: &str) -> Option<MetaIndex> {
 
 fn execute(request: &Request) -> Result<i32, Failure> {
     if request.command.name == "verify-dump" {
-        dump::Dump::parse(&read_text(request.argument("the dump to read")?)?)?;
+        read_dump(request)?;
         println!("The dump can be read.");
         return Ok(0);
+    }
+    if request.node_id.is_some_and(|id| id != 0) {
+        eprintln!("v08 meta data knows one peer: --node-id is taken as 0.");
     }
     let minor = u32::try_from(request.minor).ok();
     let _lock = minor.map(MinorLock::take).transpose()?;
@@ -273,6 +327,7 @@ fn execute(request: &Request) -> Result<i32, Failure> {
         minor: request.minor,
         force: request.force,
         ignore_sanity_checks: request.ignore_sanity_checks,
+        note_dir: NOTE_DIR.into(),
     };
     let code = run(request, &session)?;
     if attached {
@@ -307,10 +362,7 @@ fn open(request: &Request) -> Result<Device, Failure> {
 fn run(request: &Request, session: &Session) -> Result<i32, Failure> {
     match request.command.name {
         "create-md" => create::create(session, request.options)?,
-        "restore-md" => {
-            let text = read_text(request.argument("the dump to restore")?)?;
-            create::restore(session, request.options, &dump::Dump::parse(&text)?)?;
-        }
+        "restore-md" => create::restore(session, request.options, &read_dump(request)?)?,
         "dump-md" => return dump_md(request, session),
         "apply-al" => {
             let mut found = session.find_or_move()?.ok_or_else(|| Failure::new(1, "No valid meta data found"))?;
@@ -413,10 +465,11 @@ fn wipe(session: &Session) -> Result<i32, Failure> {
         return Err(Failure::new(1, "Nothing was changed."));
     }
     println!("Wiping meta data...");
-    write_block(&session.device, found.layout.superblock_sector, &[0; BLOCK_BYTES])?;
-    session.device.sync()?;
-    if let Err(error) = LastKnown::remove(Path::new(NOTE_DIR), session.minor) {
-        eprintln!("The note about minor {} was not removed: {error}", session.minor);
+    wipe_superblock(&session.device, &found.layout)?;
+    if !session.device.is_dry_run() {
+        if let Err(error) = LastKnown::remove(&session.note_dir, session.minor) {
+            eprintln!("The note about minor {} was not removed: {error}", session.minor);
+        }
     }
     println!("DRBD meta data block successfully wiped out.");
     Ok(0)
@@ -449,8 +502,13 @@ fn dump_md(request: &Request, session: &Session) -> Result<i32, Failure> {
     Ok(0)
 }
 
-fn read_text(path: &str) -> Result<String, Failure> {
-    std::fs::read_to_string(path).map_err(|error| Failure::new(20, format!("{path}: {error}")))
+/// The dump in the file that is named, or on standard input.
+fn read_dump(request: &Request) -> Result<dump::Dump, Failure> {
+    let (path, text) = match request.arguments.first() {
+        Some(path) => (path.as_str(), std::fs::read_to_string(path)),
+        None => ("standard input", std::io::read_to_string(std::io::stdin())),
+    };
+    dump::Dump::parse(&text.map_err(|error| Failure::new(20, format!("{path}: {error}")))?)
 }
 
 #[cfg(test)]
@@ -474,6 +532,54 @@ mod tests {
     }
 
     #[test]
+    fn numbers_with_units() {
+        let options = |option: &str| request(&["0", "v08", "d", "internal", "create-md", option]).unwrap().options;
+        for (option, bytes) in [
+            ("--peer-max-bio-size=1M", 1 << 20),
+            ("--peer-max-bio-size=8s", 4096),
+            ("--peer-max-bio-size=100", 100),
+            ("-p4k", 4096),
+        ] {
+            assert_eq!(options(option).peer_max_bio_bytes, Some(bytes), "{option}");
+        }
+        for (option, kib) in [
+            ("--al-stripe-size-kB=1M", 1024),
+            ("--al-stripe-size-kB=64s", 32),
+            ("--al-stripe-size-kB=36K", 36),
+            ("--al-stripe-size-kB=64", 64),
+            ("-z64", 64),
+        ] {
+            assert_eq!(options(option).al_stripe_size_kib, Some(kib), "{option}");
+        }
+        assert_eq!(options("--al-stripes=1k").al_stripes, Some(1024));
+        assert_eq!(options("-s7").al_stripes, Some(7));
+    }
+
+    #[test]
+    fn options_of_drbdmeta_9_22() {
+        let bitmap = |mode: &str| {
+            let option = format!("--initialize-bitmap={mode}");
+            request(&["0", "v08", "d", "internal", "create-md", &option]).unwrap().options.bitmap
+        };
+        assert_eq!(bitmap("automatic"), InitialBitmap::Automatic);
+        assert_eq!(bitmap("zeroout"), InitialBitmap::ByDevice);
+        assert_eq!(bitmap("pwrite"), InitialBitmap::Written);
+        assert_eq!(bitmap("skip"), InitialBitmap::Skipped);
+        for words in [
+            &["--node-id=3", "0", "v08", "d", "internal", "get-gi"][..],
+            &["0", "v08", "d", "internal", "show-gi", "-i", "0"],
+            &["0", "v08", "d", "internal", "set-gi", "1:2", "--node-id=0"],
+            &["0", "v08", "d", "internal", "get-gi", "-b", "skip", "--peer-max-bio-size=0"],
+            // More words than a command takes.
+            &["0", "v08", "d", "internal", "get-gi", "more", "and", "more"],
+        ] {
+            request(words).unwrap();
+        }
+        let without = request(&["0", "v08", "d", "internal", "set-gi"]).unwrap();
+        assert_eq!(without.argument("identifiers").unwrap_err().code, 10);
+    }
+
+    #[test]
     fn refused_command_lines() {
         for (words, code) in [
             (&["0", "v09", "d", "internal", "dstate"][..], 20),
@@ -483,6 +589,16 @@ mod tests {
             (&["0", "v08", "d", "internal", "dstate", "--al-stripes=2"], 10),
             (&["0", "v08", "d", "internal", "create-md", "--al-stripes=0"], 10),
             (&["0", "v08", "d", "internal", "dstate", "--nope"], 20),
+            (&["0", "v08", "d", "internal", "create-md", "--al-stripes=2k"], 10),
+            (&["0", "v08", "d", "internal", "create-md", "--al-stripe-size-kB=3"], 10),
+            (&["0", "v08", "d", "internal", "create-md", "--al-stripe-size-kB=17G"], 10),
+            (&["0", "v08", "d", "internal", "create-md", "--al-stripe-size-kB=1x"], 20),
+            (&["0", "v08", "d", "internal", "create-md", "--peer-max-bio-size=2M"], 10),
+            (&["0", "v08", "d", "internal", "get-gi", "--peer-max-bio-size=4096"], 10),
+            (&["0", "v08", "d", "internal", "create-md", "--initialize-bitmap=auto"], 10),
+            (&["0", "v08", "d", "internal", "create-md", "--node-id=0"], 10),
+            (&["0", "v08", "d", "internal", "get-gi", "--node-id=32"], 10),
+            (&["0", "v08", "d", "internal", "get-gi", "--node-id=x"], 20),
         ] {
             assert_eq!(request(words).unwrap_err().code, code, "{words:?}");
         }

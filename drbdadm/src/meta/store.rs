@@ -3,12 +3,13 @@
 //!
 //! # Invariants
 //! The superblock is always written last, and only after everything before it has reached the device: a power cut in
-//! the middle leaves either the old superblock or none, never a new one that describes what is not there.
+//! the middle leaves either the old superblock or none, never a new one that describes what is not there. Where what an
+//! old superblock describes is overwritten, that superblock is wiped first ([`wipe_superblock`]).
 
 use super::device::{AlignedBuffer, Device, BLOCK_BYTES};
 use super::last_known::LastKnown;
 use crate::failure::Failure;
-use engine::metadata::layout::{superblock_sector, Layout, MetaIndex, Striping};
+use engine::metadata::layout::{superblock_sector, Layout, LayoutError, MetaIndex, Striping};
 use engine::metadata::superblock::{Magic, Superblock, SuperblockError};
 use engine::metadata::{Block, BM_BLOCK_BYTES};
 use std::path::Path;
@@ -51,7 +52,7 @@ pub fn look(device: &Device, index: MetaIndex, device_sectors: u64) -> Result<Lo
         Err(other) => return Ok(Lookup::OtherVersion(other)),
     };
     let layout = superblock.striping().ok().and_then(|striping| {
-        Layout::compute(index, device_sectors, device_sectors, striping).ok().filter(|l| l.matches(&superblock))
+        compute(index, device_sectors, striping).ok().filter(|layout| layout.matches(&superblock))
     });
     Ok(match layout {
         Some(layout) if superblock.bm_bytes_per_bit == BM_BLOCK_BYTES => Lookup::Valid(Found { layout, superblock }),
@@ -116,6 +117,15 @@ pub fn write_superblock(device: &Device, found: &Found, magic: Magic) -> Result<
     device.sync()
 }
 
+/// Wipes a superblock; when this returns it is gone for good.
+///
+/// # Errors
+/// Exit code 10.
+pub fn wipe_superblock(device: &Device, layout: &Layout) -> Result<(), Failure> {
+    write_block(device, layout.superblock_sector, &[0; BLOCK_BYTES])?;
+    device.sync()
+}
+
 /// Bytes of bitmap that describe `size_sectors`, as far as the tool reads and writes it.
 // spec: metadata 9.6 (bm-bytes)
 pub fn bitmap_bytes(size_sectors: u64) -> u64 {
@@ -123,18 +133,27 @@ pub fn bitmap_bytes(size_sectors: u64) -> u64 {
     (bits.div_ceil(64) * 8).div_ceil(BLOCK_BYTES as u64) * BLOCK_BYTES as u64
 }
 
-/// The layout of a device of this size; the sizes are those of the meta-data device.
+/// The layout for a device.
 ///
 /// # Errors
 /// Exit code 10 with the reason.
 pub fn plan(device: &Device, index: MetaIndex, striping: Striping) -> Result<Layout, Failure> {
-    let sectors = device.size_sectors();
-    Layout::compute(index, sectors, sectors, striping)
+    compute(index, device.size_sectors(), striping)
         .map_err(|error| Failure::new(10, format!("{}: {error}", device.path().display())))
+}
+
+/// The layout on a meta-data device of this size. Of external meta data the tool does not know the device with the data:
+/// as much of that counts as usable as the bitmap has room for.
+fn compute(index: MetaIndex, meta_device_sectors: u64, striping: Striping) -> Result<Layout, LayoutError> {
+    let backing_sectors = if index.is_internal() { meta_device_sectors } else { u64::MAX };
+    Layout::compute(index, backing_sectors, meta_device_sectors, striping)
 }
 
 /// Keeps or removes the note where the meta data is.
 pub fn update_note(device: &Device, index: MetaIndex, superblock: &Superblock, note_dir: &Path, minor: i64) {
+    if device.is_dry_run() {
+        return;
+    }
     let result = if index.is_internal() {
         let uuid = superblock.device_uuid;
         LastKnown {
