@@ -5,7 +5,7 @@ use engine::resource::{AdminRequest, AlgorithmName, Fault, Helper, CHALLENGE_BYT
 use engine::state::{Conn, Disk};
 use simulator::inspect::UNKNOWN_ALGORITHM;
 use simulator::node::VOLUME;
-use simulator::scenario::{synced, up_to_date, WRITE};
+use simulator::scenario::{synced, up_to_date, FORCE_DETACH, WRITE};
 use simulator::world::Action;
 use simulator::{Config, World};
 
@@ -251,6 +251,55 @@ fn verify_is_refused_when_it_cannot_be() {
             verified(&mut world);
         },
     );
+}
+
+/// A C module keeps every write of the application out of the 16 MiB around a block whose digest it has told, until it has the result.
+/// So there is one for each digest, also when the run is over because the disk is gone; and what has not been asked for by then is not.
+#[test]
+fn every_digest_has_a_result_also_when_the_own_disk_is_gone() {
+    let (mut unsent, mut late) = (0, 0);
+    for case in 0..3 {
+        for seed in 1..=20 {
+            let mut config = Config::new(seed);
+            (config.internal, config.sectors) = (false, SECTORS);
+            (config.disk.c_plan_ahead, config.disk.resync_rate) = (0, 100_000);
+            config.disk.on_io_error = OnIoError::PassOn;
+            config.net.verify_alg = algorithm("crc32c");
+            let mut world = World::new(config);
+            synced(&mut world);
+            world.config.sent_us_most = if seed % 2 == 0 { 60 } else { 1_000 };
+            assert_eq!(world.admin(1, verify(Some(0), None)), 1);
+            world.run_for_ms(100 + seed * 3);
+            // What is on its way, or waits for the disk.
+            match case {
+                0 => {}
+                1 => world.set_direction(0, false),
+                _ => world.nodes[1].faults.hangs = true,
+            }
+            world.run_for_ms(20);
+            if seed % 3 == 0 {
+                world.nodes[1].faults.write_percent = 100;
+                world.start(0, WRITE, SECTORS - 8, 8);
+            } else {
+                world.ask(1, FORCE_DETACH);
+            }
+            world.run_for_ms(5);
+            world.set_direction(0, true);
+            world.nodes[1].faults = Default::default();
+            let requested = sent(&world, "P_OV_REQUEST");
+            let over = |world: &World| world.status(1).state.conn == Conn::Connected;
+            if over(&world) {
+                unsent += u64::from(world.engine_of(1).usage().queued > 0);
+                late += u64::from(sent(&world, "P_OV_REPLY") > sent(&world, "P_OV_RESULT"));
+            }
+            world.run_until("the end of the run", 10_000, over);
+            nothing_left_over(&mut world);
+            assert_eq!(sent(&world, "P_OV_RESULT"), sent(&world, "P_OV_REPLY"), "case {case}, seed {seed}");
+            assert!(requested > 0, "case {case}, seed {seed}");
+            assert_eq!(world.faults, [], "case {case}, seed {seed}");
+        }
+    }
+    assert!(unsent > 5 && late > 5, "{unsent} {late}");
 }
 
 fn synced_from_attached(world: &mut World) {

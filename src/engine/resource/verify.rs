@@ -106,13 +106,19 @@ impl<S: Storage> Engine<S> {
             let bits = volume.disk.as_ref().map_or(0, |disk| disk.bitmap.bits());
             volume.verify.start_sector = bits.saturating_sub(volume.verify.left_blocks) * BLOCK_SECTORS;
         });
-        // What is still under way does not count in the next run.
+        // What is still under way does not count in the next run. The peer gets a result for each digest all the same: until then a C
+        // module keeps writes of the application out of the 16 MiB around it, and its receiver may wait behind one.
+        let stands = self.volume(id).is_some_and(|volume| volume.state.conn >= Conn::Connected);
         for index in 0..self.peers.capacity() as u16 {
             let left_over = |slot: &&mut PeerRequest| {
-                slot.phase != PeerPhase::Free && slot.kind == PeerKind::Verify && slot.volume == id
+                slot.phase != PeerPhase::Free && slot.kind == PeerKind::Verify && slot.volume == id && !slot.orphan
             };
-            if let Some(slot) = self.peers.at_mut(index).filter(left_over) {
-                slot.orphan = true;
+            let Some(slot) = self.peers.at_mut(index).filter(left_over) else { continue };
+            slot.orphan = true;
+            let slot = *slot;
+            // Not when the disk is done with it, which may take its time. What has been asked for is answered when the digest comes.
+            if stands && matches!(slot.phase, PeerPhase::Overlap | PeerPhase::Disk | PeerPhase::Inspect) {
+                self.tell_result(&slot, true);
             }
         }
     }
@@ -179,8 +185,11 @@ impl<S: Storage> Engine<S> {
             self.peers.get(peer).filter(|slot| slot.kind == PeerKind::Verify && slot.size_bytes == reply.size_bytes);
         let slot = *asked.ok_or(unknown)?;
         self.with_volume(id, |volume| volume.resync.arrived_sectors += u64::from(slot.size_bytes / 512));
+        if slot.orphan {
+            // The run is over (what was asked over an earlier connection is not found any more): nothing to compare with, or to count.
+            self.tell_result(&slot, true);
+        }
         if slot.orphan || self.volume(id).is_none_or(|volume| volume.state.disk <= Disk::Failed) {
-            // Nothing to compare with any more.
             self.verify_compared(peer, &slot, true);
             return Ok(());
         }
@@ -200,13 +209,7 @@ impl<S: Storage> Engine<S> {
             if !equal {
                 self.verify_found(id, slot.sector, slot.size_bytes);
             }
-            self.queue_meta(MetaOut::Ack {
-                command: Command::OvResult,
-                volume: id,
-                sector: slot.sector,
-                block_id: if equal { ID_IN_SYNC } else { ID_OUT_OF_SYNC },
-                size_bytes: slot.size_bytes,
-            });
+            self.tell_result(slot, equal);
             self.with_volume(id, |volume| {
                 volume.verify.left_blocks = volume.verify.left_blocks.saturating_sub(1);
             });
@@ -214,6 +217,23 @@ impl<S: Storage> Engine<S> {
         self.leave_overlaps(self.overlap_entry(peer.index, true));
         self.end_resync_request(peer);
         self.check_verify_end(id);
+    }
+
+    /// P_OV_RESULT: the peer need not keep anything out of this block any more.
+    fn tell_result(&mut self, slot: &PeerRequest, equal: bool) {
+        self.queue_meta(MetaOut::Ack {
+            command: Command::OvResult,
+            volume: slot.volume,
+            sector: slot.sector,
+            block_id: if equal { ID_IN_SYNC } else { ID_OUT_OF_SYNC },
+            size_bytes: slot.size_bytes,
+        });
+    }
+
+    /// Its run ended before the request was sent.
+    pub(super) fn is_late_verify(&self, peer: PeerId) -> bool {
+        let late = |slot: &&PeerRequest| slot.kind == PeerKind::Verify && slot.orphan && slot.phase == PeerPhase::Asked;
+        self.peers.get(peer).filter(late).is_some()
     }
 
     // VerifyT.
