@@ -302,6 +302,36 @@ fn every_digest_has_a_result_also_when_the_own_disk_is_gone() {
     assert!(unsent > 5 && late > 5, "{unsent} {late}");
 }
 
+/// Nothing begins then, but the run that is under way takes the new end, as in the C module.
+#[test]
+fn a_running_verify_takes_a_new_stop_sector() {
+    with_config(
+        |config| (config.disk.c_plan_ahead, config.disk.resync_rate) = (0, 4_000),
+        |mut world| {
+            synced(&mut world);
+            assert_eq!(world.admin(0, verify(Some(0), None)), 1);
+            world.run_for_ms(300);
+            // On the node that only answers there is nothing to stop.
+            assert_eq!(world.admin(1, verify(None, Some(8))), -8);
+            assert_eq!(world.admin(0, verify(Some(160), Some(4_000))), 2);
+            assert_eq!(world.status(0).sync.unwrap().stop_sector, Some(4_000));
+            verified(&mut world);
+            assert_eq!(sent(&world, "P_OV_REQUEST"), 4_000 / 8);
+            // The next one goes on there, and is stopped where it has been already: at once.
+            assert_eq!(world.admin(0, verify(None, None)), 1);
+            world.run_for_ms(300);
+            assert_eq!(world.admin(0, verify(None, Some(8))), 2);
+            world.run_for_ms(300);
+            for node in 0..2 {
+                assert_eq!(world.status(node).state.conn, Conn::Connected, "node {node}");
+            }
+            assert!(sent(&world, "P_OV_REQUEST") < BLOCKS);
+            nothing_left_over(&mut world);
+            assert_eq!(world.faults, []);
+        },
+    );
+}
+
 fn synced_from_attached(world: &mut World) {
     assert_eq!(world.attach(1), 101, "attach");
     for node in 0..2 {

@@ -69,10 +69,10 @@ impl Verify {
 
 impl<S: Storage> Engine<S> {
     /// The administrator wants a run: from where, and to where. `None`: where the last one stopped; the end.
-    /// A run that is under way goes on as it is.
+    /// Of a run that is under way only the end changes, where this node is the one that compares: nothing begins.
     pub(super) fn plan_verify(&mut self, id: VolumeId, start_sector: Option<u64>, stop_sector: Option<u64>) {
-        let Some(volume) = self.volume_mut(id).filter(|volume| !is_verifying(volume.state.conn)) else { return };
-        if let Some(start) = start_sector {
+        let Some(volume) = self.volume_mut(id).filter(|volume| volume.state.conn != Conn::VerifyT) else { return };
+        if let Some(start) = start_sector.filter(|_| volume.state.conn != Conn::VerifyS) {
             volume.verify.start_sector = start & !(BLOCK_SECTORS - 1);
         }
         volume.verify.stop_sector = stop_sector.unwrap_or(u64::MAX);
