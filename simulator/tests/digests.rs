@@ -5,7 +5,7 @@ use engine::resource::{AdminRequest, AlgorithmName, Fault, Helper, CHALLENGE_BYT
 use engine::state::{Conn, Disk};
 use simulator::inspect::UNKNOWN_ALGORITHM;
 use simulator::node::VOLUME;
-use simulator::scenario::{synced, up_to_date, FORCE_DETACH, WRITE};
+use simulator::scenario::{synced, up_to_date, DETACH, FORCE_DETACH, WRITE};
 use simulator::world::Action;
 use simulator::{Config, World};
 
@@ -249,6 +249,40 @@ fn verify_is_refused_when_it_cannot_be() {
             world.tell_algorithms(0, &[other.verify_alg]);
             assert_eq!(world.admin(0, AdminRequest::NetOptions { conf: &other }), 149);
             verified(&mut world);
+        },
+    );
+}
+
+/// Neither node has two good disks to compare then, and no verify runs.
+#[test]
+fn a_verify_of_a_disk_that_is_not_good_is_refused() {
+    with_config(
+        |config| config.disk.on_io_error = OnIoError::PassOn,
+        |mut world| {
+            synced(&mut world);
+            // Node 1 has not heard of the failure when it asks, as a C module that takes the disk for good does not.
+            world.set_direction(0, false);
+            world.nodes[0].faults.write_percent = 100;
+            let write = world.start(0, WRITE, 800, 8);
+            world.run_until("the failure", 1_000, |world| world.status(0).state.disk == Disk::Inconsistent);
+            world.nodes[0].faults.write_percent = 0;
+            world.ask(1, verify(Some(0), None));
+            world.run_for_ms(20);
+            world.set_direction(0, true);
+            let code = world.admin_answer(1);
+            assert!(code < 1, "the peer agreed: {code}");
+            world.run_until("the write", 10_000, |world| world.operations[write].result.is_some());
+            world.run_until("told", 1_000, |world| world.status(1).state.pdsk == Disk::Inconsistent);
+            for node in 0..2 {
+                assert_eq!(world.admin(node, verify(Some(0), None)), -2, "node {node}");
+                assert_eq!(world.status(node).state.conn, Conn::Connected, "node {node}");
+            }
+            // Nor without a disk.
+            assert_eq!(world.admin(0, DETACH), 1);
+            for node in 0..2 {
+                assert!(world.admin(node, verify(Some(0), None)) < 1, "node {node}");
+            }
+            assert_eq!(world.faults, []);
         },
     );
 }

@@ -19,8 +19,9 @@ use crate::metadata::superblock::MetaFlags;
 use crate::netlink::{Fencing, OnIoError, OnNoData};
 use crate::state::And;
 use crate::state::{
-    conn_transition, effects, explain_soft, meta_flags, sanitize, sends_out_of_sync, transition, Aggregates, Change,
-    Conn, Disk, Effect, EffectContext, FencingPolicy, Outcome, Role, Rules, State, StateError, Susp,
+    conn_transition, effects, explain_dropped_verify, explain_soft, meta_flags, sanitize, sends_out_of_sync,
+    transition, Aggregates, Change, Conn, Disk, Effect, EffectContext, FencingPolicy, Outcome, Role, Rules, State,
+    StateError, Susp,
 };
 use crate::storage::Storage;
 
@@ -69,7 +70,12 @@ impl<S: Storage> Engine<S> {
         let rules = self.rules(id);
         let susp = change.apply_susp(self.susp);
         let change = with_implied_disk(change, old);
-        let sane = sanitize(old, change.apply(old), &rules);
+        let wanted = change.apply(old);
+        let sane = sanitize(old, wanted, &rules);
+        if let Some(refusal) = explain_dropped_verify(old, wanted, sane.state, &rules).filter(|_| kind == Kind::Soft) {
+            self.log(LogLine::Refused { volume: id, from: old, to: wanted, refusal });
+            return Err(refusal.error);
+        }
         let susp = Susp {
             no_data: susp.no_data || sane.susp_no_data_raised,
             fencing: susp.fencing || sane.susp_fencing_raised,
