@@ -181,6 +181,7 @@ fn verify_starts_and_stops_where_it_is_told() {
             assert_eq!(sent(&world, "P_OV_REQUEST"), (SECTORS - 4000) / 8);
             // From the beginning.
             assert_eq!(world.admin(0, verify(None, Some(1))), 1);
+            assert_eq!(world.status(0).sync.unwrap().total_bits, BLOCKS);
             verified(&mut world);
             assert_eq!(sent(&world, "P_OV_REQUEST"), (SECTORS - 4000) / 8 + 1);
             // Beyond the end: the last block. A stop before the start: one block.

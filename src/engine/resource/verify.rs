@@ -100,11 +100,14 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// The run is over: the next one goes on where it stopped. spec: state-machine 8 (8)
+    /// The run is over: the next one goes on where it stopped, and begins anew if it came to the end of the device.
+    /// spec: state-machine 8 (8), 17.6
     pub(super) fn remember_verify_position(&mut self, id: VolumeId) {
         self.with_volume(id, |volume| {
             let bits = volume.disk.as_ref().map_or(0, |disk| disk.bitmap.bits());
-            volume.verify.start_sector = bits.saturating_sub(volume.verify.left_blocks) * BLOCK_SECTORS;
+            let left_blocks = volume.verify.left_blocks;
+            let done_blocks = if left_blocks == 0 { 0 } else { bits.saturating_sub(left_blocks) };
+            volume.verify.start_sector = done_blocks * BLOCK_SECTORS;
         });
         // What is still under way does not count in the next run. The peer gets a result for each digest all the same: until then a C
         // module keeps writes of the application out of the 16 MiB around it, and its receiver may wait behind one.
@@ -449,11 +452,7 @@ impl<S: Storage> Engine<S> {
 
     /// The ping at the end of a run has been answered, and the state is Connected again. spec: state-machine 17.6
     pub(super) fn verify_finished(&mut self, id: VolumeId, checked_bits: u64, pace: Pace) {
-        let Some(volume) = self.volume_mut(id) else { return };
-        let complete = volume.verify.left_blocks == 0;
-        if complete {
-            volume.verify.start_sector = 0;
-        }
+        let Some(volume) = self.volume(id) else { return };
         let differing_bits = volume.weight();
         self.log(LogLine::VerifyDone { volume: id, bits: checked_bits, pace });
         if differing_bits > 0 {
