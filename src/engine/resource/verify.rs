@@ -21,7 +21,6 @@ use super::sync::REQUESTS_PER_TURN;
 use super::work::LogLine;
 use super::{Engine, Sabotage, Volume};
 use crate::netlink::WireProtocol;
-use crate::resync::Pace;
 use crate::state::{Conn, Disk};
 use crate::storage::Storage;
 use crate::wire::command::Command;
@@ -450,11 +449,15 @@ impl<S: Storage> Engine<S> {
         self.finish_resync(id);
     }
 
-    /// The ping at the end of a run has been answered, and the state is Connected again. spec: state-machine 17.6
-    pub(super) fn verify_finished(&mut self, id: VolumeId, checked_bits: u64, pace: Pace) {
+    /// The ping at the end of a run has been answered, or does not matter any more. spec: state-machine 17.6
+    pub(super) fn verify_over(&mut self, id: VolumeId) {
+        let now_ms = self.now_ms;
         let Some(volume) = self.volume(id) else { return };
+        let left_blocks = volume.verify.left_blocks;
+        let bits = volume.resync.total_bits.saturating_sub(left_blocks);
+        let pace = volume.resync.progress.pace(left_blocks, now_ms);
         let differing_bits = volume.weight();
-        self.log(LogLine::VerifyDone { volume: id, bits: checked_bits, pace });
+        self.log(LogLine::VerifyDone { volume: id, bits, pace });
         if differing_bits > 0 {
             self.log(LogLine::VerifyFoundInAll { volume: id, bits: differing_bits });
             self.call_helper(Helper::OutOfSync, Some(id));
