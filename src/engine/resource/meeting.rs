@@ -363,6 +363,9 @@ impl<S: Storage> Engine<S> {
             decision: decision.decision,
             by: decision.by,
         });
+        if decision.violent && matches!(decision.decision, SyncDecision::SyncTarget { .. }) {
+            self.log(LogLine::PrimaryGivesUpData { volume: id });
+        }
         self.carry_out_decision(id, &decision, received);
         match HandshakeResult::of(decision.decision, peer_dry_run) {
             // The peer knows nothing of the attempt to step down.
