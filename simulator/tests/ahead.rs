@@ -1,7 +1,7 @@
 //! A Primary that is Ahead, its peer Behind, and what goes wrong then.
 
 use engine::netlink::{OnCongestion, OnNoData, WireProtocol};
-use engine::resource::{AdminRequest, IoError};
+use engine::resource::{AdminRequest, AlgorithmName, IoError};
 use engine::state::{Conn, Disk, Role, StateError};
 use simulator::node::VOLUME;
 use simulator::scenario::{all_the_same, come_back, synced_with, DETACH, PRIMARY, SECONDARY, WRITE};
@@ -230,4 +230,55 @@ fn an_outdated_disk_is_good_only_when_the_primary_without_one_has_taken_it() {
         all_the_same(&mut world);
         assert!(world.check_acknowledged(1).is_ok(), "seed {seed}");
     }
+}
+
+/// The target of a resync is done, as it has told, and a write congests the connection before the answer to the ping that the end waits
+/// for: the node is Ahead, and stays that until it has caught up. The answer made it Connected, and nothing told the peer what it lacked.
+#[test]
+fn a_source_that_pulls_ahead_at_the_end_of_the_resync_stays_ahead() {
+    let mut met = 0;
+    for (seed, verify) in (1..=SEEDS).flat_map(|seed| [(seed, false), (seed, true)]) {
+        let mut config = Config::new(seed);
+        config.net.wire_protocol = WireProtocol::A;
+        config.net.on_congestion = OnCongestion::PullAhead;
+        config.net.cong_fill = 100;
+        config.net.verify_alg = AlgorithmName::from_bytes(b"crc32c").unwrap();
+        config.disk.resync_rate = 100_000;
+        (config.internal, config.sectors) = (false, 1_600);
+        let mut world = synced_with(config);
+        // Who compares tells the other one.
+        if verify {
+            world.ask(1, AdminRequest::Verify { volume: VOLUME, start_sector: Some(0), stop_sector: Some(800) });
+        } else {
+            world.ask(1, AdminRequest::Invalidate { volume: VOLUME });
+        }
+        let side = if verify { Conn::VerifyS } else { Conn::SyncTarget };
+        world.run_until("the run", 10_000, |world| world.status(1).state.conn == side);
+        world.run_until("its end", 60_000, |world| world.status(1).state.conn == Conn::Connected);
+        // What the peer has told arrives, and nothing of what it answers.
+        let pings = world.packets_sent.get("P_PING").copied();
+        world.run_until("the ping", 1_000, |world| world.packets_sent.get("P_PING").copied() > pings);
+        world.set_direction(1, false);
+        let waits = world.status(0).state.conn != Conn::Connected;
+        for block in 0..30 {
+            world.start(0, WRITE, block * 16, 8);
+        }
+        world.run_until("ahead", 100, |world| world.status(0).state.conn == Conn::Ahead);
+        let pdsk = world.status(0).state.pdsk;
+        assert_eq!(pdsk, Disk::Consistent, "seed {seed}, verify {verify}: it was told that this disk is good");
+        world.set_direction(1, true);
+        world.run_until("behind", 100, |world| world.status(1).state.conn == Conn::Behind);
+        world.run_for_ms(2);
+        assert_eq!(world.status(0).state.conn, Conn::Ahead, "seed {seed}, verify {verify}");
+        met += u32::from(waits);
+        if seed % 3 == 0 {
+            // The generations tell that the peer is the one that lacks something.
+            world.set_network(false);
+            world.run_until("loss noticed", 60_000, |world| world.status(0).state.conn == Conn::WFConnection);
+            world.set_network(true);
+        }
+        all_the_same(&mut world);
+        assert!(world.check_acknowledged(1).is_ok(), "seed {seed}, verify {verify}");
+    }
+    assert!(met > SEEDS as u32, "{met}");
 }

@@ -5,7 +5,7 @@ use engine::resource::{AdminRequest, AlgorithmName, Fault, Helper, CHALLENGE_BYT
 use engine::state::{Conn, Disk};
 use simulator::inspect::UNKNOWN_ALGORITHM;
 use simulator::node::VOLUME;
-use simulator::scenario::{synced, up_to_date, WRITE};
+use simulator::scenario::{synced, up_to_date, DETACH, FORCE_DETACH, WRITE};
 use simulator::world::Action;
 use simulator::{Config, World};
 
@@ -181,6 +181,7 @@ fn verify_starts_and_stops_where_it_is_told() {
             assert_eq!(sent(&world, "P_OV_REQUEST"), (SECTORS - 4000) / 8);
             // From the beginning.
             assert_eq!(world.admin(0, verify(None, Some(1))), 1);
+            assert_eq!(world.status(0).sync.unwrap().total_bits, BLOCKS);
             verified(&mut world);
             assert_eq!(sent(&world, "P_OV_REQUEST"), (SECTORS - 4000) / 8 + 1);
             // Beyond the end: the last block. A stop before the start: one block.
@@ -249,6 +250,119 @@ fn verify_is_refused_when_it_cannot_be() {
             world.tell_algorithms(0, &[other.verify_alg]);
             assert_eq!(world.admin(0, AdminRequest::NetOptions { conf: &other }), 149);
             verified(&mut world);
+        },
+    );
+}
+
+/// Neither node has two good disks to compare then, and no verify runs.
+#[test]
+fn a_verify_of_a_disk_that_is_not_good_is_refused() {
+    with_config(
+        |config| config.disk.on_io_error = OnIoError::PassOn,
+        |mut world| {
+            synced(&mut world);
+            // Node 1 has not heard of the failure when it asks, as a C module that takes the disk for good does not.
+            world.set_direction(0, false);
+            world.nodes[0].faults.write_percent = 100;
+            let write = world.start(0, WRITE, 800, 8);
+            world.run_until("the failure", 1_000, |world| world.status(0).state.disk == Disk::Inconsistent);
+            world.nodes[0].faults.write_percent = 0;
+            world.ask(1, verify(Some(0), None));
+            world.run_for_ms(20);
+            world.set_direction(0, true);
+            let code = world.admin_answer(1);
+            assert!(code < 1, "the peer agreed: {code}");
+            world.run_until("the write", 10_000, |world| world.operations[write].result.is_some());
+            world.run_until("told", 1_000, |world| world.status(1).state.pdsk == Disk::Inconsistent);
+            for node in 0..2 {
+                assert_eq!(world.admin(node, verify(Some(0), None)), -2, "node {node}");
+                assert_eq!(world.status(node).state.conn, Conn::Connected, "node {node}");
+            }
+            // Nor without a disk.
+            assert_eq!(world.admin(0, DETACH), 1);
+            for node in 0..2 {
+                assert!(world.admin(node, verify(Some(0), None)) < 1, "node {node}");
+            }
+            assert_eq!(world.faults, []);
+        },
+    );
+}
+
+/// A C module keeps every write of the application out of the 16 MiB around a block whose digest it has told, until it has the result.
+/// So there is one for each digest, also when the run is over because the disk is gone; and what has not been asked for by then is not.
+#[test]
+fn every_digest_has_a_result_also_when_the_own_disk_is_gone() {
+    let (mut unsent, mut late) = (0, 0);
+    for case in 0..3 {
+        for seed in 1..=20 {
+            let mut config = Config::new(seed);
+            (config.internal, config.sectors) = (false, SECTORS);
+            (config.disk.c_plan_ahead, config.disk.resync_rate) = (0, 100_000);
+            config.disk.on_io_error = OnIoError::PassOn;
+            config.net.verify_alg = algorithm("crc32c");
+            let mut world = World::new(config);
+            synced(&mut world);
+            world.config.sent_us_most = if seed % 2 == 0 { 60 } else { 1_000 };
+            assert_eq!(world.admin(1, verify(Some(0), None)), 1);
+            world.run_for_ms(100 + seed * 3);
+            // What is on its way, or waits for the disk.
+            match case {
+                0 => {}
+                1 => world.set_direction(0, false),
+                _ => world.nodes[1].faults.hangs = true,
+            }
+            world.run_for_ms(20);
+            if seed % 3 == 0 {
+                world.nodes[1].faults.write_percent = 100;
+                world.start(0, WRITE, SECTORS - 8, 8);
+            } else {
+                world.ask(1, FORCE_DETACH);
+            }
+            world.run_for_ms(5);
+            world.set_direction(0, true);
+            world.nodes[1].faults = Default::default();
+            let requested = sent(&world, "P_OV_REQUEST");
+            let over = |world: &World| world.status(1).state.conn == Conn::Connected;
+            if over(&world) {
+                unsent += u64::from(world.engine_of(1).usage().queued > 0);
+                late += u64::from(sent(&world, "P_OV_REPLY") > sent(&world, "P_OV_RESULT"));
+            }
+            world.run_until("the end of the run", 10_000, over);
+            nothing_left_over(&mut world);
+            assert_eq!(sent(&world, "P_OV_RESULT"), sent(&world, "P_OV_REPLY"), "case {case}, seed {seed}");
+            assert!(requested > 0, "case {case}, seed {seed}");
+            assert_eq!(world.faults, [], "case {case}, seed {seed}");
+        }
+    }
+    assert!(unsent > 5 && late > 5, "{unsent} {late}");
+}
+
+/// Nothing begins then, but the run that is under way takes the new end, as in the C module.
+#[test]
+fn a_running_verify_takes_a_new_stop_sector() {
+    with_config(
+        |config| (config.disk.c_plan_ahead, config.disk.resync_rate) = (0, 4_000),
+        |mut world| {
+            synced(&mut world);
+            assert_eq!(world.admin(0, verify(Some(0), None)), 1);
+            world.run_for_ms(300);
+            // On the node that only answers there is nothing to stop.
+            assert_eq!(world.admin(1, verify(None, Some(8))), -8);
+            assert_eq!(world.admin(0, verify(Some(160), Some(4_000))), 2);
+            assert_eq!(world.status(0).sync.unwrap().stop_sector, Some(4_000));
+            verified(&mut world);
+            assert_eq!(sent(&world, "P_OV_REQUEST"), 4_000 / 8);
+            // The next one goes on there, and is stopped where it has been already: at once.
+            assert_eq!(world.admin(0, verify(None, None)), 1);
+            world.run_for_ms(300);
+            assert_eq!(world.admin(0, verify(None, Some(8))), 2);
+            world.run_for_ms(300);
+            for node in 0..2 {
+                assert_eq!(world.status(node).state.conn, Conn::Connected, "node {node}");
+            }
+            assert!(sent(&world, "P_OV_REQUEST") < BLOCKS);
+            nothing_left_over(&mut world);
+            assert_eq!(world.faults, []);
         },
     );
 }

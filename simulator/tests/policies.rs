@@ -103,6 +103,7 @@ fn a_losing_primary_is_the_target_when_rr_conflict_is_violently() {
         all_the_same(&mut world);
         assert_ne!(world.nodes[0].data.get(800), 0, "seed {seed}");
         assert_eq!(world.status(0).state.role, Role::Primary);
+        assert_eq!(world.warned_of_loss, 1, "seed {seed}: the log does not tell");
     }
 }
 
@@ -116,6 +117,7 @@ fn a_losing_primary_keeps_its_data_otherwise() {
             assert_eq!(world.nodes[0].data.get(800), 0, "seed {seed}");
             let called = world.helpers.contains(&(0, Helper::PriLost));
             assert_eq!(called, calls, "seed {seed}: {rr_conflict:?}");
+            assert_eq!(world.warned_of_loss, 0, "seed {seed}: {rr_conflict:?}");
         }
     }
 }

@@ -5,7 +5,7 @@ use engine::netlink::{Fencing, OnCongestion, OnIoError, WireProtocol};
 use engine::resource::{AdminRequest, AlgorithmName, Fault, Helper};
 use engine::state::{Conn, Disk, Outcome, StateError};
 use simulator::node::VOLUME;
-use simulator::scenario::{all_the_same, good, synced_with, SECONDARY, WRITE};
+use simulator::scenario::{all_the_same, good, synced_with, PRIMARY, SECONDARY, WRITE};
 use simulator::world::Action;
 use simulator::{Config, World};
 
@@ -882,4 +882,43 @@ fn what_is_acknowledged_late_of_an_earlier_resync_does_not_count_in_this_one() {
         all_the_same(&mut world);
     }
     assert!(late > 0, "nothing came late");
+}
+
+/// What the target of a resync, or who has compared, tells before this node has made sure of the end: it may have been demoted meanwhile, and
+/// tells that once.
+#[test]
+fn a_role_that_changes_at_the_end_of_a_resync_is_not_forgotten() {
+    let mut met = 0;
+    for (seed, verify) in (1..=SEEDS).flat_map(|seed| [(seed, false), (seed, true)]) {
+        let mut config = Config::new(seed);
+        config.net.verify_alg = AlgorithmName::from_bytes(b"crc32c").unwrap();
+        config.disk.resync_rate = 100_000;
+        (config.internal, config.sectors) = (false, 1_600);
+        let mut world = synced_with(config);
+        assert_eq!(world.admin(0, SECONDARY), 1);
+        assert_eq!(world.admin(1, PRIMARY), 1);
+        if verify {
+            world.ask(1, AdminRequest::Verify { volume: VOLUME, start_sector: Some(0), stop_sector: Some(800) });
+        } else {
+            world.ask(1, AdminRequest::Invalidate { volume: VOLUME });
+        }
+        let side = if verify { Conn::VerifyS } else { Conn::SyncTarget };
+        world.run_until("the run", 10_000, |world| world.status(1).state.conn == side);
+        world.run_until("its end", 60_000, |world| world.status(1).state.conn == Conn::Connected);
+        // The peer does not get the ping, and so is not done yet.
+        world.set_direction(0, false);
+        world.run_for_ms(2);
+        met += u32::from(world.status(0).state.conn != Conn::Connected);
+        assert_eq!(world.admin(1, SECONDARY), 1, "seed {seed}");
+        world.run_for_ms(2);
+        world.set_direction(0, true);
+        world.run_for_ms(1_000);
+        for node in 0..2 {
+            let [own, other] = [node, 1 - node].map(|node| world.status(node).state);
+            assert_eq!((own.conn, own.peer), (Conn::Connected, other.role), "seed {seed}, verify {verify}");
+        }
+        assert_eq!(world.admin(0, PRIMARY), 1, "seed {seed}, verify {verify}");
+        assert_eq!(world.faults, [], "seed {seed}");
+    }
+    assert!(met > SEEDS as u32, "{met}");
 }

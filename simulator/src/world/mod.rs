@@ -278,6 +278,8 @@ pub struct World {
     pub refusals: Vec<String>,
     /// Connections that a node without a disk refused because the peer's data is older than what it has shown.
     pub old_data_refused: u64,
+    /// Times that the log tells that a Primary gives up what its application has seen.
+    pub warned_of_loss: u64,
     /// Generations that a node began for its own data while it was connected with a Primary, which has not heard of them since.
     unheard: BTreeSet<(VolumeId, u64)>,
     /// The last size that this node has refused was too small for a Primary without a disk.
@@ -367,6 +369,7 @@ impl World {
             resyncs: 0,
             refusals: Vec::new(),
             old_data_refused: 0,
+            warned_of_loss: 0,
             unheard: BTreeSet::new(),
             outgrown: [false; 2],
             refused_excusably: false,

@@ -79,6 +79,7 @@ impl World {
                     LogLine::DiskError { .. } => self.overwrite_allowed = true,
                     LogLine::NewGeneration { uuids, .. } => self.note_generation(node, uuids[UI_CURRENT]),
                     LogLine::PeerExposedDataDiffers { .. } => self.old_data_refused += 1,
+                    LogLine::PrimaryGivesUpData { .. } => self.warned_of_loss += 1,
                     LogLine::ResyncDone { source: false, .. } => {
                         self.resyncs += 1;
                         let volume = self.volume;

@@ -225,7 +225,8 @@ fn end_of_sync(input: &PeerStateInput, peer_disk: Disk) -> Sync {
             // The peer has not heard of the resync yet.
             return Sync::Goes(Disk::Inconsistent);
         }
-        if own.conn >= Conn::SyncSource && received.conn == Conn::Connected {
+        // Not from a node that is Ahead: the peer has not heard of that, and will lack something.
+        if (Conn::SyncSource..Conn::Ahead).contains(&own.conn) && received.conn == Conn::Connected {
             let complete = input.resync_complete;
             return Sync::Ended(if complete {
                 PeerStateAction::FinishResync
@@ -546,6 +547,15 @@ mod tests {
         assert_eq!(applied(&before_it_knew).0.disk, Disk::Negotiating);
         let without_disk = PeerStateInput { received: State { disk: Disk::Diskless, ..PEER }, ..before_it_knew };
         assert_eq!(applied(&without_disk).0.disk, Disk::Outdated);
+    }
+
+    #[test]
+    fn a_node_that_is_ahead_does_not_end_the_resync_before() {
+        let own = State { conn: Conn::Ahead, pdsk: Disk::Inconsistent, ..GOOD };
+        for resync_complete in [false, true] {
+            let (new, ..) = applied(&PeerStateInput { resync_complete, ..input(own, PEER) });
+            assert_eq!(new, State { pdsk: Disk::UpToDate, ..own });
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::meeting::{set_of, words_of};
 use super::metadata_pipeline::{Job, Then};
 use super::outgoing::Control;
 use super::slots::Local;
+use super::verify::is_verifying;
 use super::volume::{DiskError, ResyncEnd, ResyncStart, NEW_BITMAP_OFFSET};
 use super::work::{LogLine, Notice, Overall, Work};
 use super::{Engine, Sabotage, Volume};
@@ -19,8 +20,9 @@ use crate::metadata::superblock::MetaFlags;
 use crate::netlink::{Fencing, OnIoError, OnNoData};
 use crate::state::And;
 use crate::state::{
-    conn_transition, effects, explain_soft, meta_flags, sanitize, sends_out_of_sync, transition, Aggregates, Change,
-    Conn, Disk, Effect, EffectContext, FencingPolicy, Outcome, Role, Rules, State, StateError, Susp,
+    conn_transition, effects, explain_dropped_verify, explain_soft, meta_flags, sanitize, sends_out_of_sync,
+    transition, Aggregates, Change, Conn, Disk, Effect, EffectContext, FencingPolicy, Outcome, Role, Rules, State,
+    StateError, Susp,
 };
 use crate::storage::Storage;
 
@@ -69,7 +71,12 @@ impl<S: Storage> Engine<S> {
         let rules = self.rules(id);
         let susp = change.apply_susp(self.susp);
         let change = with_implied_disk(change, old);
-        let sane = sanitize(old, change.apply(old), &rules);
+        let wanted = change.apply(old);
+        let sane = sanitize(old, wanted, &rules);
+        if let Some(refusal) = explain_dropped_verify(old, wanted, sane.state, &rules).filter(|_| kind == Kind::Soft) {
+            self.log(LogLine::Refused { volume: id, from: old, to: wanted, refusal });
+            return Err(refusal.error);
+        }
         let susp = Susp {
             no_data: susp.no_data || sane.susp_no_data_raised,
             fencing: susp.fencing || sane.susp_fencing_raised,
@@ -336,18 +343,20 @@ impl<S: Storage> Engine<S> {
         });
     }
 
-    /// The target of a resync was done, as it has told, and is Ahead by now, before the answer to the ping that the end waits for here: the
-    /// resync has ended all the same. (The C module forgets it, and the generations differ from then on.)
+    /// A resync or verify was over but for the answer to the ping that the end waits for, and one of the nodes has pulled ahead meanwhile:
+    /// it has ended all the same, and what the answer would have made of it, Connected nodes, is not so any more. (The C module forgets
+    /// that the resync has ended when the target is Ahead, and the generations differ from then on.)
     fn note_overtaken_end(&mut self, id: VolumeId, old: State, new: State) {
-        let was_source = matches!(old.conn, Conn::SyncSource | Conn::PausedSyncS);
-        self.with_volume(id, |volume| {
-            let resync = &mut volume.resync;
-            let over = resync.end == ResyncEnd::Ping || resync.peer_done;
-            if was_source && new.conn == Conn::Behind && over && !resync.peer_failed {
-                resync.end = ResyncEnd::No;
-                volume.close_generations(false);
-            }
-        });
+        let left_out = |state: State| matches!(state.conn, Conn::Ahead | Conn::Behind);
+        let Some(volume) = self.volume_mut(id).filter(|_| left_out(new) && !left_out(old)) else { return };
+        let was_over = core::mem::replace(&mut volume.resync.end, ResyncEnd::No) == ResyncEnd::Ping;
+        if volume.target_is_done(old, was_over) {
+            volume.close_generations(false);
+        }
+        if was_over && is_verifying(old.conn) {
+            self.remember_verify_position(id);
+            self.verify_over(id);
+        }
     }
 
     /// The target of a resync was done, as it has told, when the source lost its disk: the target's is the good one, as it knows itself, and
@@ -775,6 +784,21 @@ impl<S: Storage> Engine<S> {
 }
 
 impl<S: Storage> Volume<S> {
+    /// In `state`, as the source: the target has told that it has everything. `ends`: the end waits for the answer to the ping.
+    fn target_is_done(&self, state: State, ends: bool) -> bool {
+        let source = matches!(state.conn, Conn::SyncSource | Conn::PausedSyncS);
+        source && (ends || self.resync.peer_done) && !self.resync.peer_failed
+    }
+
+    /// The disk of the peer, if this node pulls ahead now.
+    pub(super) fn pdsk_when_ahead(&self) -> Disk {
+        if self.target_is_done(self.state, self.resync.end == ResyncEnd::Ping) {
+            Disk::UpToDate
+        } else {
+            self.state.pdsk
+        }
+    }
+
     /// The target no longer waits for the resync of what the device has grown by. If that is not to be, because the source lost its
     /// disk, the data here is of the generation that it was of before, not of the one that the resync would have led to: its source,
     /// with the next disk or this one again, has not left that one, and would take what is written here meanwhile for a split brain.

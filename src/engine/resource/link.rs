@@ -20,7 +20,7 @@ use super::state_request::HeldRequest;
 use super::work::LogLine;
 use super::{Engine, VolumeId};
 use crate::netlink::{NetConf, OnCongestion, WireProtocol};
-use crate::state::{Change, Conn, Disk};
+use crate::state::{And, Change, Conn, Disk};
 use crate::storage::{OutOfMemory, Storage};
 use crate::wire::UuidFlags;
 
@@ -635,9 +635,11 @@ impl<S: Storage> Engine<S> {
             return;
         }
         let to = if net.on_congestion == OnCongestion::PullAhead { Conn::Ahead } else { Conn::Disconnecting };
+        // A target that is done is not Inconsistent any more. Until it tells that it is Outdated it might be taken for good.
+        let pdsk = volume.pdsk_when_ahead();
         self.close_epoch();
         let _outcome = if to == Conn::Ahead {
-            self.change(id, Change::conn(to), Kind::Soft)
+            self.change(id, Change::conn(to).pdsk(pdsk), Kind::Soft)
         } else {
             self.change_connection(Change::conn(to), Kind::Soft, false)
         };

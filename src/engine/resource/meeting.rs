@@ -19,7 +19,7 @@ use crate::handshake::{
 };
 use crate::metadata::superblock::UI_BITMAP;
 use crate::netlink::WireProtocol;
-use crate::state::{Change, Conn, Disk, Role, State, Susp};
+use crate::state::{And, Change, Conn, Disk, Role, State, Susp};
 use crate::storage::Storage;
 use crate::wire::{
     Features, Protocol, SyncParam, UuidFlags, Uuids, CONN_DRY_RUN, OWN_FEATURES, PRO_VERSION_MAX, PRO_VERSION_MIN,
@@ -233,9 +233,10 @@ impl<S: Storage> Engine<S> {
                 }
                 other => {
                     if !matches!(other, PeerStateAction::Apply { .. } | PeerStateAction::Refuse(_)) {
-                        // The end has to wait; that the peer pauses, or does not any more, it does not tell again. (The C module forgets it.)
+                        // The end has to wait; that the peer pauses, or does not any more, or that it is not Primary any more, it does not tell
+                        // again. (The C module forgets it.)
                         let paused = received.aftr_isp || received.user_isp;
-                        let _outcome = self.change(id, Change::peer_isp(paused), Kind::Hard);
+                        let _outcome = self.change(id, Change::peer_isp(paused).peer(received.role), Kind::Hard);
                     }
                     self.carry_out_peer_state(id, other)?;
                     if received.conn == Conn::WFSyncUUID {
@@ -362,6 +363,9 @@ impl<S: Storage> Engine<S> {
             decision: decision.decision,
             by: decision.by,
         });
+        if decision.violent && matches!(decision.decision, SyncDecision::SyncTarget { .. }) {
+            self.log(LogLine::PrimaryGivesUpData { volume: id });
+        }
         self.carry_out_decision(id, &decision, received);
         match HandshakeResult::of(decision.decision, peer_dry_run) {
             // The peer knows nothing of the attempt to step down.

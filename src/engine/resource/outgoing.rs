@@ -201,6 +201,7 @@ impl<S: Storage> Engine<S> {
         if self.link.is_closing() || self.link.sending != Sending::Nothing {
             return None;
         }
+        self.drop_late_verify();
         let Some(entry) = self.data_out.front() else { return self.idle_barrier(buffer) };
         if let Some(barrier) = self.barrier_before(entry, buffer) {
             return Some(barrier);
@@ -236,6 +237,17 @@ impl<S: Storage> Engine<S> {
         let copy = matches!(sending, Sending::Request(id) if self.completes_when_sent(id));
         let digest_bytes = if payload == Payload::None { 0 } else { self.integrity_bytes(Direction::Sent) };
         Some(Outgoing { head_bytes, payload, digest_bytes, copy, last: self.data_out.is_empty() })
+    }
+
+    /// What is asked for nobody waits for any more: the peer does not have to read it.
+    fn drop_late_verify(&mut self) {
+        while let Some(DataOut::ResyncRequest(id)) = self.data_out.front() {
+            if !self.is_late_verify(id) {
+                return;
+            }
+            let _taken = self.data_out.pop();
+            self.end_resync_request(id);
+        }
     }
 
     /// Protocol A: the bio may end, and its pages change, while TCP still holds them.

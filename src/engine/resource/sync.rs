@@ -498,24 +498,23 @@ impl<S: Storage> Engine<S> {
                 volume.close_generations(target);
             }
         }
-        let verify = is_verifying(conn);
         let bits = volume.resync.total_bits;
-        let checked_bits = bits.saturating_sub(volume.verify.left_blocks);
         let equal_bits = volume.resync.equal_bits;
-        let left_bits = if verify { volume.verify.left_blocks } else { failed };
-        let pace = volume.resync.progress.pace(left_bits, now_ms);
-        volume.resync.total_bits = 0;
-        volume.resync.failed_bits = 0;
-        volume.resync.controller = None;
+        let pace = volume.resync.progress.pace(failed, now_ms);
         // Programs run before listeners are told: whoever waits for the end may rely on what they have done.
-        if verify {
-            self.verify_finished(id, checked_bits, pace);
+        if is_verifying(conn) {
+            self.verify_over(id);
         } else {
             self.log(LogLine::ResyncDone { volume: id, source, bits, equal_bits, failed_bits: failed, pace });
             if target {
                 self.call_helper(Helper::AfterResyncTarget, Some(id));
             }
         }
+        self.with_volume(id, |volume| {
+            volume.resync.total_bits = 0;
+            volume.resync.failed_bits = 0;
+            volume.resync.controller = None;
+        });
         let _outcome = self.change(id, change, Kind::Soft);
         self.queue_job(id, Job::Write(Then::Nothing));
         self.sync_metadata(id);

@@ -21,7 +21,6 @@ use super::sync::REQUESTS_PER_TURN;
 use super::work::LogLine;
 use super::{Engine, Sabotage, Volume};
 use crate::netlink::WireProtocol;
-use crate::resync::Pace;
 use crate::state::{Conn, Disk};
 use crate::storage::Storage;
 use crate::wire::command::Command;
@@ -69,10 +68,10 @@ impl Verify {
 
 impl<S: Storage> Engine<S> {
     /// The administrator wants a run: from where, and to where. `None`: where the last one stopped; the end.
-    /// A run that is under way goes on as it is.
+    /// Of a run that is under way only the end changes, where this node is the one that compares: nothing begins.
     pub(super) fn plan_verify(&mut self, id: VolumeId, start_sector: Option<u64>, stop_sector: Option<u64>) {
-        let Some(volume) = self.volume_mut(id).filter(|volume| !is_verifying(volume.state.conn)) else { return };
-        if let Some(start) = start_sector {
+        let Some(volume) = self.volume_mut(id).filter(|volume| volume.state.conn != Conn::VerifyT) else { return };
+        if let Some(start) = start_sector.filter(|_| volume.state.conn != Conn::VerifyS) {
             volume.verify.start_sector = start & !(BLOCK_SECTORS - 1);
         }
         volume.verify.stop_sector = stop_sector.unwrap_or(u64::MAX);
@@ -100,19 +99,28 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// The run is over: the next one goes on where it stopped. spec: state-machine 8 (8)
+    /// The run is over: the next one goes on where it stopped, and begins anew if it came to the end of the device.
+    /// spec: state-machine 8 (8), 17.6
     pub(super) fn remember_verify_position(&mut self, id: VolumeId) {
         self.with_volume(id, |volume| {
             let bits = volume.disk.as_ref().map_or(0, |disk| disk.bitmap.bits());
-            volume.verify.start_sector = bits.saturating_sub(volume.verify.left_blocks) * BLOCK_SECTORS;
+            let left_blocks = volume.verify.left_blocks;
+            let done_blocks = if left_blocks == 0 { 0 } else { bits.saturating_sub(left_blocks) };
+            volume.verify.start_sector = done_blocks * BLOCK_SECTORS;
         });
-        // What is still under way does not count in the next run.
+        // What is still under way does not count in the next run. The peer gets a result for each digest all the same: until then a C
+        // module keeps writes of the application out of the 16 MiB around it, and its receiver may wait behind one.
+        let stands = self.volume(id).is_some_and(|volume| volume.state.conn >= Conn::Connected);
         for index in 0..self.peers.capacity() as u16 {
             let left_over = |slot: &&mut PeerRequest| {
-                slot.phase != PeerPhase::Free && slot.kind == PeerKind::Verify && slot.volume == id
+                slot.phase != PeerPhase::Free && slot.kind == PeerKind::Verify && slot.volume == id && !slot.orphan
             };
-            if let Some(slot) = self.peers.at_mut(index).filter(left_over) {
-                slot.orphan = true;
+            let Some(slot) = self.peers.at_mut(index).filter(left_over) else { continue };
+            slot.orphan = true;
+            let slot = *slot;
+            // Not when the disk is done with it, which may take its time. What has been asked for is answered when the digest comes.
+            if stands && matches!(slot.phase, PeerPhase::Overlap | PeerPhase::Disk | PeerPhase::Inspect) {
+                self.tell_result(&slot, true);
             }
         }
     }
@@ -179,8 +187,11 @@ impl<S: Storage> Engine<S> {
             self.peers.get(peer).filter(|slot| slot.kind == PeerKind::Verify && slot.size_bytes == reply.size_bytes);
         let slot = *asked.ok_or(unknown)?;
         self.with_volume(id, |volume| volume.resync.arrived_sectors += u64::from(slot.size_bytes / 512));
+        if slot.orphan {
+            // The run is over (what was asked over an earlier connection is not found any more): nothing to compare with, or to count.
+            self.tell_result(&slot, true);
+        }
         if slot.orphan || self.volume(id).is_none_or(|volume| volume.state.disk <= Disk::Failed) {
-            // Nothing to compare with any more.
             self.verify_compared(peer, &slot, true);
             return Ok(());
         }
@@ -200,13 +211,7 @@ impl<S: Storage> Engine<S> {
             if !equal {
                 self.verify_found(id, slot.sector, slot.size_bytes);
             }
-            self.queue_meta(MetaOut::Ack {
-                command: Command::OvResult,
-                volume: id,
-                sector: slot.sector,
-                block_id: if equal { ID_IN_SYNC } else { ID_OUT_OF_SYNC },
-                size_bytes: slot.size_bytes,
-            });
+            self.tell_result(slot, equal);
             self.with_volume(id, |volume| {
                 volume.verify.left_blocks = volume.verify.left_blocks.saturating_sub(1);
             });
@@ -214,6 +219,23 @@ impl<S: Storage> Engine<S> {
         self.leave_overlaps(self.overlap_entry(peer.index, true));
         self.end_resync_request(peer);
         self.check_verify_end(id);
+    }
+
+    /// P_OV_RESULT: the peer need not keep anything out of this block any more.
+    fn tell_result(&mut self, slot: &PeerRequest, equal: bool) {
+        self.queue_meta(MetaOut::Ack {
+            command: Command::OvResult,
+            volume: slot.volume,
+            sector: slot.sector,
+            block_id: if equal { ID_IN_SYNC } else { ID_OUT_OF_SYNC },
+            size_bytes: slot.size_bytes,
+        });
+    }
+
+    /// Its run ended before the request was sent.
+    pub(super) fn is_late_verify(&self, peer: PeerId) -> bool {
+        let late = |slot: &&PeerRequest| slot.kind == PeerKind::Verify && slot.orphan && slot.phase == PeerPhase::Asked;
+        self.peers.get(peer).filter(late).is_some()
     }
 
     // VerifyT.
@@ -427,15 +449,15 @@ impl<S: Storage> Engine<S> {
         self.finish_resync(id);
     }
 
-    /// The ping at the end of a run has been answered, and the state is Connected again. spec: state-machine 17.6
-    pub(super) fn verify_finished(&mut self, id: VolumeId, checked_bits: u64, pace: Pace) {
-        let Some(volume) = self.volume_mut(id) else { return };
-        let complete = volume.verify.left_blocks == 0;
-        if complete {
-            volume.verify.start_sector = 0;
-        }
+    /// The ping at the end of a run has been answered, or does not matter any more. spec: state-machine 17.6
+    pub(super) fn verify_over(&mut self, id: VolumeId) {
+        let now_ms = self.now_ms;
+        let Some(volume) = self.volume(id) else { return };
+        let left_blocks = volume.verify.left_blocks;
+        let bits = volume.resync.total_bits.saturating_sub(left_blocks);
+        let pace = volume.resync.progress.pace(left_blocks, now_ms);
         let differing_bits = volume.weight();
-        self.log(LogLine::VerifyDone { volume: id, bits: checked_bits, pace });
+        self.log(LogLine::VerifyDone { volume: id, bits, pace });
         if differing_bits > 0 {
             self.log(LogLine::VerifyFoundInAll { volume: id, bits: differing_bits });
             self.call_helper(Helper::OutOfSync, Some(id));

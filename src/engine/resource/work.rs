@@ -268,6 +268,10 @@ pub enum LogLine {
         peer: u64,
         exposed: u64,
     },
+    /// A Primary becomes the target of a resync, by the option `rr-conflict violently`: what its application reads changes.
+    PrimaryGivesUpData {
+        volume: VolumeId,
+    },
 }
 
 impl LogLine {
@@ -294,6 +298,7 @@ impl LogLine {
             | LogLine::SizeIgnored { volume, .. }
             | LogLine::Shrinks { volume, .. }
             | LogLine::PeerAssumed { volume, .. }
+            | LogLine::PrimaryGivesUpData { volume }
             | LogLine::PeerExposedDataDiffers { volume, .. } => Some(volume),
             _ => None,
         }
@@ -315,6 +320,7 @@ impl LogLine {
                 | LogLine::SizeRefused { .. }
                 | LogLine::SizeIgnored { .. }
                 | LogLine::PeerExposedDataDiffers { .. }
+                | LogLine::PrimaryGivesUpData { .. }
         )
     }
 }
@@ -427,6 +433,9 @@ impl fmt::Display for LogLine {
             LogLine::PeerAssumed { sectors, .. } => {
                 write!(f, "assuming that the peer has room for {sectors} sectors, as told")
             }
+            LogLine::PrimaryGivesUpData { .. } => f.write_str(
+                "Primary, and the target of the resync (rr-conflict violently): the data changes that the application sees",
+            ),
             LogLine::PeerExposedDataDiffers { peer, exposed, .. } => write!(
                 f,
                 "the peer's data {peer:016X} is not what the application has seen ({exposed:016X}): disconnecting"

@@ -41,7 +41,7 @@ impl Default for Progress {
 /// How long a run took, and how fast it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pace {
-    /// Time in which it ran, in seconds.
+    /// Time from the beginning to the end, with pauses, in seconds; what ran for less than a second counts as one that ran for one.
     pub seconds: u64,
     /// Time in which it was paused, in seconds.
     pub paused_seconds: u64,
@@ -133,9 +133,11 @@ impl Progress {
 
     /// The run ends, with `left_bits` that it could not do.
     pub fn pace(&self, left_bits: u64, now_ms: u64) -> Pace {
+        let running_seconds = (self.running_ms(now_ms) / 1000).max(1);
+        let paused_seconds = self.paused_ms / 1000;
         Pace {
-            seconds: self.running_ms(now_ms) / 1000,
-            paused_seconds: self.paused_ms / 1000,
+            seconds: running_seconds.saturating_add(paused_seconds),
+            paused_seconds,
             speed_kib: self.average_speed_kib(left_bits, now_ms),
         }
     }
@@ -196,14 +198,15 @@ mod tests {
     }
 
     #[test]
-    fn the_pace_leaves_pauses_out() {
+    fn the_speed_leaves_pauses_out() {
         let mut progress = Progress::new(2560, 1000);
         progress.add_pause(1280, 7000, 12_000);
         let pace = progress.pace(0, 13_500);
-        assert_eq!(pace, Pace { seconds: 5, paused_seconds: 7, speed_kib: 2048 });
-        assert_eq!(pace.to_string(), "(total 5 sec; paused 7 sec; 2048 K/sec)");
+        assert_eq!(pace, Pace { seconds: 12, paused_seconds: 7, speed_kib: 2048 });
+        assert_eq!(pace.to_string(), "(total 12 sec; paused 7 sec; 2048 K/sec)");
         // What failed was not done; a run of no time has a speed as well.
-        assert_eq!(Progress::new(2560, 1000).pace(2000, 1000).speed_kib, 2240);
+        let pace = Progress::new(2560, 1000).pace(2000, 1000);
+        assert_eq!(pace, Pace { seconds: 1, paused_seconds: 0, speed_kib: 2240 });
     }
 
     #[test]

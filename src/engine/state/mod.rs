@@ -33,6 +33,8 @@ pub use effects::{
     Effect, EffectContext, EffectIter, EffectSet,
 };
 pub use sanitize::{sanitize, Sanitized, Warning};
-pub use transition::{check_cluster_wide, check_soft, conn_transition, explain_soft, soft_transition, transition};
+pub use transition::{
+    check_cluster_wide, check_soft, conn_transition, explain_dropped_verify, explain_soft, soft_transition, transition,
+};
 pub use types::{BadState, Conn, Disk, FencingPolicy, Role, Rules, State, Susp};
 pub use validity::validity;

@@ -236,6 +236,13 @@ pub fn explain_soft(old: State, new: State, rules: &Rules) -> Result<Outcome, Re
     }
 }
 
+/// Why a verify cannot begin that `sanitize` has made nothing of, because a disk is no good: what it leaves looks like nothing to do, and
+/// the peer, or the administrator, would take that for a yes. (The C module raises the disk, or says that there is nothing to do.)
+pub fn explain_dropped_verify(old: State, wanted: State, new: State, rules: &Rules) -> Option<Refusal> {
+    let dropped = verifying(wanted) && !verifying(new) && !verifying(old);
+    dropped.then(|| soft_refusal(old, wanted, rules).or_else(|| verify_refusal(old, wanted))).flatten()
+}
+
 /// The checks of a request before the peer is asked: as [`explain_soft`], but an invalid state stays refused whatever
 /// the old one was.
 ///
@@ -256,6 +263,7 @@ pub fn check_cluster_wide(old: State, new: State, rules: &Rules) -> Result<Outco
 
 #[cfg(test)]
 mod tests {
+    use super::super::sanitize::sanitize;
     use super::super::testing::Random;
     use super::*;
 
@@ -317,6 +325,31 @@ mod tests {
             }
         }
         assert_eq!(explain_soft(CONNECTED, at(Conn::VerifyT), &Rules::default()), Ok(Outcome::Success));
+    }
+
+    /// What has become of the wish when it is checked.
+    #[test]
+    fn a_verify_of_bad_disks_is_not_taken_for_nothing_to_do() {
+        let rules = Rules { has_verify_alg: true, ..Rules::default() };
+        let wish = |old: State, conn| {
+            let wanted = State { conn, ..old };
+            let new = sanitize(old, wanted, &rules).state;
+            let dropped = explain_dropped_verify(old, wanted, new, &rules);
+            dropped.or_else(|| explain_soft(old, new, &rules).err()).map(|refusal| refusal.error)
+        };
+        for disk in Disk::ALL.iter().copied().filter(|disk| *disk < Disk::UpToDate && *disk != Disk::Unknown) {
+            for old in [State { disk, ..CONNECTED }, State { pdsk: disk, ..CONNECTED }] {
+                for conn in [Conn::VerifyS, Conn::VerifyT] {
+                    assert_eq!(wish(old, conn), Some(StateError::NoUpToDateDisk), "{disk}");
+                }
+            }
+        }
+        assert_eq!(wish(CONNECTED, Conn::VerifyS), None);
+        // Which of them comes first.
+        let alone = State { conn: Conn::WFConnection, disk: Disk::Inconsistent, pdsk: Disk::Unknown, ..CONNECTED };
+        assert_eq!(wish(alone, Conn::VerifyS), Some(StateError::NeedConnection));
+        let syncs = State { conn: Conn::SyncTarget, disk: Disk::Inconsistent, ..CONNECTED };
+        assert_eq!(wish(syncs, Conn::VerifyS), Some(StateError::ResyncRunning));
     }
 
     #[test]

@@ -88,7 +88,7 @@ pub enum AdminRequest<'a> {
         volume: VolumeId,
     },
     /// VerifyS. -14 without verify-alg, -15 without connection, -8 while a resync or verify runs, -2 while a
-    /// disk is not UpToDate.
+    /// disk is not UpToDate. 2 where this node verifies already: that run takes the stop sector.
     Verify {
         /// Volume.
         volume: VolumeId,
