@@ -99,8 +99,7 @@ impl<S: Storage> Engine<S> {
         self.leave_overlaps(entry);
         self.end_peer(peer, slot.volume);
         if slot.in_epoch {
-            self.link.received_epoch.refused += 1;
-            self.link.received_epoch.active = self.link.received_epoch.active.saturating_sub(1);
+            self.link.received_epoch.refuse();
             self.close_received_epoch();
         }
         true
