@@ -326,6 +326,11 @@ impl<S: Storage> Engine<S> {
         self.queue_control(Control::Features);
     }
 
+    /// The peer is who it should be. Until then it has to say what it has to within a limited time. spec: wire-protocol 1.2
+    pub fn handshake_is_over(&self) -> bool {
+        self.link.handshake == Handshake::Running
+    }
+
     /// The features fit. spec: wire-protocol 4.1 (4)
     pub(super) fn features_agreed(&mut self, apv: u32, features: u32) {
         self.link.apv = apv;
