@@ -82,9 +82,10 @@ impl Sockets {
         )
     }
 
-    /// A thread does not need them any more: ends them, unless the peer is to find out why.
+    /// A thread does not need them any more: ends them, unless the peer is to find out why, or this node may from the other
+    /// socket.
     pub(crate) fn give_up(&self, resource: &Arc<Resource>) {
-        if !peer_may_judge(resource) {
+        if !peer_may_judge(resource) && !awaits_reason(resource) {
             self.shutdown();
         }
     }
@@ -100,6 +101,9 @@ impl Sockets {
     /// Leaves the peer time to read what it was told, and waits for it to close the connection.
     // spec: wire-protocol 11.1
     fn part(&self, resource: &Arc<Resource>) {
+        while awaits_reason(resource) {
+            resource.link_event.wait_timeout_ms(PARTING_SLICE_MS);
+        }
         if peer_may_judge(resource) {
             self.data.end_sending();
         }
@@ -129,6 +133,10 @@ pub(crate) fn failed(resource: &Arc<Resource>, failure: LinkFailure) -> Closing 
 
 fn peer_may_judge(resource: &Arc<Resource>) -> bool {
     resource.look(|locked| locked.engine.peer_may_judge(clock::monotonic_ms()))
+}
+
+fn awaits_reason(resource: &Arc<Resource>) -> bool {
+    resource.look(|locked| locked.engine.awaits_reason())
 }
 
 /// An option of the connection, as it is now: the administrator may change it at any time. `None`: nothing is configured.
