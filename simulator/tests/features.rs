@@ -679,3 +679,27 @@ fn what_goes_beyond_the_end_is_refused() {
         }
     }
 }
+
+/// A peer that says the beginning of a packet of the handshake, and then nothing.
+#[test]
+fn the_handshake_is_over_when_its_last_packet_is_there_as_a_whole() {
+    let mut world = World::new(Config::new(1));
+    assert_eq!(world.attach(0), 101);
+    assert_eq!(world.connect(0), 1);
+    world.run_for_ms(100);
+    let header = [0x83, 0x74, 0x02, 0x67, 0xff, 0xfe, 0, 72];
+    let mut body = [0; 72];
+    body[3] = 86;
+    body[11] = 101;
+    let is_over = |world: &World| world.engine_of(0).handshake_is_over();
+    assert!(!is_over(&world));
+    let head = world.engine(0, |engine, now| {
+        engine.link_up(true, now);
+        engine.data_header(&header, now)
+    });
+    let head = head.expect("a sound header");
+    assert!(!is_over(&world));
+    let outcome = world.engine(0, |engine, now| engine.data_packet(&head, &body, now));
+    assert!(outcome.is_ok(), "{outcome:?}");
+    assert!(is_over(&world));
+}

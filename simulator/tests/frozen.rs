@@ -3,7 +3,7 @@
 
 use engine::metadata::superblock::{UI_BITMAP, UI_CURRENT};
 use engine::netlink::{Fencing, OnIoError, OnNoData, ReadBalancing, ResourceOpts};
-use engine::resource::{AdminRequest, Helper};
+use engine::resource::{AdminRequest, Helper, LinkFailure};
 use engine::state::{Conn, Disk, Role};
 use simulator::node::VOLUME;
 use simulator::scenario::{self, up_to_date, WRITE};
@@ -630,5 +630,48 @@ fn zeroes_that_the_next_connection_does_not_take_mean_a_new_generation() {
             assert_eq!(world.packets_sent.get("P_ZEROES").copied(), sent);
             assert_eq!(world.nodes[0].data.first_difference(&world.nodes[1].data, world.config.sectors), None);
         });
+    }
+}
+
+/// The peer agrees and closes the connection. The end of the data socket may be here before the consent on the other one is.
+#[test]
+fn a_peer_that_has_agreed_to_part_is_not_fenced() {
+    for seed in 1..=10 * SEEDS {
+        let mut config = Config::new(seed);
+        config.disk.fencing = Fencing::ResourceOnly;
+        config.trace = true;
+        let mut world = World::new(config);
+        synced(&mut world);
+        assert_eq!(world.admin(0, AdminRequest::Disconnect { force: false }), 101, "seed {seed}");
+        world.run_for_ms(2_000);
+        let lost = world.trace().find(|line| line.contains("BrokenPipe") || line.contains("NetworkFailure"));
+        assert_eq!(lost, None, "seed {seed}");
+        assert!(world.helpers.iter().all(|(_, helper)| *helper != Helper::FencePeer), "seed {seed}");
+        assert_eq!(world.status(0).state.conn, Conn::StandAlone, "seed {seed}");
+        assert_eq!(world.status(0).state.pdsk, Disk::Outdated, "seed {seed}");
+    }
+}
+
+/// It may as well have lost its power.
+#[test]
+fn a_peer_that_does_not_answer_before_the_connection_ends_is_lost() {
+    for (failure, conn) in [(LinkFailure::DataReceive, "BrokenPipe"), (LinkFailure::MetaReceive, "NetworkFailure")] {
+        let mut config = Config::new(1);
+        config.trace = true;
+        let mut world = World::new(config);
+        synced(&mut world);
+        world.set_direction(1, false);
+        world.ask(0, AdminRequest::Disconnect { force: false });
+        world.run_for_ms(600);
+        assert_eq!(world.status(0).state.conn, Conn::Connected);
+        world.engine(0, |engine, now| engine.link_failed(failure, now));
+        world.run_for_ms(400);
+        assert_eq!(world.status(0).state.conn, Conn::Connected);
+        assert!(world.engine_of(0).awaits_reason());
+        world.run_for_ms(400);
+        let lost = |line: &str| line.contains("node 0 STATE Connected") && line.contains(&format!("-> {conn} "));
+        assert!(world.trace().any(lost), "{failure:?}");
+        assert_eq!(world.admin_answer(0), 101, "{failure:?}");
+        assert_eq!(world.status(0).state.conn, Conn::StandAlone, "{failure:?}");
     }
 }

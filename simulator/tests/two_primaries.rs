@@ -1,9 +1,9 @@
 //! Writes of two Primaries that meet.
 
-use engine::resource::{AdminRequest, AlgorithmName};
+use engine::resource::{AdminRequest, AlgorithmName, Fault, Next};
 use engine::state::{Conn, Disk};
 use simulator::node::VOLUME;
-use simulator::world::Action;
+use simulator::world::{Action, Hostile};
 use simulator::{Config, World};
 
 const SEEDS: u64 = 60;
@@ -529,4 +529,108 @@ fn a_node_that_agrees_to_be_the_source_acknowledges_nothing_alone_before_that_is
         assert_eq!(world.check_acknowledged(0), Ok(()), "seed {seed}");
     }
     assert!(lost > 0);
+}
+
+/// A packet of the other node, with the header of version 100, made up.
+fn arrives(world: &mut World, node: usize, meta: bool, command: u8, body: &[u8]) -> Result<Next, Fault> {
+    let length = (body.len() as u32).to_be_bytes();
+    let mut header = vec![0x86, 0x20, 0xec, 0x20, 0, 0, 0, command];
+    header.extend(length.iter().chain(&[0; 4]));
+    world.engine(node, |engine, now| {
+        if meta {
+            let head = engine.meta_header(&header, now)?;
+            engine.meta_packet(&head, body, now).map(|()| Next::Packet)
+        } else {
+            let head = engine.data_header(&header, now)?;
+            engine.data_packet(&head, body, now)
+        }
+    })
+}
+
+/// The other node's write number `seq`, of which nothing is to be told to it.
+fn write_arrives(world: &mut World, node: usize, seq: u32) {
+    let mut body = 800u64.to_be_bytes().to_vec();
+    body.extend(7u64.to_be_bytes());
+    body.extend(seq.to_be_bytes().iter().chain(&[0; 4]));
+    body.extend(4096u32.to_be_bytes());
+    // P_TRIM: without data.
+    let outcome = arrives(world, node, false, 0x31, &body);
+    assert!(matches!(outcome, Ok(Next::Packet)), "{outcome:?}");
+}
+
+/// P_RS_CANCEL for a block that was not asked for.
+fn answer_arrives(world: &mut World, node: usize, seq: u32) {
+    let mut body = 0u64.to_be_bytes().to_vec();
+    body.extend(u64::MAX.to_be_bytes());
+    body.extend(4096u32.to_be_bytes().iter().chain(&seq.to_be_bytes()));
+    let outcome = arrives(world, node, true, 0x29, &body);
+    assert!(outcome.is_ok(), "{outcome:?}");
+}
+
+/// The node that decides has a write whose number says that answers sent before it are still on their way.
+fn write_that_waits(seed: u64, primaries: usize) -> Option<World> {
+    let mut world = two_primaries(seed);
+    for node in primaries..2 {
+        assert_eq!(world.admin(node, AdminRequest::Secondary { volume: VOLUME }), 1);
+    }
+    world.run_for_ms(500);
+    // What is made up here is not looked for at the other node.
+    world.hostile = Some(Hostile::new(0, 0));
+    write_arrives(&mut world, 1, 1_000_000);
+    let waits = !world.engine_of(1).receiver_may_read();
+    waits.then_some(world)
+}
+
+/// The answers come one after the other, each within `ping-timeout`, and all of them together take longer.
+#[test]
+fn a_write_waits_for_what_was_sent_before_it_as_long_as_something_comes() {
+    let mut waited = 0;
+    for seed in 1..=10 {
+        let Some(mut world) = write_that_waits(seed, 2) else { continue };
+        waited += 1;
+        for number in 0..4 {
+            world.run_for_ms(400);
+            // A number that no write depends on may repeat the last one.
+            answer_arrives(&mut world, 1, 999_990 + number / 2);
+            assert!(!world.engine_of(1).receiver_may_read(), "seed {seed}");
+        }
+        world.run_for_ms(400);
+        answer_arrives(&mut world, 1, 999_999);
+        assert!(world.engine_of(1).receiver_may_read(), "seed {seed}");
+        world.run_for_ms(1_000);
+        assert_eq!(world.faults, [], "seed {seed}");
+    }
+    assert!(waited > 0);
+}
+
+#[test]
+fn a_write_does_not_wait_when_nothing_comes() {
+    let worlds = (1..=10).filter_map(|seed| write_that_waits(seed, 2));
+    let faults: Vec<_> = worlds
+        .map(|mut world| {
+            world.run_for_ms(1_000);
+            world.faults.clone()
+        })
+        .collect();
+    assert!(!faults.is_empty());
+    for faults in faults {
+        assert!(matches!(faults[..], [(1, Fault::MissingSequence { seq: 1_000_000 }), ..]), "{faults:?}");
+    }
+}
+
+/// Nothing meets a write of an only Primary, whatever was sent before it.
+#[test]
+fn nothing_is_waited_for_when_two_primaries_are_not_allowed_any_more() {
+    let mut waited = 0;
+    for seed in 1..=10 {
+        let Some(mut world) = write_that_waits(seed, 1) else { continue };
+        waited += 1;
+        let mut conf = world.config.net;
+        conf.two_primaries = false;
+        assert_eq!(world.admin(1, AdminRequest::NetOptions { conf: &conf }), 101, "seed {seed}");
+        assert!(world.engine_of(1).receiver_may_read(), "seed {seed}");
+        world.run_for_ms(1_000);
+        assert_eq!(world.faults, [], "seed {seed}");
+    }
+    assert!(waited > 0);
 }

@@ -156,8 +156,7 @@ impl Socket {
         // SAFETY: `sock` is a place for the result.
         to_result(unsafe { raw::drbd_h_sock_create(address.family() as kernel::ffi::c_int, &mut sock) })?;
         let socket = Socket(NonNull::new(sock).ok_or(ENOMEM)?);
-        // SAFETY: by the type's invariant.
-        unsafe { raw::drbd_h_sock_buffers(socket.raw(), buffers.send_bytes, buffers.receive_bytes) };
+        socket.set_buffers(buffers);
         // SAFETY: by the type's invariant.
         unsafe { raw::drbd_h_sock_reuse(socket.raw()) };
         Ok(socket)
@@ -165,6 +164,11 @@ impl Socket {
 
     fn raw(&self) -> *mut raw::socket {
         self.0.as_ptr()
+    }
+
+    fn set_buffers(&self, buffers: Buffers) {
+        // SAFETY: by the type's invariant.
+        unsafe { raw::drbd_h_sock_buffers(self.raw(), buffers.send_bytes, buffers.receive_bytes) };
     }
 
     fn bind(&self, mut address: SockAddr) -> Result {
@@ -201,6 +205,11 @@ impl Listener {
         // SAFETY: by the type's invariant.
         to_result(unsafe { raw::kernel_listen(socket.raw(), BACKLOG) })?;
         Ok(Listener(socket))
+    }
+
+    /// Whoever connects from now on gets buffers of these sizes; those that are left to the kernel stay as they are.
+    pub(crate) fn set_buffers(&self, buffers: Buffers) {
+        self.0.set_buffers(buffers);
     }
 
     /// Waits for somebody who connects, at most `timeout_ms` (0: for ever).

@@ -6,7 +6,7 @@
 //! receiver takes what has arrived in one call and hands it to the engine in one critical section.
 // spec: wire-protocol 10.1
 
-use super::connection::{failed, is_running, tenths_ms, Closing, Sockets};
+use super::connection::{failed, is_running, Closing, Sockets};
 use super::disk_io::{self, Context};
 use super::log::log_info;
 use super::resource::{Locked, Processors, Resource};
@@ -206,7 +206,7 @@ impl AckReceiver {
 }
 
 fn send_until_closed(resource: &Arc<Resource>, sockets: &Sockets) {
-    sockets.meta.set_send_timeout(tenths_ms(sockets.options.timeout));
+    sockets.set_send_timeouts(resource);
     let mut processors = Processors::default();
     loop {
         processors.follow(resource);

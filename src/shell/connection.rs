@@ -12,7 +12,7 @@ use super::acks::MetaOut;
 use super::disk_io::tell_device_sizes;
 use super::log::log_error;
 use super::outlet::Outlet;
-use super::resource::{ConnectionConfig, Resource};
+use super::resource::Resource;
 use super::sender::DataOut;
 use super::{acks, establish, receiver, sender};
 use crate::linux::clock;
@@ -53,8 +53,6 @@ pub(crate) struct Sockets {
     pub(crate) data: Arc<Stream>,
     /// Meta socket.
     pub(crate) meta: Arc<Stream>,
-    /// Options of the connection.
-    pub(crate) options: KBox<NetConf>,
     /// Packets received on the data socket.
     pub(crate) packets_received: Atomic<u32>,
     /// What is being sent on the data socket.
@@ -70,13 +68,12 @@ pub(crate) struct Sockets {
 pub(crate) struct Closing;
 
 impl Sockets {
-    fn new(data: Arc<Stream>, meta: Arc<Stream>, options: KBox<NetConf>) -> Result<Arc<Self>> {
+    fn new(data: Arc<Stream>, meta: Arc<Stream>) -> Result<Arc<Self>> {
         let (data_out, meta_out) = (DataOut::new()?, MetaOut::new()?);
         Arc::pin_init(
             pin_init!(Sockets {
                 data,
                 meta,
-                options,
                 packets_received: Atomic::new(0),
                 data_out <- Outlet::new(data_out),
                 meta_out <- Outlet::new(meta_out),
@@ -85,16 +82,28 @@ impl Sockets {
         )
     }
 
-    /// A thread does not need them any more: ends them, unless the peer is to find out why.
+    /// A thread does not need them any more: ends them, unless the peer is to find out why, or this node may from the other
+    /// socket.
     pub(crate) fn give_up(&self, resource: &Arc<Resource>) {
-        if !peer_may_judge(resource) {
+        if !peer_may_judge(resource) && !awaits_reason(resource) {
             self.shutdown();
+        }
+    }
+
+    /// How long one send may take, as the option `timeout` says now.
+    pub(crate) fn set_send_timeouts(&self, resource: &Resource) {
+        if let Some(timeout) = net_option(resource, |net| net.timeout) {
+            self.data.set_send_timeout(tenths_ms(timeout));
+            self.meta.set_send_timeout(tenths_ms(timeout));
         }
     }
 
     /// Leaves the peer time to read what it was told, and waits for it to close the connection.
     // spec: wire-protocol 11.1
     fn part(&self, resource: &Arc<Resource>) {
+        while awaits_reason(resource) {
+            resource.link_event.wait_timeout_ms(PARTING_SLICE_MS);
+        }
         if peer_may_judge(resource) {
             self.data.end_sending();
         }
@@ -124,6 +133,15 @@ pub(crate) fn failed(resource: &Arc<Resource>, failure: LinkFailure) -> Closing 
 
 fn peer_may_judge(resource: &Arc<Resource>) -> bool {
     resource.look(|locked| locked.engine.peer_may_judge(clock::monotonic_ms()))
+}
+
+fn awaits_reason(resource: &Arc<Resource>) -> bool {
+    resource.look(|locked| locked.engine.awaits_reason())
+}
+
+/// An option of the connection, as it is now: the administrator may change it at any time. `None`: nothing is configured.
+pub(crate) fn net_option<R>(resource: &Resource, pick: impl FnOnce(&NetConf) -> R) -> Option<R> {
+    resource.look(|locked| locked.engine.net_conf().map(pick))
 }
 
 fn link_task(resource: &Arc<Resource>) -> LinkTask {
@@ -203,14 +221,16 @@ fn run(resource: &Arc<Resource>) {
 
 #[inline(never)]
 fn establish_and_serve(resource: &Arc<Resource>) {
-    let Some((addresses, options)) = configuration(resource) else {
+    let addresses = resource.config.lock().connection;
+    let is_configured = net_option(resource, |_| ()).is_some();
+    let Some(addresses) = addresses.filter(|_| is_configured) else {
         failed(resource, LinkFailure::LocalAddress);
         return;
     };
-    let established = establish::establish(resource, &addresses, &options);
+    let established = establish::establish(resource, &addresses);
     resource.link.lock().listener = None;
     if let Some(established) = established {
-        match Sockets::new(established.data, established.meta, options) {
+        match Sockets::new(established.data, established.meta) {
             Ok(sockets) => serve(resource, &sockets, established.resolve_conflicts),
             Err(_) => {
                 resource.link_event.wait_timeout_ms(RETRY_MS);
@@ -220,19 +240,10 @@ fn establish_and_serve(resource: &Arc<Resource>) {
     resource.link.lock().forget();
 }
 
-/// A copy of the configuration, so that no lock is held while connecting.
-#[inline(never)]
-fn configuration(resource: &Resource) -> Option<(ConnectionConfig, KBox<NetConf>)> {
-    let connection = resource.config.lock().connection?;
-    let mut options = KBox::new(NetConf::default(), GFP_KERNEL).ok()?;
-    *options = resource.look(|locked| locked.engine.net_conf().copied())?;
-    Some((connection, options))
-}
-
 /// From the moment both sockets stand until nobody uses them any more.
 #[inline(never)]
 fn serve(resource: &Arc<Resource>, sockets: &Arc<Sockets>, resolve_conflicts: bool) {
-    prepare(sockets);
+    prepare(resource, sockets);
     let before = resource.engine(|locked| {
         // The peer is told how large the disks are now.
         for id in (0..locked.volumes.len()).filter_map(|index| u8::try_from(index).ok()) {
@@ -283,13 +294,15 @@ fn close(resource: &Arc<Resource>) {
 }
 
 // spec: wire-protocol 1.2 (after both sockets stand)
-fn prepare(sockets: &Sockets) {
-    let net = &sockets.options;
-    let handshake_ms = tenths_ms(net.ping_timeo).saturating_mul(4);
+fn prepare(resource: &Resource, sockets: &Sockets) {
+    // Where nothing is configured any more the link does not run.
+    let times = net_option(resource, |net| (net.ping_timeo, net.timeout, net.ping_int));
+    let (ping_timeo, timeout, ping_int) = times.unwrap_or_default();
+    let handshake_ms = tenths_ms(ping_timeo).saturating_mul(4);
     sockets.data.set_priority(Priority::Data);
     sockets.meta.set_priority(Priority::Meta);
     sockets.data.set_timeouts(handshake_ms, handshake_ms);
-    sockets.meta.set_timeouts(tenths_ms(net.timeout), net.ping_int.saturating_mul(1000));
+    sockets.meta.set_timeouts(tenths_ms(timeout), ping_int.saturating_mul(1000));
     sockets.data.set_nodelay();
     sockets.meta.set_nodelay();
 }

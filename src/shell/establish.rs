@@ -3,10 +3,11 @@
 //! peer to connect, until both sockets are there; who opened a socket says in its first packet which of the two it is.
 //!
 //! Every step is bounded: a connect and an accept by `connect-int`, the first packet by four times `ping-timeout`. The
-//! supervisor ends each of them early when the link is not to be established any more.
+//! supervisor ends each of them early when the link is not to be established any more. That may take weeks; so the options
+//! are looked at for each step.
 // spec: wire-protocol 1.2
 
-use super::connection::{failed, tenths_ms, Closing, Link};
+use super::connection::{failed, net_option, tenths_ms, Closing, Link};
 use super::log::log_error;
 use super::resource::{ConnectionConfig, Resource};
 use crate::linux::sock::{Buffers, Listener, PacketData, Sending, Stream};
@@ -38,12 +39,12 @@ pub(crate) struct Established {
 }
 
 /// Establishes both sockets; `None`: not any more, or not possible (which the engine was told).
-pub(crate) fn establish(resource: &Arc<Resource>, addresses: &ConnectionConfig, net: &NetConf) -> Option<Established> {
-    let listener = match listen(resource, addresses, net) {
+pub(crate) fn establish(resource: &Arc<Resource>, addresses: &ConnectionConfig) -> Option<Established> {
+    let listener = match listen(resource, addresses) {
         Ok(listener) => listener,
         Err(Closing) => return None,
     };
-    let mut attempt = Attempt { resource, addresses, net, listener, data: None, meta: None, resolve_conflicts: false };
+    let mut attempt = Attempt { resource, addresses, listener, data: None, meta: None, resolve_conflicts: false };
     loop {
         match attempt.round() {
             Ok(Some(established)) => return Some(established),
@@ -53,8 +54,8 @@ pub(crate) fn establish(resource: &Arc<Resource>, addresses: &ConnectionConfig, 
     }
 }
 
-fn listen(resource: &Arc<Resource>, addresses: &ConnectionConfig, net: &NetConf) -> Result<Arc<Listener>, Closing> {
-    let listener = Listener::bind(&addresses.my_address, buffers(net))
+fn listen(resource: &Arc<Resource>, addresses: &ConnectionConfig) -> Result<Arc<Listener>, Closing> {
+    let listener = Listener::bind(&addresses.my_address, buffers(resource)?)
         .and_then(|listener| Ok(Arc::new(listener, GFP_KERNEL)?))
         .map_err(|error| local_failure(resource, "cannot listen on the local address", error))?;
     Link::register_listener(resource, &listener)?;
@@ -70,7 +71,6 @@ fn local_failure(resource: &Arc<Resource>, what: &str, error: Error) -> Closing 
 struct Attempt<'a> {
     resource: &'a Arc<Resource>,
     addresses: &'a ConnectionConfig,
-    net: &'a NetConf,
     listener: Arc<Listener>,
     data: Option<Arc<Stream>>,
     meta: Option<Arc<Stream>>,
@@ -117,13 +117,13 @@ impl Attempt<'_> {
             (Some(_), None) => Kind::Meta,
             (Some(_), Some(_)) => return Ok(()),
         };
-        let stream = match Stream::bound(&self.addresses.my_address, buffers(self.net)) {
+        let stream = match Stream::bound(&self.addresses.my_address, buffers(self.resource)?) {
             Ok(stream) => Arc::new(stream, GFP_KERNEL).map_err(|_| Closing)?,
             Err(error) if may_pass(error) => return Ok(()),
             Err(error) => return Err(local_failure(self.resource, "cannot use the local address", error)),
         };
         Link::register(self.resource, SLOT_NEW, &stream)?;
-        let connect_ms = self.net.connect_int.saturating_mul(1000);
+        let connect_ms = self.option(|net| net.connect_int)?.saturating_mul(1000);
         if stream.connect(&self.addresses.peer_address, connect_ms).is_ok() && send_first(&stream, kind) {
             if kind == Kind::Meta {
                 self.resolve_conflicts = false;
@@ -136,7 +136,8 @@ impl Attempt<'_> {
     /// Waits for the peer to connect.
     fn accept(&mut self) -> Result<(), Closing> {
         loop {
-            let stream = match self.listener.accept(self.accept_ms()) {
+            self.listener.set_buffers(buffers(self.resource)?);
+            let stream = match self.listener.accept(self.accept_ms()?) {
                 Ok(stream) => Arc::new(stream, GFP_KERNEL).map_err(|_| Closing)?,
                 Err(error) if error == EAGAIN || error == EINTR => return self.still_wanted(),
                 Err(error) => {
@@ -145,7 +146,8 @@ impl Attempt<'_> {
                 }
             };
             Link::register(self.resource, SLOT_NEW, &stream)?;
-            let kind = receive_first(&stream, tenths_ms(self.net.ping_timeo).saturating_mul(4));
+            let ping_timeo = self.option(|net| net.ping_timeo)?;
+            let kind = receive_first(&stream, tenths_ms(ping_timeo).saturating_mul(4));
             self.drop_dead();
             let orderly = match kind {
                 Some(kind) => {
@@ -171,8 +173,8 @@ impl Attempt<'_> {
         if self.data.is_none() || self.meta.is_none() {
             return Ok(None);
         }
-        let net = self.net;
-        self.pause_ms(tenths_ms(if net.sock_check_timeo == 0 { net.ping_timeo } else { net.sock_check_timeo }))?;
+        let check = |net: &NetConf| if net.sock_check_timeo == 0 { net.ping_timeo } else { net.sock_check_timeo };
+        self.pause_ms(tenths_ms(self.option(check)?))?;
         self.drop_dead();
         let both = self.data.clone().zip(self.meta.clone());
         let resolve_conflicts = self.resolve_conflicts;
@@ -189,6 +191,10 @@ impl Attempt<'_> {
             }
             self.resource.link_event.wait_timeout_ms(u32::try_from(left_ms).unwrap_or(ms));
         }
+    }
+
+    fn option<R>(&self, pick: impl FnOnce(&NetConf) -> R) -> Result<R, Closing> {
+        net_option(self.resource, pick).ok_or(Closing)
     }
 
     fn still_wanted(&self) -> Result<(), Closing> {
@@ -220,19 +226,20 @@ impl Attempt<'_> {
     }
 
     /// `connect-int`, a seventh more or less, so that two nodes do not keep missing each other.
-    fn accept_ms(&self) -> u32 {
-        let base_ms = self.net.connect_int.saturating_mul(1000);
+    fn accept_ms(&self) -> Result<u32, Closing> {
+        let base_ms = self.option(|net| net.connect_int)?.saturating_mul(1000);
         let seventh_ms = base_ms / 7;
-        if clock::random_u64() & 1 == 0 {
+        Ok(if clock::random_u64() & 1 == 0 {
             base_ms.saturating_add(seventh_ms)
         } else {
             base_ms.saturating_sub(seventh_ms)
-        }
+        })
     }
 }
 
-fn buffers(net: &NetConf) -> Buffers {
-    Buffers { send_bytes: net.sndbuf_size, receive_bytes: net.rcvbuf_size }
+fn buffers(resource: &Resource) -> Result<Buffers, Closing> {
+    let sizes = |net: &NetConf| Buffers { send_bytes: net.sndbuf_size, receive_bytes: net.rcvbuf_size };
+    net_option(resource, sizes).ok_or(Closing)
 }
 
 /// Errors of the network that may be gone at the next attempt.

@@ -5,7 +5,7 @@
 //! TCP's own acknowledgements are left to TCP: it sends one for every other segment, or after 40 ms, which a sender with
 //! room for more than one packet never waits for.
 
-use super::connection::{failed, is_running, Closing, Sockets};
+use super::connection::{failed, is_running, net_option, Closing, Sockets};
 use super::disk_io::{self, tell_device_sizes};
 use super::faults;
 use super::hashes::{self, Check};
@@ -13,6 +13,7 @@ use super::log::log_info;
 use super::resource::{Locked, Processors, Resource};
 use crate::linux::clock;
 use crate::linux::mem::PageChain;
+use engine::netlink::NetConf;
 use engine::resource::{Fault, LinkFailure, LinkTask, Next, PacketHead, PeerId, RequestId, Wakes, PACKET_BUFFER_BYTES};
 use kernel::prelude::*;
 use kernel::sync::atomic::Relaxed;
@@ -50,6 +51,8 @@ struct Receiver<'a> {
     held: Wakes,
     /// Packets since something was sent.
     packets_held: usize,
+    /// The peer has to say what it has to within a limited time; afterwards the keepalive notices one that is dead.
+    is_timed: bool,
 }
 
 /// What may come next, by what came last.
@@ -134,6 +137,7 @@ pub(crate) fn run(resource: &Arc<Resource>, sockets: &Arc<Sockets>) -> Closing {
         forecast: Forecast::default(),
         held: Wakes::default(),
         packets_held: 0,
+        is_timed: true,
     };
     let mut processors = Processors::default();
     let closing = loop {
@@ -164,7 +168,9 @@ impl Receiver<'_> {
     /// Hands packets to the engine, as far as they are there.
     fn hand_over(&mut self) -> Result<Step, Closing> {
         let mut left_behind = None;
-        let Receiver { resource, sockets, inbox, start, end, ahead, head, forecast, held, packets_held } = self;
+        let Receiver { resource, sockets, inbox, start, end, ahead, head, forecast, held, packets_held, is_timed } =
+            self;
+        let mut lift_timeout = false;
         let is_all = || sockets.data.unread_bytes() == 0;
         let step = disk_io::enter_holding(resource, held, is_all, |locked| {
             let now_ms = clock::monotonic_ms();
@@ -184,7 +190,7 @@ impl Receiver<'_> {
                         *start = start.saturating_add(bytes);
                         forecast.take(bytes);
                         *head = Some(known);
-                        packet_arrived(sockets);
+                        sockets.packets_received.fetch_add(1, Relaxed);
                         known
                     }
                 };
@@ -196,6 +202,7 @@ impl Receiver<'_> {
                 }
                 // The engine has logged a fault and changed its state.
                 let next = locked.engine.data_packet(&known, body, now_ms).map_err(|_fault| Closing)?;
+                lift_timeout = *is_timed && locked.engine.handshake_is_over();
                 let at = *start;
                 *start = start.saturating_add(known.body_bytes);
                 forecast.take(known.body_bytes);
@@ -222,6 +229,10 @@ impl Receiver<'_> {
             Ok(Step::Again)
         });
         drop(left_behind);
+        if lift_timeout {
+            self.is_timed = false;
+            self.sockets.data.set_receive_timeout(0);
+        }
         step
     }
 
@@ -318,7 +329,7 @@ impl Receiver<'_> {
     fn authenticate(&mut self, at: usize, bytes: usize) -> Result<(), Closing> {
         let challenge = self.inbox.get(at..).and_then(|inbox| inbox.get(..bytes)).ok_or(Closing)?;
         let own = self.resource.look(|locked| locked.engine.own_challenge());
-        let hmacs = hashes::hmacs(&self.sockets.options, challenge, own.as_bytes());
+        let hmacs = options_now(self.resource).and_then(|net| hashes::hmacs(&net, challenge, own.as_bytes()));
         self.engine(|locked| locked.engine.authenticate(hmacs, clock::monotonic_ms()))
     }
 
@@ -475,6 +486,14 @@ fn copy(from: &[u8], to: &mut [u8]) -> usize {
     bytes
 }
 
+/// A copy of the options of the connection: computing with the secret may sleep.
+#[inline(never)]
+fn options_now(resource: &Resource) -> Option<KBox<NetConf>> {
+    let mut options = KBox::new(NetConf::default(), GFP_KERNEL).ok()?;
+    net_option(resource, |net| *options = *net)?;
+    Some(options)
+}
+
 /// Some of the faults on purpose concern what is received.
 #[inline]
 fn injects_faults() -> bool {
@@ -485,13 +504,4 @@ fn injects_faults() -> bool {
 fn whole(ahead: &mut Option<Ahead>, size_bytes: usize) -> Option<PageChain> {
     let complete = |ahead: &mut Ahead| ahead.start == 0 && ahead.end == size_bytes && ahead.pages.bytes() == size_bytes;
     ahead.take_if(complete).map(|ahead| ahead.pages)
-}
-
-/// After the features, and a challenge and its answer, the handshake is over: from then on the keepalive notices a dead
-/// peer.
-fn packet_arrived(sockets: &Sockets) {
-    let last_of_handshake = if sockets.options.cram_hmac_alg.is_empty() { 1 } else { 3 };
-    if sockets.packets_received.fetch_add(1, Relaxed) + 1 == last_of_handshake {
-        sockets.data.set_receive_timeout(0);
-    }
 }

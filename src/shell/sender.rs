@@ -2,7 +2,7 @@
 //! Sending on the data socket: takes packets from the engine one after the other, with their application data straight
 //! from the pages it is in. By whoever made them, or by the thread `drbd_s_NAME`: see [`super::outlet`].
 
-use super::connection::{failed, is_running, tenths_ms, Closing, Sockets};
+use super::connection::{failed, is_running, Closing, Sockets};
 use super::disk_io::{self, Context};
 use super::hashes;
 use super::log::log_info;
@@ -41,6 +41,9 @@ struct Packet {
     data: Data,
     /// For a digest that goes between the head and the data.
     hash: Option<Arc<Hash>>,
+    /// The options `tcp-cork` and `ko-count` when it was taken.
+    cork: bool,
+    ko_count: u32,
 }
 
 enum Data {
@@ -73,7 +76,7 @@ pub(crate) fn start(resource: &Arc<Resource>, sockets: &Arc<Sockets>) -> Result<
 }
 
 fn run(resource: &Arc<Resource>, sockets: &Sockets) {
-    sockets.data.set_send_timeout(tenths_ms(sockets.options.timeout));
+    sockets.set_send_timeouts(resource);
     let mut processors = Processors::default();
     loop {
         processors.follow(resource);
@@ -146,7 +149,8 @@ impl DataOut {
             }
             let outgoing = locked.engine.next_data(buffer, now_ms)?;
             let hash = locked.hashes.for_sending(&outgoing, &locked.engine);
-            Some(Packet { outgoing, data: lend(locked, outgoing.payload), hash })
+            let (cork, ko_count) = locked.engine.net_conf().map_or((false, 0), |net| (net.tcp_cork, net.ko_count));
+            Some(Packet { outgoing, data: lend(locked, outgoing.payload), hash, cork, ko_count })
         })
     }
 
@@ -165,7 +169,7 @@ impl DataOut {
         }
         let head = self.buffer.get(..head_bytes).ok_or(Closing)?;
         // An option of the connection decides whether small packets may wait for the next one.
-        let more = sockets.options.tcp_cork && !outgoing.last;
+        let more = packet.cork && !outgoing.last;
         let how = Sending { copy: outgoing.copy || params::disable_sendpage(), more, wait };
         let (data, data_bytes) = match &packet.data {
             Data::None => (PacketData::None, 0),
@@ -174,7 +178,7 @@ impl DataOut {
         };
         self.held_back = more;
         let bytes = head_bytes.saturating_add(data_bytes);
-        let mut patience = Patience::for_data(resource, sockets.options.ko_count);
+        let mut patience = Patience::for_data(resource, packet.ko_count);
         let socket = &sockets.data;
         complete(&mut patience, &mut self.done, bytes, wait, |done| socket.send_packet(head, data, done, how))
     }

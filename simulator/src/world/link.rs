@@ -171,9 +171,17 @@ impl World {
     }
 
     pub(super) fn link_failed(&mut self, node: usize, link: u64, failure: LinkFailure) {
-        if let Some(end) = self.end(node, link) {
+        let Some(end) = self.end(node, link) else { return };
+        match failure {
+            LinkFailure::DataReceive => end.reading[DATA] = Reading::Stopped,
+            LinkFailure::MetaReceive => end.reading[META] = Reading::Stopped,
+            _ => end.reading = [Reading::Stopped, Reading::Stopped],
+        }
+        self.engine(node, |engine, now| engine.link_failed(failure, now));
+        // The other one may say why.
+        let goes_on = self.engine_of(node).awaits_reason();
+        if let Some(end) = self.end(node, link).filter(|_| !goes_on) {
             end.reading = [Reading::Stopped, Reading::Stopped];
-            self.engine(node, |engine, now| engine.link_failed(failure, now));
         }
     }
 

@@ -40,7 +40,7 @@ impl<S: Storage> Engine<S> {
     /// Keeps track of the peer's sequence numbers. True: the write waits for what the peer sent before it.
     pub(super) fn wait_for_sequence(&mut self, peer: PeerId, slot: &PeerRequest) -> bool {
         let strict = self.link.net.two_primaries && self.link.resolve_conflicts;
-        let until_ms = self.now_ms + u64::from(self.link.net.ping_timeo) * 100;
+        let until_ms = self.sequence_limit_ms();
         let Some(volume) = self.volume_mut(slot.volume) else { return false };
         let missing = newer(volume.peer_seq, slot.seq.wrapping_sub(1)) != volume.peer_seq;
         if !(strict && missing) {
@@ -54,11 +54,28 @@ impl<S: Storage> Engine<S> {
         true
     }
 
-    /// A packet arrived on the meta socket: is it the one that was missing?
+    /// How long a write waits for the next packet of those that were sent before it.
+    fn sequence_limit_ms(&self) -> u64 {
+        self.now_ms.saturating_add(u64::from(self.link.net.ping_timeo).saturating_mul(100))
+    }
+
+    /// An acknowledgement arrived on the meta socket: is it the one that was missing? If not, the socket is behind, but what it
+    /// carries comes: the waiting time begins anew. So it does with one that has no number of its own, and with one of another
+    /// volume, since the missing one waits behind these as well.
     pub(super) fn check_sequence(&mut self) {
-        let Some(wait) = self.link.sequence_wait else { return };
+        let until_ms = self.sequence_limit_ms();
+        if let Some(wait) = &mut self.link.sequence_wait {
+            wait.until_ms = until_ms;
+        }
+        self.release_sequence();
+    }
+
+    /// The write goes on when nothing is missing any more, or nothing meets it: there are no two Primaries any more.
+    pub(super) fn release_sequence(&mut self) {
+        let strict = self.link.net.two_primaries;
+        let Some(wait) = self.link.sequence_wait.filter(|_| !self.link.is_closing()) else { return };
         let Some(volume) = self.volume_mut(wait.volume) else { return };
-        if newer(volume.peer_seq, wait.seq.wrapping_sub(1)) != volume.peer_seq {
+        if strict && newer(volume.peer_seq, wait.seq.wrapping_sub(1)) != volume.peer_seq {
             return;
         }
         volume.peer_seq = newer(volume.peer_seq, wait.seq);
@@ -70,7 +87,7 @@ impl<S: Storage> Engine<S> {
         self.wakes.insert(Wakes::RECEIVER);
     }
 
-    /// The missing packet does not come: something is wrong with the peer.
+    /// Nothing comes at all: something is wrong with the peer.
     pub(super) fn check_sequence_timeout(&mut self) {
         if let Some(wait) = self.link.sequence_wait.filter(|wait| self.now_ms > wait.until_ms) {
             self.fail(Fault::MissingSequence { seq: wait.seq }, Conn::ProtocolError);
@@ -99,8 +116,7 @@ impl<S: Storage> Engine<S> {
         self.leave_overlaps(entry);
         self.end_peer(peer, slot.volume);
         if slot.in_epoch {
-            self.link.received_epoch.refused += 1;
-            self.link.received_epoch.active = self.link.received_epoch.active.saturating_sub(1);
+            self.link.received_epoch.refuse();
             self.close_received_epoch();
         }
         true

@@ -113,6 +113,13 @@ pub(super) struct SequenceWait {
     pub(super) until_ms: u64,
 }
 
+/// The end of a socket that need not be an error.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ended {
+    failure: LinkFailure,
+    since_ms: u64,
+}
+
 /// The connection.
 pub(super) struct Link {
     /// Between StandAlone and WFReportParams.
@@ -131,8 +138,8 @@ pub(super) struct Link {
     /// The last program that the decision under way asked for; if that decision is to part, its end is awaited.
     pub(super) told: Option<u32>,
     pub(super) refusal: Option<u32>,
-    /// The peer closed the meta connection during the handshake, at this time.
-    pub(super) meta_lost_ms: Option<u64>,
+    /// One of the sockets has ended, and what comes on the other one may still say why.
+    pub(super) ended: Option<Ended>,
     /// This node parts with the peer because of what both know; until then the peer may find it out too.
     pub(super) verdict_until_ms: Option<u64>,
     /// Own parameters are on their way. Until they are sent nothing is read: the peer has to learn them even if what it
@@ -147,8 +154,6 @@ pub(super) struct Link {
     /// discard-my-data of the connection attempt under way.
     pub(super) discarding: bool,
     pub(super) peer_dry_run: bool,
-    /// An orderly disconnect was asked for.
-    pub(super) disconnect_sent: bool,
     /// Current epoch, writes in it; epoch of the last write sent and writes sent in that epoch.
     pub(super) epoch: u32,
     pub(super) epoch_writes: u32,
@@ -213,7 +218,7 @@ impl Link {
             resolve_conflicts: false,
             told: None,
             refusal: None,
-            meta_lost_ms: None,
+            ended: None,
             verdict_until_ms: None,
             introducing: false,
             state_sent: false,
@@ -221,7 +226,6 @@ impl Link {
             was_up: false,
             discarding: false,
             peer_dry_run: false,
-            disconnect_sent: false,
             epoch: 0,
             epoch_writes: 0,
             sent_epoch: 0,
@@ -269,6 +273,16 @@ impl Link {
     }
 }
 
+/// What the connection goes through when its sockets have failed so.
+fn state_after(failure: LinkFailure) -> Conn {
+    match failure {
+        LinkFailure::DataReceive | LinkFailure::Send => Conn::BrokenPipe,
+        LinkFailure::MetaReceive => Conn::NetworkFailure,
+        LinkFailure::SendTimeout => Conn::Timeout,
+        LinkFailure::LocalAddress => Conn::Disconnecting,
+    }
+}
+
 impl<S: Storage> Engine<S> {
     /// What the connection thread should be doing. Looking for the peer begins here.
     pub fn link_task(&mut self) -> LinkTask {
@@ -299,12 +313,11 @@ impl<S: Storage> Engine<S> {
         link.wire_version = VERSION_BEFORE_FEATURES;
         link.resolve_conflicts = resolve_conflicts;
         link.introducing = false;
-        link.meta_lost_ms = None;
+        link.ended = None;
         link.verdict_until_ms = None;
         link.protocol_checked = false;
         link.was_up = false;
         link.peer_dry_run = false;
-        link.disconnect_sent = false;
         link.ping_outstanding = false;
         link.ping_queued = false;
         link.ping_again = false;
@@ -324,6 +337,11 @@ impl<S: Storage> Engine<S> {
         link.verify_waits = 0;
         link.sent_epoch = link.epoch;
         self.queue_control(Control::Features);
+    }
+
+    /// The peer is who it should be. Until then it has to say what it has to within a limited time. spec: wire-protocol 1.2
+    pub fn handshake_is_over(&self) -> bool {
+        self.link.handshake == Handshake::Running
     }
 
     /// The features fit. spec: wire-protocol 4.1 (4)
@@ -358,12 +376,6 @@ impl<S: Storage> Engine<S> {
     /// The owner's sockets failed.
     pub fn link_failed(&mut self, failure: LinkFailure, now_ms: u64) {
         self.now_ms = now_ms;
-        let conn = match failure {
-            LinkFailure::DataReceive | LinkFailure::Send => Conn::BrokenPipe,
-            LinkFailure::MetaReceive => Conn::NetworkFailure,
-            LinkFailure::SendTimeout => Conn::Timeout,
-            LinkFailure::LocalAddress => Conn::Disconnecting,
-        };
         let consented = self.link.tear_down.filter(|_| self.meta_out.is_empty() && !self.link.is_closing());
         if let Some(change) = consented {
             // The peer has our consent to its disconnect, and is faster than we are in noticing that it is out.
@@ -371,26 +383,47 @@ impl<S: Storage> Engine<S> {
             let _outcome = self.change_connection(change, Kind::Hard, true);
             return;
         }
-        if !self.link.is_closing() {
-            self.log(LogLine::LinkFailed { failure });
-        }
-        if failure == LinkFailure::MetaReceive && self.link.state_sent && !self.link.is_closing() {
-            // A peer that refuses us closes both sockets. What it has said on the other one makes us come to a verdict
-            // of our own.
-            self.link.meta_lost_ms = Some(now_ms);
+        if self.link.is_closing() {
+            self.link_fault(state_after(failure));
             return;
         }
-        self.link_fault(conn);
+        let broke = matches!(failure, LinkFailure::DataReceive | LinkFailure::MetaReceive | LinkFailure::Send);
+        if broke && self.asks_to_disconnect() {
+            // A peer that has agreed closes both sockets, and its answer is on one of them. Its consent is not to be taken for
+            // a loss, which the peer may be fenced for.
+            self.link.ended.get_or_insert(Ended { failure, since_ms: now_ms });
+            return;
+        }
+        self.log(LogLine::LinkFailed { failure });
+        if failure == LinkFailure::MetaReceive && self.link.state_sent {
+            // A peer that refuses us closes both sockets. What it has said on the other one makes us come to a verdict
+            // of our own.
+            self.link.ended = Some(Ended { failure, since_ms: now_ms });
+            return;
+        }
+        self.link_fault(state_after(failure));
     }
 
-    /// The peer closed the meta connection during the handshake, and the data connection goes on, or not for ever.
-    pub(super) fn check_meta_lost(&mut self) {
-        let Some(since_ms) = self.link.meta_lost_ms else { return };
+    /// One of the sockets has ended, and the other one may still say why: the owner leaves both as they are, and goes on with
+    /// what the other one has, until the link is to be closed. No longer than `ping-timeout`. spec: wire-protocol 11.1
+    pub fn awaits_reason(&self) -> bool {
+        self.link.ended.is_some() && !self.link.is_closing()
+    }
+
+    /// The clock: nothing has come that makes the end of a socket something else than a loss.
+    pub(super) fn check_ended(&mut self) {
+        let Some(Ended { failure, since_ms }) = self.link.ended.filter(|_| !self.link.is_closing()) else { return };
         let limit_ms = u64::from(self.link.net.ping_timeo) * 100;
-        if !self.link.state_sent || self.now_ms.saturating_sub(since_ms) > limit_ms {
-            self.link.meta_lost_ms = None;
-            self.link_fault(Conn::NetworkFailure);
+        let disconnects = self.asks_to_disconnect();
+        let meets = failure == LinkFailure::MetaReceive && self.link.state_sent;
+        if (disconnects || meets) && self.now_ms.saturating_sub(since_ms) <= limit_ms {
+            return;
         }
+        self.link.ended = None;
+        if disconnects {
+            self.log(LogLine::LinkFailed { failure });
+        }
+        self.link_fault(state_after(failure));
     }
 
     /// A peer ignores what it hears of a volume that it does not have, and says nothing about it. Where nothing else is left of

@@ -70,7 +70,9 @@
 //! sent_integrity() -> AlgorithmName                             // of the digest of Outgoing.digest_bytes
 //! next_data(&mut [u8], now_ms) -> Option<Outgoing>; data_sent(ok: bool, now_ms)     // strictly alternating
 //! next_meta(&mut [u8], now_ms) -> Option<Outgoing>; meta_sent(ok: bool, now_ms)   // one meta_sent for several packets will do
+//! handshake_is_over() -> bool                                   // false: the peer's packets have to come within 4 x ping-timeout
 //! link_failed(LinkFailure, now_ms)
+//! awaits_reason() -> bool                                       // one socket has ended: leave the other one to its reader
 //! link_drained() -> bool                                        // no peer request is in flight on a disk or in a sender
 //! link_closed(now_ms) -> Reconnect                              // sockets are gone, nobody uses them
 //!

@@ -44,7 +44,7 @@ impl<S: Storage> Engine<S> {
             // It meets nothing, so it does not wait for what was sent before it; but nothing waits for its number either.
             volume.peer_seq = newer(volume.peer_seq, write.data.seq);
             volume.lacks_write_of_peer();
-            self.link.received_epoch.size += 1;
+            self.link.received_epoch.count();
             self.queue_meta(MetaOut::Ack {
                 command: Command::NegAck,
                 volume: id,
@@ -84,7 +84,7 @@ impl<S: Storage> Engine<S> {
             slot.seq = write.data.seq;
             slot.in_epoch = true;
         }
-        self.link.received_epoch.size += 1;
+        self.link.received_epoch.count();
         self.link.received_epoch.active += 1;
         self.with_volume(id, |volume| volume.unacked += 1);
         if write.payload_bytes == 0 {

@@ -31,6 +31,18 @@ pub(super) struct ReceivedEpoch {
 }
 
 impl ReceivedEpoch {
+    /// One more write. How many there are before a barrier is up to the peer, and some are answered at once, so that the
+    /// number of requests is no bound either. What it says of an epoch larger than any writer counts is of no use to anybody.
+    pub(super) fn count(&mut self) {
+        self.size = self.size.saturating_add(1);
+    }
+
+    /// A write of it was refused for one of our own.
+    pub(super) fn refuse(&mut self) {
+        self.refused = self.refused.saturating_add(1);
+        self.active = self.active.saturating_sub(1);
+    }
+
     /// It has writes that are not acknowledged by a barrier.
     pub(super) fn is_open(&self) -> bool {
         self.size > 0
@@ -199,5 +211,23 @@ impl<S: Storage> Engine<S> {
             self.link.failures_unseen = 0;
             self.fail(Fault::NotDurable, Conn::NetworkFailure);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A peer that sends no barrier for months, or never meant to.
+    #[test]
+    fn an_epoch_without_an_end_breaks_nothing() {
+        let mut epoch =
+            ReceivedEpoch { size: u32::MAX - 1, refused: u32::MAX - 1, active: 1, ..ReceivedEpoch::default() };
+        for _ in 0..2 {
+            epoch.count();
+            epoch.refuse();
+        }
+        assert_eq!((epoch.size, epoch.refused, epoch.active), (u32::MAX, u32::MAX, 0));
+        assert!(epoch.is_open());
     }
 }

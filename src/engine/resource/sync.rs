@@ -618,7 +618,7 @@ impl<S: Storage> Engine<S> {
         self.check_peers_knowledge();
         self.check_disk_timeouts();
         self.congestion_ended();
-        self.check_meta_lost();
+        self.check_ended();
         self.check_missing_volumes();
         self.restart_forgotten();
         self.catch_up();

@@ -150,5 +150,9 @@ pub(super) fn chg_net_opts(task: &mut Task<'_>) -> Answer {
     net.clamp();
     hashes::look_for(&resource, &hashes::needed_by(&net));
     let result = ask(&resource, AdminRequest::NetOptions { conf: &net });
+    // The other options are looked at when they are needed; this one is in the sockets.
+    if let Some(sockets) = resource.look(|locked| locked.sockets.clone()) {
+        sockets.set_send_timeouts(&resource);
+    }
     task.answer(&result)
 }

@@ -99,6 +99,7 @@ impl<S: Storage> Engine<S> {
             return;
         }
         self.link.net = *conf;
+        self.release_sequence();
         for id in self.volume_ids().filter(|_| needs_100) {
             if self.volume(id).is_some() {
                 self.work(crate::resource::Work::Limits { volume: id });

@@ -601,10 +601,7 @@ impl<S: Storage> Engine<S> {
         let (mask, val) = ask.change.request();
         let packet = match ask.target {
             Target::Volume(volume) => Control::StateRequest { volume, mask, val },
-            Target::Connection => {
-                self.link.disconnect_sent = true;
-                Control::ConnectionRequest { mask, val }
-            }
+            Target::Connection => Control::ConnectionRequest { mask, val },
         };
         self.queue_control(packet);
     }
@@ -643,6 +640,11 @@ impl<S: Storage> Engine<S> {
                     _ => false,
                 }
         })
+    }
+
+    /// The peer has been asked to part, and what follows from its answer has not been done yet.
+    pub(super) fn asks_to_disconnect(&self) -> bool {
+        self.admin.ask.is_some_and(|ask| ask.sent && ask.target == Target::Connection)
     }
 
     /// A request for this volume has not been answered, though perhaps nobody waits for it any more. Below version 100 all requests of a
