@@ -40,6 +40,8 @@ pub(crate) struct DeviceLimits {
     pub(crate) max_discard_bytes: u32,
     /// Granularity of discards in bytes.
     pub(crate) discard_granularity_bytes: u32,
+    /// Where the first whole granule begins, in bytes: on a partition, counted from its start.
+    pub(crate) discard_alignment_bytes: u32,
     /// It has a moving head.
     pub(crate) rotational: bool,
 }
@@ -107,6 +109,8 @@ impl LowerDevice {
             // SAFETY: The device is open.
             max_discard_bytes: unsafe { raw::drbd_h_bdev_max_discard_sectors(self.as_raw()) }.saturating_mul(512),
             discard_granularity_bytes: limits.discard_granularity,
+            // SAFETY: As above.
+            discard_alignment_bytes: unsafe { raw::bdev_discard_alignment(self.as_raw()) },
             rotational: limits.features & raw::DRBD_CONST_BLK_FEAT_ROTATIONAL != 0,
         }
     }

@@ -23,7 +23,7 @@ use crate::linux::clock;
 use crate::linux::hash::Hash;
 use crate::linux::mem::PageChain;
 use crate::linux::work::{self, DeferredArc};
-use core::num::NonZeroU64;
+use engine::discard::{Granules, Split};
 use engine::resource::{
     Finding, Inspect, IoError, IoFlags, IoResult, LocalIo, Op, PeerId, RequestId, VolumeId, Wakes,
     MAX_VOLUMES_PER_RESOURCE,
@@ -37,8 +37,6 @@ const BATCH: usize = 16;
 pub(crate) const SENDERS: Wakes = Wakes(Wakes::DATA_SENDER.0 | Wakes::META_SENDER.0);
 /// What volumes' work items look after.
 pub(crate) const KICKS: Wakes = Wakes(Wakes::METADATA.0 | Wakes::GATE.0);
-/// Largest discard sent down at once, in sectors. spec: state-machine 21.1
-const MAX_DISCARD_SECTORS: u64 = 1 << 22;
 
 /// Where the code runs that enters the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -512,24 +510,18 @@ fn clear(device: &LowerDevice, range: Range, op: Op) -> IoResult {
         return zero(range.sector, sectors, unmap);
     }
     let limits = device.limits();
-    let granularity = NonZeroU64::new(u64::from(limits.discard_granularity_bytes / 512)).unwrap_or(NonZeroU64::MIN);
-    let aligned = |sectors: u64| sectors - sectors % granularity;
-    let most = aligned(u64::from(limits.max_discard_bytes / 512).min(MAX_DISCARD_SECTORS));
-    // From the first aligned sector on; an unaligned head is only worth it when an aligned piece follows.
-    let granularity = granularity.get();
-    let head = range.sector.next_multiple_of(granularity) - range.sector;
-    if most == 0 || sectors < granularity || (head > 0 && sectors < 2 * granularity) {
-        return zero(range.sector, sectors, true);
-    }
-    let (mut sector, mut left) = (range.sector + head, sectors - head);
+    let granules =
+        Granules::new(limits.discard_granularity_bytes, limits.discard_alignment_bytes, limits.max_discard_bytes);
+    let Split { head, discarded, tail, piece } = granules.split(range.sector, sectors);
     zero(range.sector, head, true)?;
-    while left >= granularity {
-        let piece = aligned(left.min(most));
-        device.discard(sector, piece).map_err(error_of)?;
-        sector += piece;
-        left -= piece;
+    let (mut sector, mut left) = (range.sector + head, discarded);
+    while left > 0 {
+        let now = left.min(piece);
+        device.discard(sector, now).map_err(error_of)?;
+        sector += now;
+        left -= now;
     }
-    zero(sector, left, true)
+    zero(sector, tail, true)
 }
 
 /// Lets the work items run that have something to do after these wakes. Under the lock.
