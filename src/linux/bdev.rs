@@ -141,13 +141,6 @@ impl LowerDevice {
         })
     }
 
-    /// Writes out the device's cache and waits. May sleep.
-    pub(crate) fn flush(&self) -> Result {
-        mem::might_sleep();
-        // SAFETY: The device is open.
-        to_result(unsafe { raw::blkdev_issue_flush(self.as_raw()) })
-    }
-
     /// Discards a range and waits. May sleep. For memory it waits for no I/O: that may be a request for our disk which waits
     /// for this one.
     pub(crate) fn discard(&self, sector: u64, sectors: u64) -> Result {
