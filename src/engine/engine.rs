@@ -14,6 +14,7 @@
 
 pub mod activity_log;
 pub mod bitmap;
+pub mod discard;
 pub mod handshake;
 pub mod metadata;
 pub mod netlink;

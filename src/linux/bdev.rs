@@ -30,8 +30,14 @@ pub(crate) struct DeviceLimits {
     pub(crate) logical_block_bytes: u32,
     /// Physical block in bytes.
     pub(crate) physical_block_bytes: u32,
-    /// Offset of the first physical block in bytes.
+    /// Offset of the first physical block of the whole disk in bytes.
     pub(crate) alignment_offset_bytes: u32,
+    /// The same counted from the start of this device, which may be a partition; nothing where it does not fit the blocks.
+    pub(crate) own_alignment_offset_bytes: Option<u32>,
+    /// Bits that must be 0 in the address in memory, and in the length, of what is transferred.
+    pub(crate) dma_alignment_mask: u32,
+    /// Pieces of memory in one request have to meet where these bits of the address are 0; 0: anywhere.
+    pub(crate) virt_boundary_mask: usize,
     /// Preferred smallest request in bytes.
     pub(crate) io_min_bytes: u32,
     /// Preferred request in bytes, 0 if there is none.
@@ -40,6 +46,8 @@ pub(crate) struct DeviceLimits {
     pub(crate) max_discard_bytes: u32,
     /// Granularity of discards in bytes.
     pub(crate) discard_granularity_bytes: u32,
+    /// Where the first whole granule begins, in bytes: on a partition, counted from its start.
+    pub(crate) discard_alignment_bytes: u32,
     /// It has a moving head.
     pub(crate) rotational: bool,
 }
@@ -102,11 +110,17 @@ impl LowerDevice {
             logical_block_bytes: limits.logical_block_size,
             physical_block_bytes: limits.physical_block_size,
             alignment_offset_bytes: limits.alignment_offset,
+            // SAFETY: The device is open. It is negative when misaligned.
+            own_alignment_offset_bytes: u32::try_from(unsafe { raw::bdev_alignment_offset(self.as_raw()) }).ok(),
+            dma_alignment_mask: limits.dma_alignment,
+            virt_boundary_mask: limits.virt_boundary_mask,
             io_min_bytes: limits.io_min,
             io_opt_bytes: limits.io_opt,
             // SAFETY: The device is open.
             max_discard_bytes: unsafe { raw::drbd_h_bdev_max_discard_sectors(self.as_raw()) }.saturating_mul(512),
             discard_granularity_bytes: limits.discard_granularity,
+            // SAFETY: As above.
+            discard_alignment_bytes: unsafe { raw::bdev_discard_alignment(self.as_raw()) },
             rotational: limits.features & raw::DRBD_CONST_BLK_FEAT_ROTATIONAL != 0,
         }
     }
@@ -125,13 +139,6 @@ impl LowerDevice {
                 raw::DRBD_CONST_REQ_OP_READ,
             )
         })
-    }
-
-    /// Writes out the device's cache and waits. May sleep.
-    pub(crate) fn flush(&self) -> Result {
-        mem::might_sleep();
-        // SAFETY: The device is open.
-        to_result(unsafe { raw::blkdev_issue_flush(self.as_raw()) })
     }
 
     /// Discards a range and waits. May sleep. For memory it waits for no I/O: that may be a request for our disk which waits

@@ -69,6 +69,12 @@ pub(crate) struct DiskLimits {
     pub(crate) logical_block_bytes: u32,
     /// Physical block in bytes.
     pub(crate) physical_block_bytes: u32,
+    /// Offset of the first physical block in bytes.
+    pub(crate) alignment_offset_bytes: u32,
+    /// Bits that must be 0 in the address in memory, and in the length, of what is transferred.
+    pub(crate) dma_alignment_mask: u32,
+    /// Pieces of memory in one request have to meet where these bits of the address are 0; 0: anywhere.
+    pub(crate) virt_boundary_mask: usize,
     /// Preferred smallest request in bytes.
     pub(crate) io_min_bytes: u32,
     /// Preferred request in bytes, 0 if there is none.
@@ -77,6 +83,8 @@ pub(crate) struct DiskLimits {
     pub(crate) max_discard_bytes: u32,
     /// Granularity of discards in bytes.
     pub(crate) discard_granularity_bytes: u32,
+    /// Where the first whole granule begins, in bytes.
+    pub(crate) discard_alignment_bytes: u32,
     /// Largest write of zeroes in bytes, 0 if it cannot.
     pub(crate) max_write_zeroes_bytes: u32,
     /// It has a moving head.
@@ -97,10 +105,14 @@ impl DiskLimits {
         limits.max_hw_sectors = self.max_request_bytes / 512;
         limits.logical_block_size = self.logical_block_bytes;
         limits.physical_block_size = self.physical_block_bytes;
+        limits.alignment_offset = self.alignment_offset_bytes;
+        limits.dma_alignment = self.dma_alignment_mask;
+        limits.virt_boundary_mask = self.virt_boundary_mask;
         limits.io_min = self.io_min_bytes;
         limits.io_opt = self.io_opt_bytes;
         limits.max_hw_discard_sectors = self.max_discard_bytes / 512;
         limits.discard_granularity = if self.max_discard_bytes > 0 { self.discard_granularity_bytes } else { 0 };
+        limits.discard_alignment = if self.max_discard_bytes > 0 { self.discard_alignment_bytes } else { 0 };
         limits.max_write_zeroes_sectors = self.max_write_zeroes_bytes / 512;
         limits.max_hw_wzeroes_unmap_sectors = 0;
     }

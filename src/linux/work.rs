@@ -50,14 +50,14 @@ fn with_queue<R>(f: impl FnOnce(&Queue) -> R) -> R {
     }
 }
 
-/// Queues an item, unless it is queued already. Any context.
+/// Queues an item, unless it is queued already. Any context. `ID` says which, where an object has several.
 #[inline]
-pub(crate) fn run_soon<T>(item: Arc<T>)
+pub(crate) fn run_soon<T, const ID: u64>(item: Arc<T>)
 where
-    T: WorkItem<0, Pointer = Arc<T>> + HasWork<T, 0> + Send + Sync + 'static,
+    T: WorkItem<ID, Pointer = Arc<T>> + HasWork<T, ID> + Send + Sync + 'static,
 {
     // An item that is queued already gives the reference back.
-    let _ = with_queue(|queue| queue.enqueue::<Arc<T>, 0>(item));
+    let _ = with_queue(|queue| queue.enqueue::<Arc<T>, ID>(item));
 }
 
 /// An object whose release sleeps, though its last reference may go in atomic context.
@@ -109,7 +109,7 @@ impl<T: Deferred> Drop for DeferredArc<T> {
     fn drop(&mut self) {
         if let Some(last) = self.0.take().and_then(Arc::into_unique_or_drop) {
             // It cannot be queued already: that would be another reference.
-            run_soon::<T>(last.into());
+            run_soon::<T, 0>(last.into());
         }
     }
 }

@@ -162,7 +162,7 @@ pub(crate) fn supervise(resource: &Arc<Resource>) {
     let mut link = resource.link.lock();
     // Asked for under the lock, as in `register`: the thread may be through with one link and on to the next, whose
     // sockets must not be shut down because of the one before.
-    let task = link_task(resource);
+    let task = resource.engine_without_disk(|locked| locked.engine.link_task());
     let finished = if link.ended {
         link.ended = false;
         link.thread.take()

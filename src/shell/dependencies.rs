@@ -6,6 +6,7 @@
 //! while another's is taken. That is enough: whatever changes meanwhile orders another [`review`].
 // spec: state-machine 17.5
 
+use super::resource::Locked;
 use super::{Driver, Minor};
 use crate::linux::clock;
 use engine::netlink::{RetCode, MINOR_MAX};
@@ -52,7 +53,8 @@ fn review_once(driver: &Driver) -> bool {
         let paused = chain(driver, after).any(|link| link.state.is_some_and(|state| is_busy(&state)));
         if paused != state.aftr_isp && is_configured(&state) {
             let now_ms = clock::monotonic_ms();
-            minor.resource.engine(|locked| locked.engine.set_paused_by_dependency(minor.id, paused, now_ms));
+            let follow = |locked: &mut Locked| locked.engine.set_paused_by_dependency(minor.id, paused, now_ms);
+            minor.resource.engine_without_disk(follow);
             changed = true;
         }
     }

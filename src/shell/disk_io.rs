@@ -4,7 +4,8 @@
 //! [`enter`] is the only place that takes a resource's lock. What the engine wants done is collected in the same
 //! critical section and carried out without the lock: completions of application requests and wake-ups in every
 //! context, local I/O only in process context. What cannot be carried out where it became known goes to the volume's
-//! work item ([`Volume`]'s `run`).
+//! work item ([`Volume`]'s `run`). Discards and zeroes, which are waited for, go to one of their own ([`clear_all`]): a disk that
+//! is slow at them, or hangs, keeps nobody from anything else.
 //!
 //! # Cost of a 4 KiB write without a peer
 //! Two critical sections (arrival, local completion), one allocation (the clone with its context, from a per-CPU
@@ -15,7 +16,7 @@ use super::connection::Sockets;
 use super::faults::{self, Fault};
 use super::hashes;
 use super::resource::{Locked, Resource};
-use super::volume::Volume;
+use super::volume::{Volume, CLEARS};
 use super::{acks, sender};
 use crate::linux::bdev::LowerDevice;
 use crate::linux::bio::{self, BioFlags, BioList, EndedBios, Lent, Status};
@@ -23,7 +24,7 @@ use crate::linux::clock;
 use crate::linux::hash::Hash;
 use crate::linux::mem::PageChain;
 use crate::linux::work::{self, DeferredArc};
-use core::num::NonZeroU64;
+use engine::discard::{Granules, Split};
 use engine::resource::{
     Finding, Inspect, IoError, IoFlags, IoResult, LocalIo, Op, PeerId, RequestId, VolumeId, Wakes,
     MAX_VOLUMES_PER_RESOURCE,
@@ -37,8 +38,6 @@ const BATCH: usize = 16;
 pub(crate) const SENDERS: Wakes = Wakes(Wakes::DATA_SENDER.0 | Wakes::META_SENDER.0);
 /// What volumes' work items look after.
 pub(crate) const KICKS: Wakes = Wakes(Wakes::METADATA.0 | Wakes::GATE.0);
-/// Largest discard sent down at once, in sectors. spec: state-machine 21.1
-const MAX_DISCARD_SECTORS: u64 = 1 << 22;
 
 /// Where the code runs that enters the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +46,8 @@ pub(crate) enum Context {
     Process,
     /// A request is being submitted to our disk: memory only from reserves, no waiting for I/O.
     Submit,
-    /// Anything else: interrupt, softirq, or a lower device that ends a request in the middle of whatever it does.
+    /// Anything else: interrupt, softirq, or a lower device that ends a request in the middle of whatever it does. Also a thread
+    /// that looks after all resources, and must not be stopped by the disk of one.
     Atomic,
 }
 
@@ -157,14 +157,14 @@ enum Order {
     ReadCopy(DeferredArc<Backing>, RequestId, BioFlags, Range),
     /// Flush the lower device for the application.
     RequestFlush(DeferredArc<Backing>, RequestId),
-    /// Discard, or write zeroes.
+    /// Discard, or write zeroes. Waits for the disk.
     Clear(DeferredArc<Backing>, LocalIo, Range, Op),
     /// Write the pages of a peer request.
     Write(DeferredArc<Backing>, PeerId, Range, BioFlags, PageChain),
     /// Read into new pages for a peer request.
     Read(DeferredArc<Backing>, PeerId, Range, BioFlags),
     /// Flush the lower device for a peer request.
-    PeerFlush(DeferredArc<Backing>, LocalIo),
+    PeerFlush(DeferredArc<Backing>, PeerId),
     /// Flush the lower device.
     Flush(DeferredArc<Backing>),
     /// Look at the data of a peer request.
@@ -205,6 +205,9 @@ impl Todo {
         }
         if wakes.contains(Wakes::COMPLETIONS) || locked.block.completions_left {
             self.collect_completions(locked);
+        }
+        if wakes.contains(Wakes::LOCAL_IO) {
+            kick_clears(locked);
         }
         if locked.engine.has_local() || locked.block.handed_over.is_some() {
             self.collect_order(resource, locked, context);
@@ -337,6 +340,22 @@ fn is_simple(io: &LocalIo) -> bool {
     matches!(io, LocalIo::Request { op: Op::Read | Op::Write | Op::Flush, copy: false, .. })
 }
 
+/// Carries out all discards and writes of zeroes of a volume, one after the other. Waits for the disk, so only for the work item
+/// that does nothing else. May sleep.
+pub(crate) fn clear_all(volume: &Volume) {
+    let mut report = None;
+    loop {
+        let (next, left_over) = enter(&volume.resource, Context::Process, |locked| {
+            let left_over = report.take().and_then(|report| tell(locked, report));
+            let next = locked.engine.poll_clear(volume.id).map(|io| order_of(locked, io));
+            (next, left_over)
+        });
+        drop(left_over);
+        let Some(order) = next else { return };
+        report = order.carry_out();
+    }
+}
+
 /// Puts together what carrying out `io` needs. Under the lock.
 fn order_of(locked: &mut Locked, io: LocalIo) -> Order {
     let volume = match io {
@@ -381,7 +400,7 @@ fn order_of(locked: &mut Locked, io: LocalIo) -> Order {
             let range = Range { sector, size_bytes };
             match op {
                 Op::Discard | Op::WriteZeroes { .. } => Order::Clear(backing, io, range, op),
-                Op::Flush => Order::PeerFlush(backing, io),
+                Op::Flush => Order::PeerFlush(backing, peer),
                 Op::Read => Order::Read(backing, peer, range, flags_of(flags)),
                 Op::Write => match locked.peer_pages.take(peer) {
                     Some(pages) if pages.bytes() == size_bytes as usize => {
@@ -414,7 +433,8 @@ fn fault_of(locked: &Locked, io: &LocalIo) -> Option<Fault> {
 }
 
 impl Order {
-    /// Starts the order, or carries it out and returns its result. May sleep, unless the order is simple.
+    /// Starts the order, or carries it out and returns its result. May sleep, unless the order is simple; waits for the disk only
+    /// to clear.
     #[inline]
     fn carry_out(self) -> Option<Report> {
         match self {
@@ -438,7 +458,7 @@ impl Order {
                 let pages = PageChain::new(backing.page_pool(), range.size_bytes as usize);
                 bio::submit_pages(backing, Tag::PeerRead(peer), false, flags, range.sector, pages);
             }
-            Order::PeerFlush(backing, io) => return Some(Report::Io(io, backing.data().flush().map_err(error_of))),
+            Order::PeerFlush(backing, peer) => bio::submit_flush(backing, Tag::PeerWrite(peer)),
             Order::Flush(backing) => bio::submit_flush(backing, Tag::Flush),
             Order::Inspect(peer, what, hash, pages) => return Some(inspect(peer, what, hash, pages)),
             Order::Fail(io) => return Some(Report::Io(io, Err(IoError::Io))),
@@ -512,24 +532,18 @@ fn clear(device: &LowerDevice, range: Range, op: Op) -> IoResult {
         return zero(range.sector, sectors, unmap);
     }
     let limits = device.limits();
-    let granularity = NonZeroU64::new(u64::from(limits.discard_granularity_bytes / 512)).unwrap_or(NonZeroU64::MIN);
-    let aligned = |sectors: u64| sectors - sectors % granularity;
-    let most = aligned(u64::from(limits.max_discard_bytes / 512).min(MAX_DISCARD_SECTORS));
-    // From the first aligned sector on; an unaligned head is only worth it when an aligned piece follows.
-    let granularity = granularity.get();
-    let head = range.sector.next_multiple_of(granularity) - range.sector;
-    if most == 0 || sectors < granularity || (head > 0 && sectors < 2 * granularity) {
-        return zero(range.sector, sectors, true);
-    }
-    let (mut sector, mut left) = (range.sector + head, sectors - head);
+    let granules =
+        Granules::new(limits.discard_granularity_bytes, limits.discard_alignment_bytes, limits.max_discard_bytes);
+    let Split { head, discarded, tail, piece } = granules.split(range.sector, sectors);
     zero(range.sector, head, true)?;
-    while left >= granularity {
-        let piece = aligned(left.min(most));
-        device.discard(sector, piece).map_err(error_of)?;
-        sector += piece;
-        left -= piece;
+    let (mut sector, mut left) = (range.sector + head, discarded);
+    while left > 0 {
+        let now = left.min(piece);
+        device.discard(sector, now).map_err(error_of)?;
+        sector += now;
+        left -= now;
     }
-    zero(sector, left, true)
+    zero(sector, tail, true)
 }
 
 /// Lets the work items run that have something to do after these wakes. Under the lock.
@@ -562,14 +576,28 @@ fn kick_all(locked: &mut Locked, mut wanted: impl FnMut(&mut Locked, VolumeId) -
 /// Lets some volume's work item run; orders are for whoever comes first. Under the lock.
 fn kick_any(locked: &Locked) {
     if let Some(volume) = locked.volumes.iter().flatten().next() {
-        work::run_soon::<Volume>(volume.clone());
+        work::run_soon::<Volume, 0>(volume.clone());
+    }
+}
+
+/// Lets those work items run that clear. Under the lock.
+#[inline(never)]
+fn kick_clears(locked: &mut Locked) {
+    let mut ordered = locked.engine.clears_ordered();
+    while ordered != 0 {
+        // CAST: At most 63.
+        let index = ordered.trailing_zeros() as usize;
+        ordered &= ordered - 1;
+        if let Some(volume) = locked.volumes.get(index).and_then(Option::as_ref) {
+            work::run_soon::<Volume, CLEARS>(volume.clone());
+        }
     }
 }
 
 /// Lets a volume's work item run. Under the lock.
 pub(crate) fn kick(locked: &Locked, id: VolumeId) {
     if let Some(volume) = locked.volumes.get(usize::from(id.0)).and_then(Option::as_ref) {
-        work::run_soon::<Volume>(volume.clone());
+        work::run_soon::<Volume, 0>(volume.clone());
     }
 }
 

@@ -222,7 +222,7 @@ impl Driver {
                 idle = false;
                 connection::supervise(&resource);
                 if tick && resource.look(|locked| locked.engine.wants_tick()) {
-                    resource.engine(|locked| locked.engine.tick(now_ms));
+                    resource.engine_without_disk(|locked| locked.engine.tick(now_ms));
                 }
             }
             if tick {

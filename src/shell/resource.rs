@@ -195,6 +195,12 @@ impl Resource {
         disk_io::enter(self, Context::Process, f)
     }
 
+    /// As [`Resource::engine`], but leaves to others what is to be done on the disks, and what is to be sent: submitting a request
+    /// waits while the lower device has too many, and a supervisor of all resources must not stop because one disk hangs.
+    pub(crate) fn engine_without_disk<R>(self: &Arc<Self>, f: impl FnOnce(&mut Locked) -> R) -> R {
+        disk_io::enter(self, Context::Atomic, f)
+    }
+
     /// A lower device has ended a request while it was submitted, and the submitter will look what follows from that: leaves
     /// it to that thread. False if it is not so. Atomic context.
     #[inline]

@@ -28,6 +28,9 @@ use kernel::workqueue::{impl_has_work, new_work, Work, WorkItem};
 /// Bound: rounds of meta-data I/O and of what it makes possible, in one run of a work item.
 const MAX_ROUNDS: usize = 16;
 
+/// Which of a volume's work items discards and zeroes.
+pub(crate) const CLEARS: u64 = 1;
+
 /// A volume.
 #[pin_data]
 pub(crate) struct Volume {
@@ -41,6 +44,9 @@ pub(crate) struct Volume {
     pub(crate) number: u16,
     #[pin]
     work: Work<Volume>,
+    /// For what waits for the disk.
+    #[pin]
+    clears: Work<Volume, CLEARS>,
     /// The disk, until the volume is removed.
     #[pin]
     disk: Mutex<Option<Disk<Volume>>>,
@@ -67,6 +73,7 @@ struct Opens {
 
 impl_has_work! {
     impl HasWork<Self> for Volume { self.work }
+    impl HasWork<Self, 1> for Volume { self.clears }
 }
 
 impl Volume {
@@ -87,6 +94,7 @@ impl Volume {
                 minor,
                 number,
                 work <- new_work!("drbd::Volume::work"),
+                clears <- new_work!("drbd::Volume::clears"),
                 disk <- new_mutex!(None, "drbd::Volume::disk"),
                 opens <- new_mutex!(Opens::default(), "drbd::Volume::opens"),
                 block_bytes: Atomic::new(queue_limits::UNATTACHED.logical_block_bytes),
@@ -395,5 +403,15 @@ impl WorkItem for Volume {
             this.offer_parked(&mut held);
         });
         disk_io::send_held(&this.resource, &mut held);
+    }
+}
+
+impl WorkItem<CLEARS> for Volume {
+    type Pointer = Arc<Volume>;
+
+    /// Discards and zeroes, however long the disk takes.
+    fn run(this: Arc<Volume>) {
+        let _no_io = NoIoScope::enter();
+        disk_io::clear_all(&this);
     }
 }

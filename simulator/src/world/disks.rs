@@ -20,13 +20,28 @@ impl World {
     }
 
     pub(super) fn submit_local(&mut self, node: usize) {
-        while let Some(io) = self.engine(node, |engine, _| engine.poll_local()) {
-            let volume = match io {
-                LocalIo::Request { volume, .. } | LocalIo::Peer { volume, .. } | LocalIo::Flush { volume } => volume,
-                // No disk is asked.
-                LocalIo::Inspect { .. } => VOLUME,
-            };
-            self.at(volume, |world| world.submit_to_disk(node, io));
+        loop {
+            while let Some(io) = self.engine(node, |engine, _| engine.poll_local()) {
+                assert_eq!(io.clears(), None, "whoever takes it cannot wait for the disk");
+                let volume = match io {
+                    LocalIo::Request { volume, .. } | LocalIo::Peer { volume, .. } | LocalIo::Flush { volume } => {
+                        volume
+                    }
+                    // No disk is asked.
+                    LocalIo::Inspect { .. } => VOLUME,
+                };
+                self.at(volume, |world| world.submit_to_disk(node, io));
+            }
+            let ordered = self.engine(node, |engine, _| engine.clears_ordered());
+            if ordered == 0 {
+                return;
+            }
+            for volume in (0..64).filter(|number| ordered & (1 << number) != 0).map(VolumeId) {
+                while let Some(io) = self.engine(node, |engine, _| engine.poll_clear(volume)) {
+                    assert_eq!(io.clears(), Some(volume), "of another volume's disk");
+                    self.at(volume, |world| world.submit_to_disk(node, io));
+                }
+            }
         }
     }
 

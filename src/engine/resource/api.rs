@@ -157,6 +157,18 @@ pub enum LocalIo {
     },
 }
 
+impl LocalIo {
+    /// Discards or zeroes, which may take long and is waited for. Its volume, and nothing for everything else.
+    pub fn clears(&self) -> Option<VolumeId> {
+        match *self {
+            LocalIo::Request { volume, op, .. } | LocalIo::Peer { volume, op, .. } => {
+                matches!(op, Op::Discard | Op::WriteZeroes { .. }).then_some(volume)
+            }
+            LocalIo::Flush { .. } | LocalIo::Inspect { .. } => None,
+        }
+    }
+}
+
 /// What is to be found out about the data in a slot's pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Inspect {
@@ -311,7 +323,7 @@ impl Wakes {
     pub const META_SENDER: Wakes = Wakes(2);
     /// `receiver_may_read` turned true.
     pub const RECEIVER: Wakes = Wakes(4);
-    /// `poll_local` has something.
+    /// `poll_local` or `poll_clear` has something.
     pub const LOCAL_IO: Wakes = Wakes(8);
     /// `poll_completion` has something.
     pub const COMPLETIONS: Wakes = Wakes(16);

@@ -402,7 +402,14 @@ impl<S: Storage> Engine<S> {
         if let Some(volume) = self.volume_mut(id) {
             volume.lower_pending += 1;
         }
-        if !self.local.push(io) {
+        let pushed = match io.clears() {
+            Some(volume) => {
+                self.clears_ordered |= 1 << volume.0;
+                self.clears.push(io)
+            }
+            None => self.local.push(io),
+        };
+        if !pushed {
             self.internal_error("the queue of local I/O is full");
         }
         self.wakes.insert(Wakes::LOCAL_IO);
@@ -857,7 +864,18 @@ impl<S: Storage> Engine<S> {
         self.completions.pop()
     }
 
-    /// The next local I/O to submit, in process context.
+    /// Volumes, one bit each, for which [`Engine::poll_clear`] has something that it had not at the last call.
+    pub fn clears_ordered(&mut self) -> u64 {
+        core::mem::take(&mut self.clears_ordered)
+    }
+
+    /// The next discard or write of zeroes on this volume's disk. Whoever carries it out may have to wait for as long as the disk
+    /// takes, so nobody should whom others wait for.
+    pub fn poll_clear(&mut self, id: VolumeId) -> Option<LocalIo> {
+        self.clears.pop_if(|io| io.clears() == Some(id))
+    }
+
+    /// The next local I/O to submit, in process context; it is only started, and never has to be waited for.
     pub fn poll_local(&mut self) -> Option<LocalIo> {
         self.local.pop()
     }

@@ -30,6 +30,8 @@
 //! // local I/O on the backing device
 //! poll_local() -> Option<LocalIo>                               // carry out in process context
 //! has_local() -> bool                                           // it has something
+//! clears_ordered() -> u64                                       // volumes for which poll_clear has something new
+//! poll_clear(VolumeId) -> Option<LocalIo>                       // discards and zeroes: may wait for the disk
 //! request_io_done(RequestId, IoResult, now_ms)                  // any context
 //! peer_io_done(PeerId, IoResult, now_ms)                        // any context
 //! flush_done(VolumeId, IoResult, now_ms)
@@ -226,6 +228,10 @@ pub struct Engine<S: Storage> {
     /// What came with the data that is being received.
     payload_digest: Digest,
     local: Ring<LocalIo, S>,
+    /// Discards and zeroes, apart from the rest because whoever carries them out waits for the disk.
+    clears: Ring<LocalIo, S>,
+    /// Volumes that have got one lately, one bit each.
+    clears_ordered: u64,
     completions: Ring<Completion, S>,
     data_out: Ring<DataOut, S>,
     control: Ring<Control, S>,
@@ -283,6 +289,8 @@ impl<S: Storage> Engine<S> {
             handshake_digests: HandshakeDigests::NONE,
             payload_digest: Digest::EMPTY,
             local: Ring::new(requests + peers + volumes)?,
+            clears: Ring::new(requests + peers)?,
+            clears_ordered: 0,
             completions: Ring::new(requests)?,
             // A slot has at most one entry; the control packets have one each.
             data_out: Ring::new(requests + 2 * peers + MAX_CONTROL_PACKETS)?,

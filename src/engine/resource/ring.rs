@@ -75,6 +75,22 @@ impl<T: Copy + 'static, S: Storage> Ring<T, S> {
         entry
     }
 
+    /// Removes the oldest entry for which `wanted` holds; the others keep their order.
+    pub(super) fn pop_if(&mut self, wanted: impl Fn(&T) -> bool) -> Option<T> {
+        if self.front().is_some_and(|entry| wanted(&entry)) {
+            return self.pop();
+        }
+        let mut found = None;
+        self.retain(|entry| {
+            let takes = found.is_none() && wanted(entry);
+            if takes {
+                found = Some(*entry);
+            }
+            !takes
+        });
+        found
+    }
+
     /// Forgets every entry.
     pub(super) fn clear(&mut self) {
         while self.pop().is_some() {}
@@ -101,6 +117,17 @@ impl<T: Copy + 'static, S: Storage> Ring<T, S> {
 mod tests {
     use super::*;
     use crate::storage::HeapStorage;
+
+    #[test]
+    fn what_is_wanted_is_taken_from_the_middle() {
+        let mut ring: Ring<u32, HeapStorage> = Ring::new(4).unwrap();
+        for entry in [1, 2, 3, 4] {
+            assert!(ring.push(entry));
+        }
+        assert_eq!(ring.pop_if(|entry| entry % 2 == 0), Some(2));
+        assert_eq!(ring.pop_if(|entry| *entry > 4), None);
+        assert_eq!([ring.pop(), ring.pop(), ring.pop(), ring.pop()], [Some(1), Some(3), Some(4), None]);
+    }
 
     #[test]
     fn keeps_order_over_the_end_of_the_table_and_refuses_when_full() {

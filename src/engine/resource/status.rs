@@ -297,6 +297,7 @@ impl<S: Storage> Engine<S> {
             log_extents: volumes().filter_map(|volume| volume.disk.as_ref()).map(|disk| disk.log.used()).sum(),
             holds: volumes().map(|volume| volume.holds).sum(),
             queued: self.local.len()
+                + self.clears.len()
                 + self.completions.len()
                 + self.data_out.len()
                 + self.control.len()
