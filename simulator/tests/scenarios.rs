@@ -674,3 +674,51 @@ fn a_device_that_is_held_open_is_not_demoted() {
         });
     }
 }
+
+/// The peer acknowledges nothing, so that the transfer log does not drain: whoever holds the device open is the reason to tell at once, and
+/// not when a log that he goes on filling has drained.
+#[test]
+fn a_device_that_is_held_open_is_not_demoted_while_it_is_written_to() {
+    with_seeds(|mut world| {
+        synced(&mut world);
+        assert_eq!(world.engine(0, |engine, _| engine.open(VOLUME, true)), Ok(()));
+        world.set_direction(1, false);
+        let write = world.start(0, WRITE, 0, 8);
+        world.run_for_ms(10);
+        world.ask(0, SECONDARY);
+        assert_eq!(world.poll_admin(0), Some(-12));
+        assert!(world.operations[write].is_open());
+        world.set_direction(1, true);
+        world.run_until("the write", 10_000, |world| !world.operations[write].is_open());
+        world.engine(0, |engine, _| engine.release(VOLUME, true));
+        assert_eq!(world.admin(0, SECONDARY), 1);
+    });
+}
+
+/// Nobody holds the device open when its demotion begins, and somebody opens it before all is at the peer, and goes on writing.
+#[test]
+fn a_device_that_is_opened_while_it_is_demoted_stays_primary() {
+    with_seeds(|mut world| {
+        synced(&mut world);
+        world.set_direction(1, false);
+        let write = world.start(0, WRITE, 0, 8);
+        world.run_for_ms(10);
+        world.ask(0, SECONDARY);
+        world.run_for_ms(10);
+        assert_eq!(world.poll_admin(0), None);
+        assert_eq!(world.engine(0, |engine, _| engine.open(VOLUME, true)), Ok(()));
+        world.set_direction(1, true);
+        let mut last = write;
+        let refused = (1..200).find_map(|round| {
+            // Each begins before the one before it is over: the log never drains.
+            let next = world.start(0, WRITE, round * 8, 8);
+            world.run_until("a write", 10_000, |world| !world.operations[last].is_open());
+            last = next;
+            world.poll_admin(0)
+        });
+        assert_eq!(refused, Some(-12));
+        assert_eq!(world.status(0).state.role, Role::Primary);
+        world.engine(0, |engine, _| engine.release(VOLUME, true));
+        assert_eq!(world.admin(0, SECONDARY), 1);
+    });
+}
