@@ -2,8 +2,8 @@
 //! that hangs.
 
 use engine::metadata::superblock::MetaFlags;
-use engine::netlink::{AfterSplitBrain, NetConf, ReadBalancing, ResizeParms, WireProtocol};
-use engine::resource::{AdminRequest, IoError, IoFlags, IoRequest, Notice, Op, Submit};
+use engine::netlink::{AfterSplitBrain, NetConf, OnIoError, ReadBalancing, ResizeParms, WireProtocol};
+use engine::resource::{AdminRequest, Helper, IoError, IoFlags, IoRequest, Notice, Op, Submit};
 use engine::state::{Conn, Disk};
 use simulator::node::VOLUME;
 use simulator::scenario::{primary, synced, up_to_date, WRITE};
@@ -658,6 +658,35 @@ fn a_forced_detach_does_not_wait_for_the_timeout() {
             quiet(&mut world, size);
         },
     );
+}
+
+/// The program for a disk that fails may switch the node off: it is not for a disk that the administrator lets go.
+#[test]
+fn a_forced_detach_calls_no_program() {
+    for by_command in [true, false] {
+        with_config(
+            |config| {
+                config.disk.disk_timeout = 20;
+                config.disk.on_io_error = OnIoError::CallLocalIoError;
+            },
+            |mut world| {
+                synced(&mut world);
+                world.run_for_ms(3000);
+                world.nodes[0].faults.hangs = true;
+                mixed(&mut world, 5);
+                if by_command {
+                    assert_eq!(world.admin(0, AdminRequest::Detach { volume: VOLUME, force: true }), 1);
+                } else {
+                    world.run_until("the timeout", 10_000, |world| world.status(0).state.disk == Disk::Failed);
+                }
+                all_done(&mut world);
+                world.nodes[0].faults.hangs = false;
+                world.run_until("the end", 10_000, |world| !world.status(0).has_disk);
+                let called = world.helpers.contains(&(0, Helper::LocalIoError));
+                assert_eq!(called, !by_command);
+            },
+        );
+    }
 }
 
 /// The device has an end.

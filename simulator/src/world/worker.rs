@@ -48,8 +48,8 @@ impl World {
             }
             Work::Log(line) => {
                 self.note(|| format!("node {node} LOG {line}"));
-                if let LogLine::DiskError { .. } = line {
-                    self.note_disk_error(node);
+                if let LogLine::DiskError { what, .. } = line {
+                    self.note_disk_error(node, what);
                 }
                 match line {
                     LogLine::Fault { fault } => {
@@ -102,7 +102,11 @@ impl World {
             }
             Work::Helper { helper, ticket, volume } => {
                 if let (Helper::LocalIoError, Some(volume)) = (helper, volume) {
-                    self.helpers_due.remove(&(node, volume));
+                    let due = self.helpers_due.remove(&(node, volume));
+                    assert!(
+                        due || self.hostile.is_some(),
+                        "node {node}: local-io-error for a disk that has not failed"
+                    );
                 }
                 self.unfences[node] &= helper != Helper::UnfencePeer;
                 let exit_code = self.exit_code(node, helper);
