@@ -689,6 +689,33 @@ fn a_forced_detach_calls_no_program() {
     }
 }
 
+/// A read waits for a peer that is gone for longer than `disk-timeout` before the own disk is asked: that has just begun then.
+#[test]
+fn the_time_that_a_read_waits_for_the_peer_is_not_that_of_the_disk() {
+    with_config(
+        |config| {
+            config.disk.disk_timeout = 20;
+            config.disk.read_balancing = ReadBalancing::PreferRemote;
+        },
+        |mut world| {
+            synced(&mut world);
+            world.run_for_ms(3000);
+            world.set_network(false);
+            let read = world.start(0, Action::Read, 0, 8);
+            world.run_for_ms(3000);
+            world.nodes[0].faults.hangs = true;
+            let on_disk = |world: &World| world.status(0).lower_pending > 0;
+            world.run_until("the own disk", 60_000, on_disk);
+            world.run_for_ms(1500);
+            assert_eq!(world.status(0).state.disk, Disk::UpToDate);
+            world.nodes[0].faults.hangs = false;
+            all_done(&mut world);
+            assert_eq!(world.operations[read].result, Some(Ok(())));
+            assert_eq!(world.status(0).state.disk, Disk::UpToDate);
+        },
+    );
+}
+
 /// The device has an end.
 #[test]
 fn what_goes_beyond_the_end_is_refused() {
