@@ -7,7 +7,7 @@ use crate::netlink::RetCode;
 use crate::resource::api::VolumeId;
 use crate::resource::fencing::FenceStart;
 use crate::resource::slots::{Phase, Request};
-use crate::resource::work::LogLine;
+use crate::resource::work::{DeviceWork, LogLine};
 use crate::resource::Engine;
 use crate::state::{explain_soft, And, Change, Conn, Disk, Outcome, Role, StateError};
 use crate::storage::Storage;
@@ -300,7 +300,7 @@ impl<S: Storage> Engine<S> {
             }
         }
         self.sync_metadata(id);
-        self.work(crate::resource::Work::ReadOnly { volume: id, read_only: change.role != Role::Primary });
+        self.order(DeviceWork::ReadOnly { volume: id, read_only: change.role != Role::Primary });
         self.role_stage(change, RoleStage::Durable);
     }
 
