@@ -2,8 +2,8 @@
 //! that hangs.
 
 use engine::metadata::superblock::MetaFlags;
-use engine::netlink::{AfterSplitBrain, NetConf, ReadBalancing, ResizeParms, WireProtocol};
-use engine::resource::{AdminRequest, IoError, IoFlags, IoRequest, Notice, Op, Submit};
+use engine::netlink::{AfterSplitBrain, NetConf, OnIoError, ReadBalancing, ResizeParms, WireProtocol};
+use engine::resource::{AdminRequest, Helper, IoError, IoFlags, IoRequest, Notice, Op, Submit};
 use engine::state::{Conn, Disk};
 use simulator::node::VOLUME;
 use simulator::scenario::{primary, synced, up_to_date, WRITE};
@@ -656,6 +656,62 @@ fn a_forced_detach_does_not_wait_for_the_timeout() {
             up_to_date(&mut world);
             let size = world.status(0).size_sectors;
             quiet(&mut world, size);
+        },
+    );
+}
+
+/// The program for a disk that fails may switch the node off: it is not for a disk that the administrator lets go.
+#[test]
+fn a_forced_detach_calls_no_program() {
+    for by_command in [true, false] {
+        with_config(
+            |config| {
+                config.disk.disk_timeout = 20;
+                config.disk.on_io_error = OnIoError::CallLocalIoError;
+            },
+            |mut world| {
+                synced(&mut world);
+                world.run_for_ms(3000);
+                world.nodes[0].faults.hangs = true;
+                mixed(&mut world, 5);
+                if by_command {
+                    assert_eq!(world.admin(0, AdminRequest::Detach { volume: VOLUME, force: true }), 1);
+                } else {
+                    world.run_until("the timeout", 10_000, |world| world.status(0).state.disk == Disk::Failed);
+                }
+                all_done(&mut world);
+                world.nodes[0].faults.hangs = false;
+                world.run_until("the end", 10_000, |world| !world.status(0).has_disk);
+                let called = world.helpers.contains(&(0, Helper::LocalIoError));
+                assert_eq!(called, !by_command);
+            },
+        );
+    }
+}
+
+/// A read waits for a peer that is gone for longer than `disk-timeout` before the own disk is asked: that has just begun then.
+#[test]
+fn the_time_that_a_read_waits_for_the_peer_is_not_that_of_the_disk() {
+    with_config(
+        |config| {
+            config.disk.disk_timeout = 20;
+            config.disk.read_balancing = ReadBalancing::PreferRemote;
+        },
+        |mut world| {
+            synced(&mut world);
+            world.run_for_ms(3000);
+            world.set_network(false);
+            let read = world.start(0, Action::Read, 0, 8);
+            world.run_for_ms(3000);
+            world.nodes[0].faults.hangs = true;
+            let on_disk = |world: &World| world.status(0).lower_pending > 0;
+            world.run_until("the own disk", 60_000, on_disk);
+            world.run_for_ms(1500);
+            assert_eq!(world.status(0).state.disk, Disk::UpToDate);
+            world.nodes[0].faults.hangs = false;
+            all_done(&mut world);
+            assert_eq!(world.operations[read].result, Some(Ok(())));
+            assert_eq!(world.status(0).state.disk, Disk::UpToDate);
         },
     );
 }

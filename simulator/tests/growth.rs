@@ -229,14 +229,15 @@ fn a_source_of_what_has_grown_that_is_back_without_its_disk_is_no_split_brain() 
         let source = 1 - target;
         assert_eq!(world.admin(source, SECONDARY), 1);
         assert_eq!(world.admin(source, AdminRequest::Detach { volume: VOLUME, force: true }), 1);
+        world.set_network(true);
+        world.run_until("the source is back", 10_000, |world| world.status(target).state.conn == Conn::Connected);
         if world.status(target).state.disk == Disk::Inconsistent {
-            // It had begun.
+            // It had begun, or was about to.
             continue;
         }
         announced += 1;
-        world.set_network(true);
-        world.run_until("the source is back", 10_000, |world| world.status(target).state.conn == Conn::Connected);
         assert_eq!(world.io(target, WRITE, 0, 8), Ok(()));
+        world.run_until("heard of it", 10_000, |world| world.status(source).state.pdsk == Disk::UpToDate);
         assert_eq!(world.attach(source), 101);
         let _code = world.poll_admin(0);
         all_the_same(&mut world);

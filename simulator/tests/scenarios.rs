@@ -5,7 +5,7 @@ use engine::netlink::{OnIoError, WireProtocol};
 use engine::resource::{AdminRequest, Fault, Helper, IoError, Notice, OpenError};
 use engine::state::{Conn, Disk, Role};
 use simulator::node::VOLUME;
-use simulator::scenario::{connected, primary, synced, up_to_date, SECONDARY, WRITE};
+use simulator::scenario::{connected, primary, synced, up_to_date, DETACH, SECONDARY, WRITE};
 use simulator::world::Action;
 use simulator::{Config, World};
 
@@ -673,4 +673,75 @@ fn a_device_that_is_held_open_is_not_demoted() {
             assert_eq!(world.admin(0, SECONDARY), 1);
         });
     }
+}
+
+/// The peer acknowledges nothing, so that the transfer log does not drain: whoever holds the device open is the reason to tell at once, and
+/// not when a log that he goes on filling has drained.
+#[test]
+fn a_device_that_is_held_open_is_not_demoted_while_it_is_written_to() {
+    with_seeds(|mut world| {
+        synced(&mut world);
+        assert_eq!(world.engine(0, |engine, _| engine.open(VOLUME, true)), Ok(()));
+        world.set_direction(1, false);
+        let write = world.start(0, WRITE, 0, 8);
+        world.run_for_ms(10);
+        world.ask(0, SECONDARY);
+        assert_eq!(world.poll_admin(0), Some(-12));
+        assert!(world.operations[write].is_open());
+        world.set_direction(1, true);
+        world.run_until("the write", 10_000, |world| !world.operations[write].is_open());
+        world.engine(0, |engine, _| engine.release(VOLUME, true));
+        assert_eq!(world.admin(0, SECONDARY), 1);
+    });
+}
+
+/// Nobody holds the device open when its demotion begins, and somebody opens it before all is at the peer, and goes on writing.
+#[test]
+fn a_device_that_is_opened_while_it_is_demoted_stays_primary() {
+    with_seeds(|mut world| {
+        synced(&mut world);
+        world.set_direction(1, false);
+        let write = world.start(0, WRITE, 0, 8);
+        world.run_for_ms(10);
+        world.ask(0, SECONDARY);
+        world.run_for_ms(10);
+        assert_eq!(world.poll_admin(0), None);
+        assert_eq!(world.engine(0, |engine, _| engine.open(VOLUME, true)), Ok(()));
+        world.set_direction(1, true);
+        let mut last = write;
+        let refused = (1..200).find_map(|round| {
+            // Each begins before the one before it is over: the log never drains.
+            let next = world.start(0, WRITE, round * 8, 8);
+            world.run_until("a write", 10_000, |world| !world.operations[last].is_open());
+            last = next;
+            world.poll_admin(0)
+        });
+        assert_eq!(refused, Some(-12));
+        assert_eq!(world.status(0).state.role, Role::Primary);
+        world.engine(0, |engine, _| engine.release(VOLUME, true));
+        assert_eq!(world.admin(0, SECONDARY), 1);
+    });
+}
+
+/// The only disk is no good any more, and kept (`on-io-error pass_on`). This Primary has no data then, which must not excuse that it lets
+/// the disk go as well; nor is the peer asked.
+#[test]
+fn a_primary_without_good_data_does_not_let_its_disk_go() {
+    with_config(
+        |config| config.disk.on_io_error = OnIoError::PassOn,
+        |mut world| {
+            synced(&mut world);
+            assert_eq!(world.admin(1, DETACH), 1);
+            world.run_until("without a disk", 10_000, |world| world.status(0).state.pdsk == Disk::Diskless);
+            world.nodes[0].faults.write_percent = 100;
+            world.start(0, WRITE, 0, 8);
+            world.run_until("the failure", 10_000, |world| world.status(0).state.disk == Disk::Inconsistent);
+            world.run_for_ms(100);
+            world.nodes[0].faults.write_percent = 0;
+            let asked = world.packets_sent.get("P_STATE_CHG_REQ").copied();
+            assert_eq!(world.admin(0, DETACH), -2);
+            assert_eq!(world.status(0).state.disk, Disk::Inconsistent);
+            assert_eq!(world.packets_sent.get("P_STATE_CHG_REQ").copied(), asked);
+        },
+    );
 }

@@ -2,9 +2,9 @@
 //! One resource: its engine, its volumes, its threads.
 //!
 //! # Locks
-//! In this order: [`Resource::admin`] (one administrator's request at a time; held while it waits),
+//! In this order: [`Resource::admin`] (one administrator's request at a time; held while it waits), [`Resource::orders`],
 //! [`Driver::directory`](super::Driver), [`Resource::config`], [`Resource::link`], [`Resource::locked`]. The first
-//! four are mutexes for process context; the last is a spinlock, taken in any context, and is held only for one call
+//! five are mutexes for process context; the last is a spinlock, taken in any context, and is held only for one call
 //! into the engine.
 
 use super::connection::{Link, Sockets};
@@ -51,6 +51,9 @@ pub(crate) struct Resource {
     /// One administrator's request at a time.
     #[pin]
     pub(crate) admin: Mutex<()>,
+    /// Orders for devices are carried out one at a time.
+    #[pin]
+    pub(crate) orders: Mutex<()>,
     /// Volumes, and the addresses of the connection.
     #[pin]
     pub(crate) config: Mutex<Config>,
@@ -165,6 +168,7 @@ impl Resource {
                 pages,
                 locked <- new_irq_lock!(locked, c"drbd::Resource::locked"),
                 admin <- new_mutex!((), "drbd::Resource::admin"),
+                orders <- new_mutex!((), "drbd::Resource::orders"),
                 config <- new_mutex!(config, "drbd::Resource::config"),
                 link <- new_mutex!(Link::default(), "drbd::Resource::link"),
                 worker_thread <- new_mutex!(None, "drbd::Resource::worker_thread"),

@@ -11,6 +11,7 @@ use super::disk_io::{self, Context};
 use super::metadata_io;
 use super::queue_limits;
 use super::resource::{Locked, Resource};
+use super::worker;
 use crate::linux::bio::{BioOp, OwnedBio, Status};
 use crate::linux::disk::{Disk, DiskOps};
 use crate::linux::mem::NoIoScope;
@@ -214,7 +215,12 @@ impl Volume {
     pub(crate) fn wait_detached(&self) -> bool {
         let status = || self.resource.locked.with(|locked| locked.engine.volume_status(self.id));
         let closing = || status().is_some_and(|it| it.has_disk && it.state.disk == DiskState::Diskless);
-        self.resource.changed.wait_until(|| !closing());
+        let ordered = || self.resource.look(|locked| locked.engine.has_device_work());
+        while closing() {
+            // The worker may be busy with the program that has asked for this.
+            worker::carry_out_orders(&self.resource);
+            self.resource.changed.wait_until(|| !closing() || ordered());
+        }
         status().is_none_or(|it| !it.has_disk)
     }
 

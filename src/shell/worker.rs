@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The resource's worker (`drbd_w_NAME`): carries out, in order, what the engine wants done outside of the data path.
+//! Programs of user space may take minutes, and give commands; so orders for devices are also carried out by whoever waits for
+//! the answer to a command ([`carry_out_orders`]).
 
 use super::control::net;
 use super::log::{log_error, log_info};
@@ -11,7 +13,7 @@ use crate::linux::mem::NoIoScope;
 use crate::linux::thread::Thread;
 use core::fmt;
 use engine::bitmap::BitmapTables;
-use engine::resource::{Helper, LogLine, Notice, VolumeId, Work};
+use engine::resource::{DeviceWork, Helper, LogLine, Notice, VolumeId, Work};
 use engine::state::{Conn, State, Susp};
 use kernel::prelude::*;
 use kernel::sync::atomic::Relaxed;
@@ -53,8 +55,10 @@ fn run(resource: &Arc<Resource>) {
     let mut processors = Processors::default();
     loop {
         processors.follow(resource);
+        carry_out_orders(resource);
         while let Some(work) = resource.engine(|locked| locked.engine.poll_work()) {
             carry_out(resource, work);
+            carry_out_orders(resource);
         }
         resource.add_entropy();
         if resource.stopping.load(Relaxed) {
@@ -69,18 +73,6 @@ fn carry_out(resource: &Arc<Resource>, work: Work) {
     match work {
         Work::Notice(notice) => tell(resource, &notice),
         Work::Log(line) => log(resource, &line),
-        Work::Capacity { volume, sectors } => with_volume(resource, volume, |volume| volume.set_capacity(sectors)),
-        Work::Resize { volume, sectors } => resize(resource, volume, sectors),
-        Work::Limits { volume } => with_volume(resource, volume, Volume::update_limits),
-        Work::ReadOnly { volume, read_only } => {
-            with_volume(resource, volume, |volume| volume.set_role_read_only(read_only));
-        }
-        Work::Uevent { volume } => with_volume(resource, volume, Volume::uevent_change),
-        Work::ReleaseBacking { volume } => {
-            with_volume(resource, volume, Volume::release_backing);
-            // Without a disk it holds up nobody.
-            resource.shared.review_dependencies();
-        }
         Work::Helper { helper: helper @ Helper::FencePeer, volume, ticket } => {
             // It may take minutes, and the peer may come back meanwhile.
             if fence_aside(resource, volume, ticket).is_err() {
@@ -94,6 +86,37 @@ fn carry_out(resource: &Arc<Resource>, work: Work) {
             resource.engine(|locked| locked.engine.algorithms_looked_for(clock::monotonic_ms()));
         }
         Work::ResyncDependencies => resource.shared.review_dependencies(),
+    }
+}
+
+/// Carries out all orders for devices; when it returns, everything that was ordered before is done, whoever did it. The caller may hold
+/// `resource.admin`. May sleep.
+pub(crate) fn carry_out_orders(resource: &Arc<Resource>) {
+    // Application I/O may wait for what is done here.
+    let _no_io = NoIoScope::enter();
+    let _one_at_a_time = resource.orders.lock();
+    while let Some(order) = resource.engine(|locked| locked.engine.poll_device_work()) {
+        carry_out_order(resource, order);
+    }
+}
+
+#[inline(never)]
+fn carry_out_order(resource: &Arc<Resource>, order: DeviceWork) {
+    match order {
+        DeviceWork::Capacity { volume, sectors } => {
+            with_volume(resource, volume, |volume| volume.set_capacity(sectors))
+        }
+        DeviceWork::Resize { volume, sectors } => resize(resource, volume, sectors),
+        DeviceWork::Limits { volume } => with_volume(resource, volume, Volume::update_limits),
+        DeviceWork::ReadOnly { volume, read_only } => {
+            with_volume(resource, volume, |volume| volume.set_role_read_only(read_only));
+        }
+        DeviceWork::Uevent { volume } => with_volume(resource, volume, Volume::uevent_change),
+        DeviceWork::ReleaseBacking { volume } => {
+            with_volume(resource, volume, Volume::release_backing);
+            // Without a disk it holds up nobody.
+            resource.shared.review_dependencies();
+        }
     }
 }
 

@@ -147,9 +147,9 @@ impl World {
         self.unfences[node] = ends && alone && self.config.disk.fencing != Fencing::DontCare;
     }
 
-    /// A disk is being let go because it has failed: the program that may be called is called first.
-    pub(super) fn note_disk_error(&mut self, node: usize) {
-        let calls = self.config.disk.on_io_error == OnIoError::CallLocalIoError;
+    /// A disk is being let go because it has failed: the program that may be called is called first. Not where it is by command.
+    pub(super) fn note_disk_error(&mut self, node: usize, what: &str) {
+        let calls = self.config.disk.on_io_error == OnIoError::CallLocalIoError && what != "forced detach";
         if calls && self.hostile.is_none() {
             self.helpers_due.insert((node, self.volume));
         }

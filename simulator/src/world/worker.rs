@@ -7,8 +7,17 @@ use engine::wire::Uuids;
 
 impl World {
     pub(super) fn work(&mut self, node: usize) {
-        let Some(work) = self.engine(node, |engine, _| engine.poll_work()) else { return };
-        self.schedule_own(node, 1, Own::Work);
+        let (order, work) = self.engine(node, |engine, _| match engine.poll_device_work() {
+            None => (None, engine.poll_work()),
+            order => (order, None),
+        });
+        if order.is_some() || work.is_some() {
+            self.schedule_own(node, 1, Own::Work);
+        }
+        if let Some(order) = order {
+            self.carry_out_order(node, order);
+        }
+        let Some(work) = work else { return };
         let volume = match work {
             Work::Notice(Notice::State { volume, .. }) => Some(volume),
             Work::Log(line) => line.volume(),
@@ -48,8 +57,8 @@ impl World {
             }
             Work::Log(line) => {
                 self.note(|| format!("node {node} LOG {line}"));
-                if let LogLine::DiskError { .. } = line {
-                    self.note_disk_error(node);
+                if let LogLine::DiskError { what, .. } = line {
+                    self.note_disk_error(node, what);
                 }
                 match line {
                     LogLine::Fault { fault } => {
@@ -103,7 +112,11 @@ impl World {
             }
             Work::Helper { helper, ticket, volume } => {
                 if let (Helper::LocalIoError, Some(volume)) = (helper, volume) {
-                    self.helpers_due.remove(&(node, volume));
+                    let due = self.helpers_due.remove(&(node, volume));
+                    assert!(
+                        due || self.hostile.is_some(),
+                        "node {node}: local-io-error for a disk that has not failed"
+                    );
                 }
                 self.unfences[node] &= helper != Helper::UnfencePeer;
                 let exit_code = self.exit_code(node, helper);
@@ -113,18 +126,26 @@ impl World {
                 let delay = self.late(helper, ticket).unwrap_or(delay);
                 self.schedule_own(node, delay, Own::Helper { helper, ticket, exit_code });
             }
-            Work::ReleaseBacking { volume } => self.schedule_own(node, 500, Own::Released(volume)),
-            Work::Resize { volume, sectors } => {
-                let tables = engine::bitmap::BitmapTables::new(sectors).ok();
-                let _old = self.engine(node, |engine, now| engine.resize(volume, tables, now));
-            }
             Work::Algorithms => {
                 let wanted = self.engine(node, |engine, _| engine.wanted_algorithms());
                 self.tell_algorithms(node, &wanted);
                 self.engine(node, |engine, now| engine.algorithms_looked_for(now));
             }
             Work::ResyncDependencies => self.review_dependencies(node),
-            Work::Capacity { .. } | Work::Limits { .. } | Work::ReadOnly { .. } | Work::Uevent { .. } => {}
+        }
+    }
+
+    fn carry_out_order(&mut self, node: usize, order: DeviceWork) {
+        match order {
+            DeviceWork::ReleaseBacking { volume } => self.schedule_own(node, 500, Own::Released(volume)),
+            DeviceWork::Resize { volume, sectors } => {
+                let tables = engine::bitmap::BitmapTables::new(sectors).ok();
+                let _old = self.engine(node, |engine, now| engine.resize(volume, tables, now));
+            }
+            DeviceWork::Capacity { .. }
+            | DeviceWork::Limits { .. }
+            | DeviceWork::ReadOnly { .. }
+            | DeviceWork::Uevent { .. } => {}
         }
     }
 

@@ -329,7 +329,7 @@ impl Wakes {
     pub const COMPLETIONS: Wakes = Wakes(16);
     /// `next_metadata_io` of some volume has something.
     pub const METADATA: Wakes = Wakes(32);
-    /// `poll_work` has something.
+    /// `poll_work` or `poll_device_work` has something.
     pub const WORK: Wakes = Wakes(64);
     /// `admin_result` has something.
     pub const ADMIN: Wakes = Wakes(128);

@@ -51,7 +51,6 @@ impl<S: Storage> Engine<S> {
             slot.volume = id;
             slot.io = io;
             slot.protocol = protocol;
-            slot.start_ms = now_ms;
         }
         if let Some(volume) = self.volume_mut(id) {
             volume.upper_pending += 1;
@@ -116,12 +115,10 @@ impl<S: Storage> Engine<S> {
             }
             ReadPath::Peer => {
                 let epoch = self.link.epoch;
-                let now_ms = self.now_ms;
                 let Some((id, counted)) = self.requests.at_mut(request.index).map(|slot| {
                     slot.phase = Phase::Active;
                     slot.net = Net::Queued;
                     slot.net_counts = true;
-                    slot.start_ms = now_ms;
                     slot.epoch = epoch;
                     (slot.volume, core::mem::replace(&mut slot.peer_read, true))
                 }) else {
@@ -328,7 +325,6 @@ impl<S: Storage> Engine<S> {
         // clears their bits when that is done. (The C module keeps quiet then, and the two differ in the end.)
         let notice = announces && (marks || state.conn == Conn::Ahead);
         let epoch = self.link.epoch;
-        let now_ms = self.now_ms;
         // Each packet says what acknowledgement it wants. spec: wire-protocol 3.3
         let asks_for_acks = self.link.apv >= 100;
         if let Some(slot) = self.requests.at_mut(index) {
@@ -347,7 +343,6 @@ impl<S: Storage> Engine<S> {
             slot.net = if notice { Net::Queued } else { Net::None };
             slot.notice_only = notice;
             slot.epoch = epoch;
-            slot.start_ms = now_ms;
         }
         if replicate {
             self.mirror(index);
@@ -388,11 +383,13 @@ impl<S: Storage> Engine<S> {
     }
 
     /// Sends the local part of an application request to the disk. With a disk-timeout it may have to be given up while
-    /// the device still has it.
+    /// the device still has it; how long the request has waited for the peer before is not the disk's fault.
     fn submit_request(&mut self, id: VolumeId, request: RequestId, op: Op) {
         let copy = self.volume(id).is_some_and(|volume| volume.conf.disk_timeout > 0);
+        let now_ms = self.now_ms;
         if let Some(slot) = self.requests.get_mut(request) {
             slot.copied = copy;
+            slot.local_since_ms = now_ms;
         }
         self.submit_local(id, LocalIo::Request { request, volume: id, op, copy });
     }

@@ -400,8 +400,10 @@ impl<S: Storage> Engine<S> {
                 .any(|other| Some(other.minor) != volume.map(|v| v.minor) && other.state.conn == Conn::WFReportParams),
             susp_then: self.susp,
             susp_now: self.susp,
+            // The program may switch this node off: not for a disk that the administrator lets go.
             io_error_helper: volume.is_some_and(|volume| {
-                volume.io_error.is_some() && volume.conf.on_io_error == OnIoError::CallLocalIoError
+                volume.io_error.is_some_and(|error| error != DiskError::ForceDetach)
+                    && volume.conf.on_io_error == OnIoError::CallLocalIoError
             }),
             force_detach: volume.is_some_and(|volume| volume.force_detach),
             current_conn: new.conn,
@@ -849,6 +851,7 @@ impl DiskError {
             DiskError::Read => "read error",
             DiskError::Write => "write error",
             DiskError::Metadata => "meta-data error",
+            DiskError::Timeout => "taken for dead",
             DiskError::ForceDetach => "forced detach",
         }
     }

@@ -11,7 +11,7 @@ use super::api::VolumeId;
 use super::change::{policy, Kind};
 use super::metadata_pipeline::{Job, Pipeline, Rewrite, Then};
 use super::volume::{AttachedDisk, Counters, DiskError, Release};
-use super::work::{LogLine, Work};
+use super::work::{DeviceWork, LogLine};
 use super::{DeviceSizes, Engine, Sabotage};
 use crate::activity_log::ActivityLog;
 use crate::bitmap::Bitmap;
@@ -294,8 +294,8 @@ impl<S: Storage> Engine<S> {
         self.update_meta_flags(id);
         self.record_loss_of_peer(id);
         self.sync_metadata(id);
-        self.work(Work::Limits { volume: id });
-        self.work(Work::Uevent { volume: id });
+        self.order(DeviceWork::Limits { volume: id });
+        self.order(DeviceWork::Uevent { volume: id });
         self.reopen_gate();
         self.admin_attached(id, RetCode::NoError.number());
     }
@@ -422,7 +422,7 @@ impl<S: Storage> Engine<S> {
         self.with_disk(id, |disk| disk.release = Release::Releasing);
         self.activate_without_log(id);
         let _outcome = self.change(id, Change::disk(Disk::Diskless), Kind::Hard);
-        self.work(Work::ReleaseBacking { volume: id });
+        self.order(DeviceWork::ReleaseBacking { volume: id });
     }
 
     /// The owner has closed the backing device. Returns the tables, to be freed when the lock is not held.
@@ -455,7 +455,7 @@ impl<S: Storage> Engine<S> {
             if let Some(disk) = volume.disk.as_mut() {
                 disk.pipeline.touch();
             }
-            self.work(Work::Capacity { volume: id, sectors: size_sectors });
+            self.order(DeviceWork::Capacity { volume: id, sectors: size_sectors });
         }
     }
 

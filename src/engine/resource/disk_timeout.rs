@@ -15,10 +15,10 @@ use crate::state::Disk;
 use crate::storage::Storage;
 
 impl<S: Storage> Engine<S> {
-    /// The disk is let go although requests are on it.
-    pub(super) fn force_detach(&mut self, id: VolumeId) {
+    /// The disk is let go although requests are on it, for a timeout or by command.
+    pub(super) fn force_detach(&mut self, id: VolumeId, why: DiskError) {
         self.with_volume(id, |volume| volume.force_detach = true);
-        self.disk_failed(id, DiskError::ForceDetach);
+        self.disk_failed(id, why);
         self.abort_disk_io(id);
         // A transaction that is on its way may never end. The peer has been told before these writes come: it has to
         // note what only it has.
@@ -70,7 +70,7 @@ impl<S: Storage> Engine<S> {
             let oldest = self.oldest_on_disk(id).into_iter().chain(self.metadata_waits_since(id)).min();
             if oldest.is_some_and(|since_ms| self.now_ms.saturating_sub(since_ms) > limit_ms) {
                 self.log(LogLine::DiskTimeout { volume: id, limit_ms });
-                self.force_detach(id);
+                self.force_detach(id, DiskError::Timeout);
             }
         }
     }
@@ -78,7 +78,7 @@ impl<S: Storage> Engine<S> {
     fn oldest_on_disk(&self, id: VolumeId) -> Option<u64> {
         let slots = (0..self.requests.capacity() as u16).filter_map(|index| self.requests.at(index));
         let waits = |slot: &&super::slots::Request| slot.volume == id && slot.local == Local::Pending;
-        slots.filter(waits).filter(|slot| slot.io.op != Op::Flush).map(|slot| slot.start_ms).min()
+        slots.filter(waits).filter(|slot| slot.io.op != Op::Flush).map(|slot| slot.local_since_ms).min()
     }
 
     fn metadata_waits_since(&self, id: VolumeId) -> Option<u64> {

@@ -49,7 +49,7 @@
 //! plan_attach(VolumeId, &DiskConf, &Backing) -> Result<AttachPlan, i32>; AttachTables::new(plan)   // the latter without the lock
 //! attach(VolumeId, &DiskConf, &Backing, AttachTables<S>, now_ms)   // a request as well; -18, of the plan too: again when not is_meeting()
 //! device_sizes(VolumeId, DeviceSizes)                           // before AdminRequest::Resize and link_up; see wants_device_sizes
-//! resize(VolumeId, Option<BitmapTables<S>>, now_ms) -> Option<BitmapTables<S>>   // answers Work::Resize; drop the old ones unlocked
+//! resize(VolumeId, Option<BitmapTables<S>>, now_ms) -> Option<BitmapTables<S>>   // answers DeviceWork::Resize; drop the old ones unlocked
 //! admin_result() -> Option<AdminResult { code: i32, info: AdminInfo }>  // when Wakes::ADMIN
 //! admin_cancel(now_ms)                                          // the waiting user was interrupted
 //!
@@ -80,11 +80,16 @@
 //!
 //! // time and everything else
 //! tick(now_ms)                                                  // every 100 ms while wants_tick()
+//! poll_device_work() -> Option<DeviceWork>; has_device_work() -> bool   // carried out in order, by whoever is free: see below
 //! poll_work() -> Option<Work>                                   // carried out by the resource's worker, in order
 //! metadata_is_stored(Option<VolumeId>) -> bool                  // to be waited for, for a while, before a helper is run
 //! helper_done(ticket: u32, exit_code: i32, now_ms);  backing_released(VolumeId, now_ms) -> Option<ReleasedTables<S>>
 //! volume_status(VolumeId) -> Option<VolumeStatus>; connection_status() -> ConnectionStatus; resource_status() -> ResourceStatus
 //! ```
+//!
+//! Orders for devices ([`DeviceWork`]) are a queue of their own because the worker may be busy with a program for a long time, and the
+//! program may give commands itself. Who waits for [`Engine::admin_result`] carries them out meanwhile, and once more before
+//! it answers: then the device is what the command has made of it.
 //!
 //! A [`Fault`] means: the connection is given up; the engine has already changed its state and `link_task()` says
 //! [`LinkTask::Close`]. The owner logs it (it is `Display`) and winds the link down.
@@ -136,7 +141,7 @@ pub use sabotage::Sabotage;
 use sabotage::Sabotage;
 pub use status::{ConnectionStatus, RequestView, ResourceStatus, SyncStatus, Usage, VolumeStatus};
 pub use volume::Counters;
-pub use work::{LogLine, Notice, Overall, Work};
+pub use work::{DeviceWork, LogLine, Notice, Overall, Work};
 
 use crate::netlink::{ResourceOpts, RetCode};
 use crate::state::{Conn, Disk, Role, Susp};
@@ -161,6 +166,8 @@ const ANSWERS: usize = 2;
 const MAX_META_CONTROL: usize = 64;
 /// Bound: notices and orders waiting for the resource's worker.
 const MAX_WORK: usize = 2048;
+/// Bound: orders for devices. Of each kind there is at most one for a volume.
+const MAX_DEVICE_WORK: usize = 6 * MAX_VOLUMES_PER_RESOURCE;
 /// Random numbers held in stock.
 const ENTROPY: usize = 16;
 
@@ -238,6 +245,7 @@ pub struct Engine<S: Storage> {
     /// Packets, each with its sequence number if it has one.
     meta_out: Ring<(MetaOut, u32), S>,
     work: Ring<Work, S>,
+    device_work: Ring<DeviceWork, S>,
     wakes: Wakes,
     /// Volumes whose activity log may have room again, one bit each ([`MAX_VOLUMES_PER_RESOURCE`] is 64).
     log_retry: u64,
@@ -297,6 +305,7 @@ impl<S: Storage> Engine<S> {
             control: Ring::new(MAX_CONTROL_PACKETS)?,
             meta_out: Ring::new(ANSWERS * peers + MAX_META_CONTROL)?,
             work: Ring::new(MAX_WORK)?,
+            device_work: Ring::new(MAX_DEVICE_WORK)?,
             wakes: Wakes::default(),
             log_retry: 0,
             upper_pending: 0,

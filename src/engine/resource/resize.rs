@@ -10,7 +10,7 @@
 use super::api::{VolumeId, Wakes};
 use super::incoming::{Fault, PacketHead};
 use super::metadata_pipeline::{Job, Rewrite, Then};
-use super::work::{LogLine, Work};
+use super::work::{DeviceWork, LogLine};
 use super::{Engine, Volume};
 use crate::bitmap::BitmapTables;
 use crate::handshake::{
@@ -131,7 +131,7 @@ impl<S: Storage> Engine<S> {
                 self.sizes_settled(id, peer, packet.dds_flags, false, false);
             }
         }
-        self.work(Work::Limits { volume: id });
+        self.order(DeviceWork::Limits { volume: id });
         self.sync_metadata(id);
         Ok(())
     }
@@ -152,12 +152,12 @@ impl<S: Storage> Engine<S> {
     /// The pipeline has come to rest.
     pub(super) fn order_tables(&mut self, id: VolumeId) {
         match self.volume(id).and_then(|volume| volume.resize) {
-            Some(pending) => self.work(Work::Resize { volume: id, sectors: pending.sectors }),
+            Some(pending) => self.order(DeviceWork::Resize { volume: id, sectors: pending.sectors }),
             None => self.with_disk(id, |disk| disk.pipeline.end_hold()),
         }
     }
 
-    /// The tables of [`Work::Resize`] are there; `None`: there was no memory. Returns the old ones, to be freed when
+    /// The tables of [`DeviceWork::Resize`] are there; `None`: there was no memory. Returns the old ones, to be freed when
     /// the lock is not held.
     pub fn resize(&mut self, id: VolumeId, tables: Option<BitmapTables<S>>, now_ms: u64) -> Option<BitmapTables<S>> {
         self.now_ms = now_ms;
@@ -200,7 +200,7 @@ impl<S: Storage> Engine<S> {
             By::Peer(peer) => self.sizes_settled(id, peer, dds_flags, grew, disk_changed),
             By::Admin => self.announce_resize(id, dds_flags, grew),
         }
-        self.work(Work::Limits { volume: id });
+        self.order(DeviceWork::Limits { volume: id });
         self.wakes.insert(Wakes::RECEIVER);
         self.reopen_gate();
         self.admin_step();

@@ -95,8 +95,8 @@ pub(super) struct Request {
     pub(super) epoch: u32,
     /// Protocol in force when it was created.
     pub(super) protocol: WireProtocol,
-    /// When it became active, for `disk-timeout`.
-    pub(super) start_ms: u64,
+    /// When its local part began, for `disk-timeout`.
+    pub(super) local_since_ms: u64,
     /// When its packet was made, for the request timeout.
     pub(super) sent_ms: u64,
     /// The peer, Primary as well, wants it to be done again after its own write of the range.
@@ -141,7 +141,7 @@ impl Request {
         overtaken: false,
         epoch: 0,
         protocol: WireProtocol::C,
-        start_ms: 0,
+        local_since_ms: 0,
         sent_ms: 0,
         postponed: false,
         postponed_ms: 0,

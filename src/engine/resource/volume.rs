@@ -28,6 +28,9 @@ pub(super) enum DiskError {
     Read,
     Write,
     Metadata,
+    /// It has not answered for `disk-timeout`.
+    Timeout,
+    /// The administrator has it let go: nothing is wrong with it.
     ForceDetach,
 }
 

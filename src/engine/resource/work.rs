@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the resource's worker has to carry out or tell: notices, log lines, helper programs, device changes.
+//! What the owner has to carry out or tell outside of the data path: notices, log lines, helper programs, device changes.
 
 use core::fmt;
 
@@ -21,6 +21,25 @@ pub enum Work {
     Notice(Notice),
     /// A line for the kernel log.
     Log(LogLine),
+    /// Run a helper program, then call `helper_done` with the ticket.
+    Helper {
+        /// Which.
+        helper: Helper,
+        /// The volume, or `None` for the resource.
+        volume: Option<VolumeId>,
+        /// For `helper_done`.
+        ticket: u32,
+    },
+    /// The peer named algorithms that are not known: see `wanted_algorithms`.
+    Algorithms,
+    /// A resync started or ended: volumes with a resync-after dependency may have to pause or resume.
+    ResyncDependencies,
+}
+
+/// An order for a device, carried out in order, one at a time: by the resource's worker, unless somebody who waits for the answer to a
+/// command is faster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceWork {
     /// The size of the virtual device changed.
     Capacity {
         /// Volume.
@@ -57,19 +76,23 @@ pub enum Work {
         /// Volume.
         volume: VolumeId,
     },
-    /// Run a helper program, then call `helper_done` with the ticket.
-    Helper {
-        /// Which.
-        helper: Helper,
-        /// The volume, or `None` for the resource.
-        volume: Option<VolumeId>,
-        /// For `helper_done`.
-        ticket: u32,
-    },
-    /// The peer named algorithms that are not known: see `wanted_algorithms`.
-    Algorithms,
-    /// A resync started or ended: volumes with a resync-after dependency may have to pause or resume.
-    ResyncDependencies,
+}
+
+impl DeviceWork {
+    fn volume(self) -> VolumeId {
+        match self {
+            DeviceWork::Capacity { volume, .. }
+            | DeviceWork::Resize { volume, .. }
+            | DeviceWork::Limits { volume }
+            | DeviceWork::ReadOnly { volume, .. }
+            | DeviceWork::Uevent { volume }
+            | DeviceWork::ReleaseBacking { volume } => volume,
+        }
+    }
+
+    fn is_overtaken_by(self, later: DeviceWork) -> bool {
+        self.volume() == later.volume() && core::mem::discriminant(&self) == core::mem::discriminant(&later)
+    }
 }
 
 /// What is one for all volumes of a resource, at the moment of a change: when listeners are told it may have changed again.
@@ -475,6 +498,24 @@ impl<S: Storage> Engine<S> {
         self.wakes.insert(Wakes::WORK);
     }
 
+    /// The next order for a device.
+    pub fn poll_device_work(&mut self) -> Option<DeviceWork> {
+        self.device_work.pop()
+    }
+
+    /// True when [`Engine::poll_device_work`] has something.
+    pub fn has_device_work(&self) -> bool {
+        !self.device_work.is_empty()
+    }
+
+    /// Gives an order for a device. An earlier one of the same kind that nobody has got to is overtaken by it: a peer that tells another
+    /// size again and again does not fill the queue.
+    pub(super) fn order(&mut self, order: DeviceWork) {
+        self.device_work.retain(|earlier| !earlier.is_overtaken_by(order));
+        let _pushed = self.device_work.push(order);
+        self.wakes.insert(Wakes::WORK);
+    }
+
     pub(super) fn notify(&mut self, notice: Notice) {
         self.work(Work::Notice(notice));
     }
@@ -526,5 +567,22 @@ mod tests {
         assert!(matches!(last, Some(Work::Helper { ticket: of, .. }) if of == ticket), "{last:?}");
         assert_eq!(woken, 1);
         assert!(engine.receiver_may_read());
+    }
+
+    #[test]
+    fn an_order_for_a_device_does_not_stand_behind_a_program() {
+        let mut engine = Engine::<HeapStorage>::new(&Default::default(), TableLimits::default()).expect("memory");
+        let volume = engine.add_volume(0, 0, 0).expect("a volume");
+        engine.call_helper(Helper::AfterResyncTarget, Some(volume));
+        let (limits, writable) = (DeviceWork::Limits { volume }, DeviceWork::ReadOnly { volume, read_only: false });
+        engine.order(limits);
+        engine.order(DeviceWork::ReadOnly { volume, read_only: true });
+        engine.order(writable);
+        assert!(engine.take_wakes().contains(Wakes::WORK));
+        let orders = [(); 2].map(|()| engine.has_device_work().then(|| engine.poll_device_work()).flatten());
+        assert_eq!(orders, [Some(limits), Some(writable)]);
+        assert!(!engine.has_device_work());
+        let program = core::iter::from_fn(|| engine.poll_work()).find(|work| matches!(work, Work::Helper { .. }));
+        assert!(program.is_some(), "the worker has it");
     }
 }

@@ -16,7 +16,7 @@ mod status;
 mod sync;
 
 use super::resource::Resource;
-use super::{Driver, Minor};
+use super::{worker, Driver, Minor};
 use crate::linux::genl::{self, Dump, Handler, Message, Request};
 use crate::linux::sock::SockAddr;
 use crate::linux::{clock, errno};
@@ -302,22 +302,30 @@ fn ask(resource: &Arc<Resource>, request: AdminRequest<'_>) -> AdminResult {
     wait_for_result(resource)
 }
 
-/// Waits for the result of the request that was given to the engine. A signal to the requesting process cancels the
-/// request; the engine then comes to a result at once.
+/// Waits for the result of the request that was given to the engine, and for the devices to be what the request has made of them. A
+/// signal to the requesting process cancels the request; the engine then comes to a result at once.
 fn wait_for_result(resource: &Arc<Resource>) -> AdminResult {
-    let mut result = None;
-    let mut done = || {
-        if result.is_none() {
-            result = resource.locked.with(|locked| locked.engine.admin_result());
+    let mut cancelled = false;
+    loop {
+        let mut result = None;
+        let mut due = || {
+            resource.locked.with(|locked| {
+                result = locked.engine.admin_result();
+                result.is_some() || locked.engine.has_device_work()
+            })
+        };
+        if cancelled {
+            resource.changed.wait_until(&mut due);
+        } else if resource.changed.wait_until_signal(&mut due).is_err() {
+            cancelled = true;
+            resource.engine(|locked| locked.engine.admin_cancel(clock::monotonic_ms()));
         }
-        result.is_some()
-    };
-    if resource.changed.wait_until_signal(&mut done).is_err() {
-        resource.engine(|locked| locked.engine.admin_cancel(clock::monotonic_ms()));
-        resource.changed.wait_until(&mut done);
+        // The worker may be busy with a program, even one that waits for this answer.
+        worker::carry_out_orders(resource);
+        if let Some(result) = result {
+            return result;
+        }
     }
-    // Filled in by whichever wait ended.
-    result.unwrap_or(AdminResult { code: RetCode::Intr.number(), info: AdminInfo::None })
 }
 
 /// True for the result of a request that was carried out, or was not necessary.

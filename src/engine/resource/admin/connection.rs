@@ -7,6 +7,7 @@ use super::{AdminInfo, Ask, DisconnectStage, Op, Target, OK};
 use crate::netlink::{Fencing, NetConf, OnCongestion, RetCode, WireProtocol};
 use crate::resource::change::Kind;
 use crate::resource::outgoing::Control;
+use crate::resource::work::DeviceWork;
 use crate::resource::Engine;
 use crate::state::{And, Change, Conn, Disk, Role, StateError};
 use crate::storage::Storage;
@@ -102,7 +103,7 @@ impl<S: Storage> Engine<S> {
         self.release_sequence();
         for id in self.volume_ids().filter(|_| needs_100) {
             if self.volume(id).is_some() {
-                self.work(crate::resource::Work::Limits { volume: id });
+                self.order(DeviceWork::Limits { volume: id });
             }
         }
         // Also when only a policy has changed: at the next handshake both have to have the same.

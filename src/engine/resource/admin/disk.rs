@@ -8,6 +8,7 @@ use crate::resource::api::VolumeId;
 use crate::resource::change::Kind;
 use crate::resource::metadata_pipeline::{Job, Rewrite, Then};
 use crate::resource::outgoing::Control;
+use crate::resource::volume::DiskError;
 use crate::resource::Engine;
 use crate::state::{Change, Conn, Disk, Outcome, Role, StateError};
 use crate::storage::Storage;
@@ -40,7 +41,7 @@ impl<S: Storage> Engine<S> {
             return;
         }
         if force {
-            self.force_detach(id);
+            self.force_detach(id, DiskError::ForceDetach);
             self.answer(Outcome::Success.code());
             return;
         }

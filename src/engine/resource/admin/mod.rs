@@ -22,7 +22,9 @@ use super::Engine;
 use crate::metadata::layout::MetaIndex;
 use crate::metadata::Block;
 use crate::netlink::{DiskConf, NetConf, ResizeParms, ResourceOpts, RetCode};
-use crate::state::{cluster_wide, explain_soft, Change, Conn, Disk, Outcome, Role, StateError, Susp};
+use crate::state::{
+    check_cluster_wide, cluster_wide, explain_soft, Change, Conn, Disk, Outcome, Role, StateError, Susp,
+};
 use crate::storage::Storage;
 
 /// What the owner found when it opened the devices of a volume.
@@ -565,10 +567,13 @@ impl<S: Storage> Engine<S> {
         }
     }
 
+    /// What is asked of the peer has to be right in itself: that the volume is no better off already does not excuse it. (A change of the
+    /// connection is judged as any other.)
+    // spec: state-machine 3.2 step 4, 3.5 step 2
     fn check_ask(&self, ask: &Ask) -> Result<Outcome, StateError> {
         match ask.target {
             Target::Volume(id) => match self.would_be(id, ask.change) {
-                Some((old, new)) => explain_soft(old, new, &self.rules(id)).map_err(StateError::from),
+                Some((old, new)) => check_cluster_wide(old, new, &self.rules(id)).map_err(StateError::from),
                 None => Err(StateError::NoLocalDisk),
             },
             Target::Connection => {

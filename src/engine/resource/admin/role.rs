@@ -7,8 +7,9 @@ use crate::netlink::RetCode;
 use crate::resource::api::VolumeId;
 use crate::resource::fencing::FenceStart;
 use crate::resource::slots::{Phase, Request};
+use crate::resource::work::{DeviceWork, LogLine};
 use crate::resource::Engine;
-use crate::state::{And, Change, Conn, Disk, Outcome, Role, StateError};
+use crate::state::{explain_soft, And, Change, Conn, Disk, Outcome, Role, StateError};
 use crate::storage::Storage;
 
 /// How often a role is asked for before the answer is final. spec: state-machine 13.6
@@ -32,6 +33,9 @@ impl<S: Storage> Engine<S> {
         };
         if state.role == role && state.conn != Conn::WFReportParams {
             self.answer(Outcome::NothingToDo.code());
+            return;
+        }
+        if role == Role::Secondary && self.refused_while_open(volume) {
             return;
         }
         let ping = role == Role::Primary && self.link.is_running() && self.link.conn == Conn::WFReportParams;
@@ -60,6 +64,21 @@ impl<S: Storage> Engine<S> {
         }
     }
 
+    /// Answers a demotion of a device that is held open: at once, because whoever writes to it may keep the transfer log from draining for
+    /// ever. What else may be wrong is looked at when that is empty.
+    // spec: state-machine 5 (3), 13.6
+    fn refused_while_open(&mut self, id: VolumeId) -> bool {
+        let Some((old, new)) = self.would_be(id, Change::role(Role::Secondary)) else { return false };
+        match explain_soft(old, new, &self.rules(id)) {
+            Err(refusal) if refusal.error == StateError::DeviceInUse => {
+                self.log(LogLine::Refused { volume: id, from: old, to: new, refusal });
+                self.answer(refusal.error.code());
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// What the transfer log still has of this volume, beside what it keeps for the next connection because I/O is frozen.
     pub(in crate::resource) fn undrained(&self, id: VolumeId) -> Undrained {
         let mut found = Undrained::Nothing;
@@ -78,6 +97,11 @@ impl<S: Storage> Engine<S> {
 
     /// Goes on with a demotion when everything written is safe at the peer.
     fn run_drain(&mut self, change: RoleChange, asked: Option<u32>) {
+        // Opened since. Whoever only reads is in nobody's way until the role changes, and may have gone by then.
+        if self.volume(change.volume).is_some_and(|volume| volume.writers > 0) && self.refused_while_open(change.volume)
+        {
+            return;
+        }
         let answer = self.admin.ask.and_then(|ask| ask.reply);
         if let Some(epoch) = asked.filter(|_| answer.is_some()) {
             let has_disk = self.volume(change.volume).is_some_and(|volume| volume.state.pdsk >= Disk::Inconsistent);
@@ -276,7 +300,7 @@ impl<S: Storage> Engine<S> {
             }
         }
         self.sync_metadata(id);
-        self.work(crate::resource::Work::ReadOnly { volume: id, read_only: change.role != Role::Primary });
+        self.order(DeviceWork::ReadOnly { volume: id, read_only: change.role != Role::Primary });
         self.role_stage(change, RoleStage::Durable);
     }
 
