@@ -87,8 +87,11 @@ impl<S: Storage> Engine<S> {
         if replicate {
             self.close_epoch();
         }
+        let now_ms = self.now_ms;
         if let Some(slot) = self.requests.at_mut(request.index) {
             slot.phase = Phase::Active;
+            // It may be done anew, long after it came.
+            slot.start_ms = now_ms;
             slot.net = if replicate { Net::Ok } else { Net::None };
             slot.local = if local { Local::Pending } else { Local::None };
             slot.local_counts = true;
