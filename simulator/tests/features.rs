@@ -620,6 +620,23 @@ fn a_disk_that_hangs_is_let_go_and_nobody_notices() {
 }
 
 #[test]
+fn a_flush_that_hangs_is_given_up_as_well() {
+    with_disk_timeout(|world| {
+        world.nodes[0].faults.hangs = true;
+        let number = world.start(0, Action::Flush, 0, 0);
+        world.run_until("the timeout", 10_000, |world| world.status(0).state.disk == Disk::Failed);
+        all_done(world);
+        assert_eq!(world.operations[number].result, Some(Ok(())), "the peer's disk is there");
+        world.nodes[0].faults.hangs = false;
+        world.run_until("the end", 10_000, |world| !world.status(0).has_disk);
+        assert_eq!(world.attach(0), 101);
+        up_to_date(world);
+        let size = world.status(0).size_sectors;
+        quiet(world, size);
+    });
+}
+
+#[test]
 fn without_a_peer_a_disk_that_hangs_is_an_error() {
     with_disk_timeout(|world| {
         assert_eq!(world.admin(1, AdminRequest::Disconnect { force: false }), 101);

@@ -63,7 +63,7 @@ impl World {
             let conf = running.engine.disk_conf(transfer.volume);
             let limit_us = conf.map_or(0, |conf| u64::from(conf.disk_timeout) * 100 * MS);
             let in_use = status.is_some_and(|status| status.state.disk > Disk::Failed);
-            let own = matches!(transfer.io, LocalIo::Request { .. }) && transfer.op != Op::Flush;
+            let own = matches!(transfer.io, LocalIo::Request { .. });
             let overdue = self.now_us > transfer.start_us + limit_us + LOOKED_AT_US;
             assert!(
                 !(own && in_use && limit_us > 0 && overdue),

@@ -10,7 +10,7 @@ use super::api::{RequestId, VolumeId};
 use super::slots::Local;
 use super::volume::DiskError;
 use super::work::LogLine;
-use super::{Engine, Op};
+use super::Engine;
 use crate::state::Disk;
 use crate::storage::Storage;
 
@@ -78,7 +78,7 @@ impl<S: Storage> Engine<S> {
     fn oldest_on_disk(&self, id: VolumeId) -> Option<u64> {
         let slots = (0..self.requests.capacity() as u16).filter_map(|index| self.requests.at(index));
         let waits = |slot: &&super::slots::Request| slot.volume == id && slot.local == Local::Pending;
-        slots.filter(waits).filter(|slot| slot.io.op != Op::Flush).map(|slot| slot.local_since_ms).min()
+        slots.filter(waits).map(|slot| slot.local_since_ms).min()
     }
 
     fn metadata_waits_since(&self, id: VolumeId) -> Option<u64> {
