@@ -205,7 +205,7 @@ impl World {
         self.note_done(node, number, transfer.fua, fails);
         let writes = transfer.op.is_write();
         let around = if writes { self.marked_around(node, transfer.sector, transfer.count) } else { Vec::new() };
-        let result = if fails { Err(IoError::Io) } else { Ok(()) };
+        let result = if fails { Err(faults.error.unwrap_or(IoError::Io)) } else { Ok(()) };
         self.note(|| format!("node {node} disk -> {transfer} {}", if fails { "FAILED" } else { "ok" }));
         match transfer.io {
             LocalIo::Request { request, .. } => {
