@@ -4,7 +4,7 @@ use crate::disk::{DataDisk, MetaDisk, Stamp};
 use crate::world::Unflushed;
 use crate::Random;
 use engine::netlink::ResourceOpts;
-use engine::resource::{Engine, LocalIo, MetadataIo, Op, PeerId, RequestId, TableLimits, VolumeId};
+use engine::resource::{Engine, IoError, LocalIo, MetadataIo, Op, PeerId, RequestId, TableLimits, VolumeId};
 use engine::storage::HeapStorage;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::{Deref, DerefMut};
@@ -18,6 +18,8 @@ pub const VOLUME: VolumeId = VolumeId(0);
 /// Faults of a node's disks.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DiskFaults {
+    /// What is wrong where a transfer fails; nothing in particular otherwise.
+    pub error: Option<IoError>,
     /// Percentage of reads that fail.
     pub read_percent: u64,
     /// Percentage of writes that fail.

@@ -9,6 +9,7 @@ use simulator::node::VOLUME;
 use simulator::scenario::{primary, synced, up_to_date, WRITE};
 use simulator::world::Action;
 use simulator::{Config, World};
+use std::num::NonZeroU8;
 
 /// Seeds a scenario; more with the environment variable `SEEDS`.
 fn seeds() -> u64 {
@@ -775,4 +776,44 @@ fn the_handshake_is_over_when_its_last_packet_is_there_as_a_whole() {
     let outcome = world.engine(0, |engine, now| engine.data_packet(&head, &body, now));
     assert!(outcome.is_ok(), "{outcome:?}");
     assert!(is_over(&world));
+}
+
+// What the application is told.
+
+#[test]
+fn what_is_wrong_with_the_own_disk_reaches_the_application_where_nobody_else_can_help() {
+    let no_space = IoError::Lower(NonZeroU8::new(3).expect("a number"));
+    let failing = |world: &mut World| {
+        world.nodes[0].faults.error = Some(no_space);
+        world.nodes[0].faults.read_percent = 100;
+        world.nodes[0].faults.write_percent = 100;
+    };
+    let without_peer = |scenario: &dyn Fn(&mut World)| {
+        with_config(
+            |_| {},
+            |mut world| {
+                synced(&mut world);
+                assert_eq!(world.admin(1, AdminRequest::Disconnect { force: false }), 101);
+                world.run_for_ms(3000);
+                failing(&mut world);
+                scenario(&mut world);
+            },
+        );
+    };
+    without_peer(&|world| {
+        assert_eq!(world.io(0, Action::ReadAhead, 0, 8), Err(no_space), "it is not tried again");
+        assert_eq!(world.io(0, WRITE, 0, 8), Err(no_space));
+        assert_eq!(world.io(0, WRITE, 0, 8), Err(IoError::Io), "there is no disk any more");
+    });
+    without_peer(&|world| {
+        assert_eq!(world.io(0, Action::Read, 0, 8), Err(IoError::Io), "tried again, and there is no disk any more");
+    });
+    with_config(
+        |_| {},
+        |mut world| {
+            synced(&mut world);
+            failing(&mut world);
+            assert_eq!(world.io(0, WRITE, 0, 8), Ok(()), "the peer's disk is there");
+        },
+    );
 }

@@ -14,6 +14,7 @@ use super::raw;
 use super::work::{Deferred, DeferredArc};
 use core::marker::PhantomData;
 use core::mem::{offset_of, ManuallyDrop, MaybeUninit};
+use core::num::NonZeroU8;
 use core::ptr::{self, NonNull};
 use kernel::error::to_result;
 use kernel::prelude::*;
@@ -33,6 +34,22 @@ impl Status {
     pub(crate) const IO_ERROR: Status = Status(raw::DRBD_CONST_BLK_STS_IOERR);
     /// The operation is not supported.
     pub(crate) const NOT_SUPPORTED: Status = Status(raw::DRBD_CONST_BLK_STS_NOTSUPP);
+
+    /// From the error of a call that waits.
+    pub(crate) fn of(error: Error) -> Status {
+        // SAFETY: No requirements: what it does not know is an input/output error.
+        Status(unsafe { raw::errno_to_blk_status(error.to_errno()) })
+    }
+
+    /// Of an error with this number.
+    pub(crate) fn from_number(number: NonZeroU8) -> Status {
+        Status(number.get())
+    }
+
+    /// The number of an error; nothing for success.
+    pub(crate) fn number(self) -> Option<NonZeroU8> {
+        NonZeroU8::new(self.0)
+    }
 }
 
 /// What a request does.

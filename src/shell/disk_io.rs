@@ -450,7 +450,9 @@ impl Order {
                 bio::submit_pages(backing, Tag::ReadCopy(request), false, flags, range.sector, pages);
             }
             Order::RequestFlush(backing, request) => bio::submit_flush(backing, Tag::Request(request)),
-            Order::Clear(backing, io, range, op) => return Some(Report::Io(io, clear(backing.data(), range, op))),
+            Order::Clear(backing, io, range, op) => {
+                return Some(Report::Io(io, result_of(clear(backing.data(), range, op))))
+            }
             Order::Write(backing, peer, range, flags, pages) => {
                 bio::submit_pages(backing, Tag::PeerWrite(peer), true, flags, range.sector, pages);
             }
@@ -519,11 +521,11 @@ fn tell(locked: &mut Locked, report: Report) -> Option<PageChain> {
 /// Discards or zeroes a range of a lower device, and waits. What cannot be discarded is zeroed, so that the range reads
 /// the same on both nodes.
 // spec: state-machine 21.1
-fn clear(device: &LowerDevice, range: Range, op: Op) -> IoResult {
+fn clear(device: &LowerDevice, range: Range, op: Op) -> Result<(), Status> {
     let sectors = u64::from(range.size_bytes / 512);
     let zero = |sector, sectors: u64, unmap| {
         if sectors > 0 {
-            device.zero_out(sector, sectors, unmap).map_err(error_of)
+            device.zero_out(sector, sectors, unmap).map_err(Status::of)
         } else {
             Ok(())
         }
@@ -539,7 +541,7 @@ fn clear(device: &LowerDevice, range: Range, op: Op) -> IoResult {
     let (mut sector, mut left) = (range.sector + head, discarded);
     while left > 0 {
         let now = left.min(piece);
-        device.discard(sector, now).map_err(error_of)?;
+        device.discard(sector, now).map_err(Status::of)?;
         sector += now;
         left -= now;
     }
@@ -610,7 +612,12 @@ pub(crate) fn tell_device_sizes(locked: &mut Locked, id: VolumeId) {
 
 /// The engine's word for a result of the block layer.
 pub(crate) fn result_of(result: Result<(), Status>) -> IoResult {
-    result.map_err(|status| if status == Status::NOT_SUPPORTED { IoError::NotSupported } else { IoError::Io })
+    result.map_err(|status| match status {
+        Status::NOT_SUPPORTED => IoError::NotSupported,
+        Status::IO_ERROR => IoError::Io,
+        // An application may do something about it: a guest is stopped where there is no space left.
+        other => other.number().map_or(IoError::Io, IoError::Lower),
+    })
 }
 
 /// The block layer's word for a result of the engine.
@@ -619,14 +626,7 @@ pub(crate) fn status_of(result: IoResult) -> Status {
         Ok(()) => Status::OK,
         Err(IoError::Io) => Status::IO_ERROR,
         Err(IoError::NotSupported) => Status::NOT_SUPPORTED,
-    }
-}
-
-fn error_of(error: Error) -> IoError {
-    if error == crate::linux::errno::eopnotsupp() {
-        IoError::NotSupported
-    } else {
-        IoError::Io
+        Err(IoError::Lower(number)) => Status::from_number(number),
     }
 }
 

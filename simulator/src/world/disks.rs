@@ -32,7 +32,9 @@ impl World {
                 };
                 self.at(volume, |world| world.submit_to_disk(node, io));
             }
-            let ordered = self.engine(node, |engine, _| engine.clears_ordered());
+            // It changes nothing, so it makes no difference to the rest of the run.
+            let running = self.nodes[node].running.as_mut().expect("on");
+            let ordered = running.engine.clears_ordered();
             if ordered == 0 {
                 return;
             }
@@ -205,7 +207,7 @@ impl World {
         self.note_done(node, number, transfer.fua, fails);
         let writes = transfer.op.is_write();
         let around = if writes { self.marked_around(node, transfer.sector, transfer.count) } else { Vec::new() };
-        let result = if fails { Err(IoError::Io) } else { Ok(()) };
+        let result = if fails { Err(faults.error.unwrap_or(IoError::Io)) } else { Ok(()) };
         self.note(|| format!("node {node} disk -> {transfer} {}", if fails { "FAILED" } else { "ok" }));
         match transfer.io {
             LocalIo::Request { request, .. } => {

@@ -5,6 +5,7 @@
 //! (the wire's `block_id`) is only believed when its generation still fits.
 
 use core::fmt;
+use core::num::NonZeroU8;
 
 /// Bound: volumes of one resource. Volume *numbers* may be anything up to 65534.
 pub const MAX_VOLUMES_PER_RESOURCE: usize = 64;
@@ -97,6 +98,9 @@ pub enum IoError {
     Io,
     /// The operation is not supported by the lower disk.
     NotSupported,
+    /// Any other reason of the lower disk, by the number that the owner knows it by: an application may want to know it, as that
+    /// there is no space left.
+    Lower(NonZeroU8),
 }
 
 /// Result of a block request.

@@ -308,7 +308,7 @@ impl<S: Storage> Engine<S> {
         if replicate && !self.peer_takes(&io) {
             // Offered before it was known who the peer is. Nothing is done on either node. (The C module sends what it cannot
             // understand, and the connection breaks.)
-            self.complete(index, Err(IoError::NotSupported));
+            self.end(index, Err(IoError::NotSupported));
             self.release_request(index);
             return;
         }
@@ -421,6 +421,7 @@ impl<S: Storage> Engine<S> {
         }
         let Some(slot) = self.requests.get_mut(request).filter(|slot| slot.local == Local::Pending) else { return };
         slot.local = if result.is_ok() { Local::Ok } else { Local::Failed };
+        slot.local_error = result.err();
         let slot = *slot;
         let sectors = u64::from(slot.io.size_bytes / 512);
         if let Some(volume) = self.volume_mut(slot.volume) {
@@ -510,7 +511,9 @@ impl<S: Storage> Engine<S> {
             if !done && slot.io.op == Op::Read && self.retry_read(index) {
                 return;
             }
-            self.complete(index, if done { Ok(()) } else { Err(IoError::Io) });
+            // What the own disk said comes first. spec: state-machine 18.7
+            let error = self.requests.at(index).and_then(|slot| slot.local_error).unwrap_or(IoError::Io);
+            self.complete(index, if done { Ok(()) } else { Err(error) });
         } else if slot.phase == Phase::Active && !waiting && slot.refused && slot.in_overlaps {
             // The packet that explains the refusal may come after a barrier, and that after a write of the peer, Primary as
             // well, that waits for this one. Both halves of this one are over.
@@ -611,14 +614,21 @@ impl<S: Storage> Engine<S> {
         true
     }
 
+    /// Ends the application's request, and remembers what the two nodes differ in.
     fn complete(&mut self, index: u16, result: IoResult) {
+        if let Some(slot) = self.requests.at_mut(index) {
+            slot.phase = Phase::Completed;
+        }
+        self.record(index);
+        self.end(index, result);
+    }
+
+    /// Ends the application's request.
+    fn end(&mut self, index: u16, result: IoResult) {
         let request = self.requests.id(index);
         let Some(slot) = self.requests.at_mut(index) else { return };
         slot.phase = Phase::Completed;
         let slot = *slot;
-        if result != Err(IoError::NotSupported) {
-            self.record(index);
-        }
         if slot.io.op.is_write() && result.is_ok() && slot.local != Local::Ok {
             self.with_volume(slot.volume, |volume| volume.wrote_elsewhere = true);
         }

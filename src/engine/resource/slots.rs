@@ -6,7 +6,7 @@
 //! the transfer log has links of its own.
 //! spec: state-machine 18; wire-protocol 3.4
 
-use super::api::{Inspect, IoFlags, IoRequest, IoResult, Op, PeerId, RequestId, VolumeId};
+use super::api::{Inspect, IoError, IoFlags, IoRequest, IoResult, Op, PeerId, RequestId, VolumeId};
 use crate::netlink::WireProtocol;
 use crate::storage::{OutOfMemory, Storage};
 use crate::wire::DataFlags;
@@ -67,6 +67,8 @@ pub(super) struct Request {
     pub(super) volume: VolumeId,
     pub(super) io: IoRequest,
     pub(super) local: Local,
+    /// Why it failed on the disk, if it did.
+    pub(super) local_error: Option<IoError>,
     /// The local part alone makes the request a success. Not so a write to a disk that a resync will overwrite: when the
     /// good copy is lost with the connection, the application must not believe it was written.
     pub(super) local_counts: bool,
@@ -126,6 +128,7 @@ impl Request {
             flags: IoFlags { fua: false, preflush: false, sync: false, readahead: false, unplug: false },
         },
         local: Local::None,
+        local_error: None,
         local_counts: false,
         net_counts: false,
         net: Net::None,
@@ -155,6 +158,7 @@ impl Request {
 
     /// The local part so far does not count any more; one that was given up keeps the slot until the device is done.
     pub(super) fn forget_local(&mut self) {
+        self.local_error = None;
         if self.local != Local::Aborted {
             self.local = Local::None;
         }
