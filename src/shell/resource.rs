@@ -96,6 +96,10 @@ pub(crate) struct Resource {
     pub(crate) cpu_mask_version: Atomic<i32>,
     /// The worker has to end.
     pub(crate) stopping: Atomic<bool>,
+    /// What the worker has done, counted as [`Engine::work_ordered`](engine::resource::Engine::work_ordered) does.
+    pub(crate) work_done: Atomic<u64>,
+    /// The worker runs a program of user space.
+    pub(crate) in_program: Atomic<bool>,
     /// The module stays while something of the resource is, or was, in use.
     #[pin]
     module: Mutex<Option<ModulePin>>,
@@ -185,6 +189,8 @@ impl Resource {
                 link_changed: Atomic::new(false),
                 cpu_mask_version: Atomic::new(1),
                 stopping: Atomic::new(false),
+                work_done: Atomic::new(0),
+                in_program: Atomic::new(false),
                 module <- new_mutex!(None, "drbd::Resource::module"),
             }),
             GFP_KERNEL,

@@ -58,6 +58,8 @@ fn run(resource: &Arc<Resource>) {
         carry_out_orders(resource);
         while let Some(work) = resource.engine(|locked| locked.engine.poll_work()) {
             carry_out(resource, work);
+            resource.work_done.add(1, Relaxed);
+            resource.changed.wake_all();
             carry_out_orders(resource);
         }
         resource.add_entropy();
@@ -76,10 +78,10 @@ fn carry_out(resource: &Arc<Resource>, work: Work) {
         Work::Helper { helper: helper @ Helper::FencePeer, volume, ticket } => {
             // It may take minutes, and the peer may come back meanwhile.
             if fence_aside(resource, volume, ticket).is_err() {
-                help(resource, helper, volume, ticket);
+                help_waiting(resource, helper, volume, ticket);
             }
         }
-        Work::Helper { helper, volume, ticket } => help(resource, helper, volume, ticket),
+        Work::Helper { helper, volume, ticket } => help_waiting(resource, helper, volume, ticket),
         Work::Algorithms => {
             let wanted = resource.look(|locked| locked.engine.wanted_algorithms());
             hashes::look_for(resource, &wanted);
@@ -87,6 +89,18 @@ fn carry_out(resource: &Arc<Resource>, work: Work) {
         }
         Work::ResyncDependencies => resource.shared.review_dependencies(),
     }
+}
+
+/// Waits until the worker has told, to the log and to listeners, what has happened so far; unless it is waiting for a program, which
+/// may itself be what has given the command. The caller may hold `resource.admin`. May sleep.
+pub(crate) fn wait_told(resource: &Arc<Resource>) {
+    let ordered = resource.look(|locked| locked.engine.work_ordered());
+    let told = || {
+        let left = ordered.wrapping_sub(resource.work_done.load(Relaxed));
+        // The worker may have done more by now.
+        left == 0 || left > u64::MAX / 2 || resource.in_program.load(Relaxed)
+    };
+    resource.changed.wait_until(told);
 }
 
 /// Carries out all orders for devices; when it returns, everything that was ordered before is done, whoever did it. The caller may hold
@@ -127,6 +141,15 @@ fn tell(resource: &Arc<Resource>, notice: &Notice) {
     if matches!(notice, Notice::Connection { to: Conn::StandAlone, .. }) {
         net::forget_if_down(resource);
     }
+}
+
+/// Runs a program while the rest of the worker's orders waits.
+#[inline(never)]
+fn help_waiting(resource: &Arc<Resource>, helper: Helper, volume: Option<VolumeId>, ticket: u32) {
+    resource.in_program.store(true, Relaxed);
+    resource.changed.wake_all();
+    help(resource, helper, volume, ticket);
+    resource.in_program.store(false, Relaxed);
 }
 
 #[inline(never)]

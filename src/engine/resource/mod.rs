@@ -81,7 +81,7 @@
 //! // time and everything else
 //! tick(now_ms)                                                  // every 100 ms while wants_tick()
 //! poll_device_work() -> Option<DeviceWork>; has_device_work() -> bool   // carried out in order, by whoever is free: see below
-//! poll_work() -> Option<Work>                                   // carried out by the resource's worker, in order
+//! poll_work() -> Option<Work>; work_ordered() -> u64            // carried out by the resource's worker, in order; how many so far
 //! metadata_is_stored(Option<VolumeId>) -> bool                  // to be waited for, for a while, before a helper is run
 //! helper_done(ticket: u32, exit_code: i32, now_ms);  backing_released(VolumeId, now_ms) -> Option<ReleasedTables<S>>
 //! volume_status(VolumeId) -> Option<VolumeStatus>; connection_status() -> ConnectionStatus; resource_status() -> ResourceStatus
@@ -245,6 +245,7 @@ pub struct Engine<S: Storage> {
     /// Packets, each with its sequence number if it has one.
     meta_out: Ring<(MetaOut, u32), S>,
     work: Ring<Work, S>,
+    work_ordered: u64,
     device_work: Ring<DeviceWork, S>,
     wakes: Wakes,
     /// Volumes whose activity log may have room again, one bit each ([`MAX_VOLUMES_PER_RESOURCE`] is 64).
@@ -305,6 +306,7 @@ impl<S: Storage> Engine<S> {
             control: Ring::new(MAX_CONTROL_PACKETS)?,
             meta_out: Ring::new(ANSWERS * peers + MAX_META_CONTROL)?,
             work: Ring::new(MAX_WORK)?,
+            work_ordered: 0,
             device_work: Ring::new(MAX_DEVICE_WORK)?,
             wakes: Wakes::default(),
             log_retry: 0,

@@ -494,8 +494,15 @@ impl<S: Storage> Engine<S> {
         if self.work.free() <= reserve {
             return;
         }
-        let _pushed = self.work.push(work);
+        if self.work.push(work) {
+            self.work_ordered = self.work_ordered.wrapping_add(1);
+        }
         self.wakes.insert(Wakes::WORK);
+    }
+
+    /// How many orders the worker has been given so far; it wraps. Who counts what it has done knows whether it has told everything.
+    pub fn work_ordered(&self) -> u64 {
+        self.work_ordered
     }
 
     /// The next order for a device.

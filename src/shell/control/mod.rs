@@ -323,6 +323,8 @@ fn wait_for_result(resource: &Arc<Resource>) -> AdminResult {
         // The worker may be busy with a program, even one that waits for this answer.
         worker::carry_out_orders(resource);
         if let Some(result) = result {
+            // Listeners hear of what the command has done before it ends: the next one may delete what they are told of.
+            worker::wait_told(resource);
             return result;
         }
     }
