@@ -27,5 +27,6 @@ pub use sizes::{
 pub use sockets::{FirstPacket, Next, Pairing, SocketAction, Step, Stream};
 pub use split_brain::{after_split_brain, Action, Helper, SbDecision, SbOutcome, SbPolicies, SbPolicy, SplitBrain};
 pub use uuids::{
-    compare, receive_uuids, CompareContext, Comparison, Fixup, Rule, SyncResult, UuidSet, UuidsAction, UuidsInput,
+    compare, generation_begun_without, receive_uuids, CompareContext, Comparison, Fixup, Rule, SyncResult, UuidSet,
+    UuidsAction, UuidsInput,
 };

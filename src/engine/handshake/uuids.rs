@@ -485,6 +485,15 @@ pub enum UuidsAction {
     Expose,
 }
 
+/// The generation that a peer has begun because this node's disk left, where both go by the same data: all that this disk has, and that
+/// one lacks, is marked here, so this node may count it as the one that its bitmap goes by. Only for a Primary that has stayed connected,
+/// and a peer that has not been promoted. (A C module that was Behind takes its own disk for good when the disk that is Ahead leaves;
+/// without this it would be a split brain.)
+pub fn generation_begun_without(own: &UuidSet, peer: &UuidSet) -> Option<u64> {
+    let apart = peer.bitmap != 0 && same(peer.bitmap, own.bitmap) && !same(peer.current, own.current);
+    apart.then_some(peer.current)
+}
+
 /// What to do on receipt of the peer's generations. They are stored in every case but `Refuse`.
 // spec: state-machine 14.2, wire-protocol 4.7
 pub fn receive_uuids(input: &UuidsInput) -> UuidsAction {
@@ -521,6 +530,16 @@ mod tests {
 
     fn set(current: u64, bitmap: u64, young: u64, old: u64) -> UuidSet {
         UuidSet { current, bitmap, history: [young, old] }
+    }
+
+    #[test]
+    fn a_generation_that_a_peer_begins_without_this_disk_is_known_by_the_data_it_goes_by() {
+        let own = set(A | 1, B | 1, C, D);
+        assert_eq!(generation_begun_without(&own, &set(E, B, C, D)), Some(E));
+        for other in [set(E, 0, C, D), set(E, C, D, 0), set(A, B, C, D), set(B, 0, C, D)] {
+            assert_eq!(generation_begun_without(&own, &other), None, "{other:x?}");
+        }
+        assert_eq!(generation_begun_without(&set(A, 0, B, C), &set(E, 0, B, C)), None);
     }
 
     #[test]

@@ -9,12 +9,14 @@
 use super::admin::Backing;
 use super::api::VolumeId;
 use super::change::{policy, Kind};
+use super::meeting::set_of;
 use super::metadata_pipeline::{Job, Pipeline, Rewrite, Then};
 use super::volume::{AttachedDisk, Counters, DiskError, Release};
 use super::work::{DeviceWork, LogLine};
 use super::{DeviceSizes, Engine, Sabotage};
 use crate::activity_log::ActivityLog;
 use crate::bitmap::Bitmap;
+use crate::handshake::generation_begun_without;
 use crate::metadata::layout::{
     agreed_size, check_attach_shrink, check_attach_sizes, clamp_al_extents, missing_meta_sectors, AttachSizes,
     AttachedSize, Layout, SizeInputs,
@@ -271,7 +273,13 @@ impl<S: Storage> Engine<S> {
         disk.pipeline.touch();
         let outcome = if conn == Conn::Connected {
             volume.negotiated = Some((own, pdsk));
-            volume.peer.uuids = None;
+            let told = volume.peer.uuids.take();
+            if volume.peer_lacks_writes && role == Role::Primary {
+                let own = set_of(disk.uuids());
+                if let Some(theirs) = told.and_then(|peer| generation_begun_without(&own, &set_of(peer.uuids))) {
+                    disk.rotate_bitmap_uuid(theirs);
+                }
+            }
             let may_lack = (Disk::Outdated..Disk::UpToDate).contains(&volume.state.pdsk);
             if role == Role::Primary && own >= Disk::Consistent && may_lack && !is_old && !volume.records_changes() {
                 // It was Ahead when it lost its disk, and so could not record what the peer lacks. Of the same generation they would
