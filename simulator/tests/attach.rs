@@ -81,12 +81,12 @@ fn both_nodes_attach_while_they_meet() {
     }
 }
 
-/// The nodes begin to meet while the bitmap is being loaded.
-#[test]
-fn a_handshake_in_the_middle_of_an_attach_is_waited_for() {
+/// The nodes begin to meet while the bitmap of a disk, that `prepare` has made something of, is being loaded or set.
+fn overtaken_by_a_handshake(prepare: impl Fn(&mut World)) {
     let mut waited = 0;
     for seed in 1..=SEEDS {
         let mut world = parted(seed, &[1]);
+        prepare(&mut world);
         assert_eq!(world.connect(0), 1);
         assert_eq!(world.connect(1), 1);
         world.run_for_us(seed * 10);
@@ -100,24 +100,15 @@ fn a_handshake_in_the_middle_of_an_attach_is_waited_for() {
     assert!(waited > 5, "only {waited} were overtaken by a handshake");
 }
 
+#[test]
+fn a_handshake_in_the_middle_of_an_attach_is_waited_for() {
+    overtaken_by_a_handshake(|_| {});
+}
+
 /// The disk is new: before its bitmap is there the superblock has been written.
 #[test]
 fn a_new_disk_is_attached_though_the_nodes_begin_to_meet() {
-    let mut waited = 0;
-    for seed in 1..=SEEDS {
-        let mut world = parted(seed, &[1]);
-        world.create_md(1);
-        assert_eq!(world.connect(0), 1);
-        assert_eq!(world.connect(1), 1);
-        world.run_for_us(seed * 10);
-        assert_eq!(world.start_attach(1), Ok(()));
-        let begun = attaching(&world, 1) == Attaching::Begun;
-        world.run_until("the handshake", 60_000, |world| world.status(1).state.conn >= Conn::WFReportParams);
-        waited += u64::from(begun && world.status(1).state.disk == Disk::Attaching);
-        assert_eq!(world.admin_answer(1), 101, "seed {seed}");
-        all_the_same(&mut world, seed);
-    }
-    assert!(waited > 5, "only {waited} were overtaken by a handshake");
+    overtaken_by_a_handshake(|world| world.create_md(1));
 }
 
 /// Seed 51026490 with several volumes. The Primary has written alone and let its disk go; what the peer attaches lacks that write.
