@@ -1,8 +1,8 @@
 //! What single packets are answered with, where two engines would never send them to each other.
 
-use engine::resource::{AdminRequest, AlgorithmName, Fault, Next, PACKET_BUFFER_BYTES};
+use engine::resource::{AdminRequest, AlgorithmName, Fault, Next, Parting, PACKET_BUFFER_BYTES};
 use engine::state::Conn;
-use engine::wire::{header_size, BlockAck, Command, Data, DataFlags, Header, Trim};
+use engine::wire::{header_size, BlockAck, Command, Data, DataFlags, Header, StateRequest, Trim};
 use simulator::node::{HeapEngine, VOLUME};
 use simulator::{Config, World};
 
@@ -52,6 +52,34 @@ fn a_discard_that_meets_no_disk_is_refused_with_its_size() {
     });
     assert_eq!(command, Command::NegAck);
     assert_eq!((ack.sector, ack.block_id, ack.size_bytes), (64, 77, 1 << 20));
+}
+
+/// A C module that is busy takes the end of the sockets for a loss, and calls fence-peer, if it comes right after the consent to its
+/// disconnect: it is left to that one to close them. One that does not is not waited for for ever.
+#[test]
+fn who_disconnects_closes_the_sockets() {
+    let mut world = connected();
+    let request = StateRequest { mask: 0x1e1f0, val: 0xa010 };
+    let mut body = [0; 8];
+    assert_eq!(request.encode(&mut body).ok(), Some(8));
+    let since_ms = world.engine(1, |engine, now_ms| {
+        let head = engine.data_header(&header(Command::ConnStChgReq, body.len()), now_ms).expect("a header");
+        assert_eq!(engine.data_packet(&head, &body, now_ms), Ok(Next::Packet));
+        let mut buffer = [0; PACKET_BUFFER_BYTES];
+        let sent = engine.next_meta(&mut buffer, now_ms).expect("an answer");
+        assert_eq!(engine.parting(now_ms), Parting::AtOnce, "the answer is not out");
+        engine.meta_sent(true, now_ms);
+        let head = Header::decode(APV, &buffer[..sent.head_bytes]).expect("a header");
+        assert_eq!(Command::from_u16(head.command), Some(Command::ConnStChgReply));
+        now_ms
+    });
+    let limit_ms = u64::from(Config::new(1).net.ping_timeo) * 100;
+    let engine = world.engine_of(1);
+    assert_eq!(engine.connection_status().state, Conn::TearDown);
+    assert_eq!(engine.parting(since_ms), Parting::PeerCloses);
+    assert_eq!(engine.parting(since_ms + limit_ms - 1), Parting::PeerCloses);
+    assert_eq!(engine.parting(since_ms + limit_ms), Parting::AtOnce);
+    world.run_until("connected", 20_000, |world| world.status(1).state.conn == Conn::Connected);
 }
 
 /// There is no place for a packet of the handshake on the meta socket: as for an unknown one nothing is tried again.

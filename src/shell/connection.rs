@@ -20,7 +20,7 @@ use crate::linux::mem::NoIoScope;
 use crate::linux::sock::{Listener, Priority, Stream};
 use crate::linux::thread::Thread;
 use engine::netlink::NetConf;
-use engine::resource::{LinkFailure, LinkTask, Reconnect, VolumeId};
+use engine::resource::{LinkFailure, LinkTask, Parting, Reconnect, VolumeId};
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Relaxed};
 use kernel::sync::Arc;
@@ -85,7 +85,7 @@ impl Sockets {
     /// A thread does not need them any more: ends them, unless the peer is to find out why, or this node may from the other
     /// socket.
     pub(crate) fn give_up(&self, resource: &Arc<Resource>) {
-        if !peer_may_judge(resource) && !awaits_reason(resource) {
+        if parting(resource) == Parting::AtOnce && !awaits_reason(resource) {
             self.shutdown();
         }
     }
@@ -98,17 +98,17 @@ impl Sockets {
         }
     }
 
-    /// Leaves the peer time to read what it was told, and waits for it to close the connection.
+    /// Leaves the peer time to read what it was told, and waits for it to close the connection, where the engine says so.
     // spec: wire-protocol 11.1
     fn part(&self, resource: &Arc<Resource>) {
         while awaits_reason(resource) {
             resource.link_event.wait_timeout_ms(PARTING_SLICE_MS);
         }
-        if peer_may_judge(resource) {
+        if parting(resource) == Parting::PeerJudges {
             self.data.end_sending();
         }
         self.data.set_receive_timeout(PARTING_SLICE_MS);
-        while peer_may_judge(resource) {
+        while parting(resource) != Parting::AtOnce {
             // What it still sends is of no interest.
             match self.data.receive(&mut [0; 64], false) {
                 Ok(0) => break,
@@ -131,8 +131,8 @@ pub(crate) fn failed(resource: &Arc<Resource>, failure: LinkFailure) -> Closing 
     Closing
 }
 
-fn peer_may_judge(resource: &Arc<Resource>) -> bool {
-    resource.look(|locked| locked.engine.peer_may_judge(clock::monotonic_ms()))
+fn parting(resource: &Arc<Resource>) -> Parting {
+    resource.look(|locked| locked.engine.parting(clock::monotonic_ms()))
 }
 
 fn awaits_reason(resource: &Arc<Resource>) -> bool {
@@ -172,10 +172,11 @@ pub(crate) fn supervise(resource: &Arc<Resource>) {
     match (task, link.thread.is_some()) {
         (LinkTask::Stop, false) | (LinkTask::Establish | LinkTask::Run, true) => {}
         (LinkTask::Stop | LinkTask::Close, true) => {
-            if peer_may_judge(resource) {
-                link.end_sending();
-            } else {
-                link.shutdown();
+            match parting(resource) {
+                Parting::AtOnce => link.shutdown(),
+                Parting::PeerJudges => link.end_sending(),
+                // Its end of the sockets wakes the thread.
+                Parting::PeerCloses => {}
             }
             // Again until the thread has noticed.
             resource.link_changed.store(true, Relaxed);

@@ -128,23 +128,23 @@ impl World {
         };
         let now_us = self.now_us;
         let delay = self.random.between(50, 2000);
-        let judges = self.engine(node, |engine, now| engine.peer_may_judge(now));
+        let parting = self.engine(node, |engine, now| engine.parting(now));
         let Some(connection) = self.connection.as_mut() else { return };
-        let parting = judges && connection.ends[1 - node].as_ref().is_some_and(|end| !end.closing);
+        let waits = parting != Parting::AtOnce && connection.ends[1 - node].as_ref().is_some_and(|end| !end.closing);
         let Some(end) = connection.ends[node].as_mut() else { return };
         if !end.closing {
             end.closing = true;
             end.reading = [Reading::Stopped, Reading::Stopped];
         }
         let closed = end.closed;
-        end.closed = [true, !parting];
+        end.closed = if waits { [parting == Parting::PeerJudges, false] } else { [true; 2] };
         let now_closed = [DATA, META].into_iter().filter(|&socket| end.closed[socket] && !closed[socket]);
         let ends: Vec<_> =
             now_closed.map(|socket| (socket, connection.pipes[node][socket].close(now_us + delay))).collect();
         for (socket, at_us) in ends {
             self.schedule_at(at_us, Event::Receive { node: 1 - node, link, socket });
         }
-        if parting {
+        if waits {
             self.schedule_own(node, MS, Own::Link);
             return;
         }

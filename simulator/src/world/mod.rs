@@ -39,8 +39,8 @@ use engine::netlink::{DiskConf, NetConf, OnIoError, ResizeParms, ResourceOpts};
 use engine::resource::{
     hmac_of, AdminRequest, AlgorithmName, AttachTables, Backing, BackingLimits, DeviceSizes, DeviceWork, Fault,
     Finding, Helper, IoError, IoFlags, IoRequest, IoResult, LinkFailure, LinkTask, LocalIo, LogLine, Next, Notice, Op,
-    PacketHead, Payload, PeerId, Reconnect, RequestId, Submit, TableLimits, VolumeId, VolumeStatus, Wakes, Work,
-    PACKET_BUFFER_BYTES,
+    PacketHead, Parting, Payload, PeerId, Reconnect, RequestId, Submit, TableLimits, VolumeId, VolumeStatus, Wakes,
+    Work, PACKET_BUFFER_BYTES,
 };
 use engine::state::{Conn, Disk, Role};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

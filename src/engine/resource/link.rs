@@ -40,6 +40,21 @@ pub(super) enum Handshake {
     Running,
 }
 
+/// How the sockets of a connection that is being given up are left. See [`Engine::parting`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parting {
+    /// Both are shut down.
+    AtOnce,
+    /// The nodes do not come together, and the peer has not ended the connection yet. It has been told all that it needs for the
+    /// same verdict, and reads that if the end of the connection does not overtake it: the owner says on the data socket that
+    /// nothing more comes, and leaves both sockets open until the peer closes them.
+    PeerJudges,
+    /// The peer disconnects, and has our consent: both sockets stay as they are until it closes them. A peer that finds them closed before
+    /// it has read the consent has lost this node, and may have it fenced. (A C module that has just sent its request does not know yet
+    /// that the end of a socket is an answer.)
+    PeerCloses,
+}
+
 /// What to do after a connection has been wound down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reconnect {
@@ -142,6 +157,8 @@ pub(super) struct Link {
     pub(super) ended: Option<Ended>,
     /// This node parts with the peer because of what both know; until then the peer may find it out too.
     pub(super) verdict_until_ms: Option<u64>,
+    /// The peer disconnects with our consent; until then the end of the connection is left to it.
+    pub(super) consent_until_ms: Option<u64>,
     /// Own parameters are on their way. Until they are sent nothing is read: the peer has to learn them even if what it
     /// says itself ends the connection.
     pub(super) introducing: bool,
@@ -220,6 +237,7 @@ impl Link {
             refusal: None,
             ended: None,
             verdict_until_ms: None,
+            consent_until_ms: None,
             introducing: false,
             state_sent: false,
             protocol_checked: false,
@@ -315,6 +333,7 @@ impl<S: Storage> Engine<S> {
         link.introducing = false;
         link.ended = None;
         link.verdict_until_ms = None;
+        link.consent_until_ms = None;
         link.protocol_checked = false;
         link.was_up = false;
         link.peer_dry_run = false;
@@ -465,11 +484,21 @@ impl<S: Storage> Engine<S> {
         self.wakes.insert(Wakes::RECEIVER);
     }
 
-    /// The nodes do not come together, and the peer has not ended the connection yet. It has been told all that it needs for the
-    /// same verdict, and reads that if the end of the connection does not overtake it: the owner says on the data socket that
-    /// nothing more comes, and leaves both sockets open until the peer closes them, but no longer than this is true.
-    pub fn peer_may_judge(&self, now_ms: u64) -> bool {
-        self.link.conn == Conn::Disconnecting && self.link.verdict_until_ms.is_some_and(|until_ms| now_ms < until_ms)
+    /// How the owner leaves the sockets of a connection that is being given up. spec: wire-protocol 11.1
+    pub fn parting(&self, now_ms: u64) -> Parting {
+        let still = |until_ms: Option<u64>| until_ms.is_some_and(|until_ms| now_ms < until_ms);
+        match self.link.conn {
+            Conn::Disconnecting if still(self.link.verdict_until_ms) => Parting::PeerJudges,
+            Conn::TearDown if still(self.link.consent_until_ms) => Parting::PeerCloses,
+            _ => Parting::AtOnce,
+        }
+    }
+
+    /// The peer's disconnect has been consented to, and the answer is out.
+    pub(super) fn tear_down(&mut self, change: Change) {
+        let patience_ms = u64::from(self.link.net.ping_timeo).saturating_mul(100);
+        self.link.consent_until_ms = Some(self.now_ms.saturating_add(patience_ms));
+        let _outcome = self.change_connection(change, Kind::Hard, true);
     }
 
     /// True when nothing of the old connection is under way: not on a disk, not in a sender.

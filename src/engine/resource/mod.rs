@@ -75,6 +75,7 @@
 //! handshake_is_over() -> bool                                   // false: the peer's packets have to come within 4 x ping-timeout
 //! link_failed(LinkFailure, now_ms)
 //! awaits_reason() -> bool                                       // one socket has ended: leave the other one to its reader
+//! parting(now_ms) -> Parting                                    // how the sockets are left, asked again while it is not AtOnce
 //! link_drained() -> bool                                        // no peer request is in flight on a disk or in a sender
 //! link_closed(now_ms) -> Reconnect                              // sockets are gone, nobody uses them
 //!
@@ -133,7 +134,7 @@ pub use authenticate::{hmac_of, CHALLENGE_BYTES};
 pub use disk::{AttachPlan, AttachTables, ReleasedTables};
 pub use incoming::{Fault, PacketHead};
 pub use inspect::AlgorithmName;
-pub use link::Reconnect;
+pub use link::{Parting, Reconnect};
 pub use resize::DeviceSizes;
 #[cfg(feature = "sabotage")]
 pub use sabotage::Sabotage;

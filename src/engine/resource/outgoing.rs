@@ -721,7 +721,7 @@ impl<S: Storage> Engine<S> {
         } else if self.meta_out.is_empty() {
             // The peer's orderly disconnect has been answered: now it happens.
             if let Some(change) = self.link.tear_down.take() {
-                let _outcome = self.change_connection(change, super::change::Kind::Hard, true);
+                self.tear_down(change);
             }
         }
     }
