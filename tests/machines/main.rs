@@ -6,6 +6,7 @@
 
 mod attach;
 mod bad_input;
+mod commands;
 mod events;
 mod failing_allocations;
 mod failures;
@@ -15,6 +16,7 @@ mod hanging_disk;
 mod injected;
 mod interop;
 mod leaks;
+mod lower_disks;
 mod metadata;
 mod powercut;
 mod replication;

@@ -21,13 +21,14 @@ pub struct Call {
 
 /// Puts it into a machine; no event has a result yet.
 pub fn install(machine: &Machine) -> Result<()> {
-    // `/run/helper.EVENT` says for how many seconds it runs and with what it exits.
+    // `/run/helper.EVENT` says for how many seconds it runs and with what it exits, `/run/helper.EVENT.sh` what it does before that.
     let program = format!(
         "#!/bin/sh\n\
          read -r seconds code 2>/dev/null </run/helper.$1 || {{ seconds=0; code=0; }}\n\
          environment=$(tr '\\0' '|' </proc/$$/environ)\n\
          event=$1; shift\n\
          echo \"$event;$*;$environment\" >>{CALLS}\n\
+         [ ! -e \"/run/helper.$event.sh\" ] || . \"/run/helper.$event.sh\"\n\
          [ \"$seconds\" = 0 ] || sleep \"$seconds\"\n\
          exit \"$code\"\n"
     );
@@ -38,6 +39,16 @@ pub fn install(machine: &Machine) -> Result<()> {
 /// From now on, it runs so long for this event and exits with this code.
 pub fn answer(machine: &Machine, event: &str, seconds: u32, code: u8) -> Result<()> {
     machine.put(&format!("/run/helper.{event}"), format!("{seconds} {code}\n").as_bytes())
+}
+
+/// From now on, it runs these commands for this event, before it ends.
+pub fn commands(machine: &Machine, event: &str, commands: &str) -> Result<()> {
+    machine.put(&format!("/run/helper.{event}.sh"), format!("{commands}\n").as_bytes())
+}
+
+/// It does nothing for any event any more, and answers 0.
+pub fn nothing(machine: &Machine) -> Result<()> {
+    machine.run_ok("rm -f /run/helper.*-* /run/helper.*.sh").map(|_| ())
 }
 
 /// All calls since [`install`] or [`forget`].

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! guest write --device D --start S --sectors N --threads T --align A --longest L --seed X --first Q [--count C]
+//!     [--memory-offset B]
 //! guest scan --device D --start S --sectors N [--longest L]
 //! guest scribble --device D --start S --sectors N --threads T --count C
 //! guest hostile --to ADDRESS:PORT --case NAME
@@ -50,6 +51,7 @@ struct Arguments {
     seed: u64,
     first: u64,
     count: Option<u64>,
+    memory_offset: usize,
 }
 
 impl Arguments {
@@ -70,6 +72,7 @@ impl Arguments {
                 Long("seed") => arguments.seed = parser.value()?.parse()?,
                 Long("first") => arguments.first = parser.value()?.parse()?,
                 Long("count") => arguments.count = Some(parser.value()?.parse()?),
+                Long("memory-offset") => arguments.memory_offset = parser.value()?.parse()?,
                 Value(word) if arguments.command.is_empty() => arguments.command = word.string()?,
                 other => return Err(other.unexpected().into()),
             }
@@ -129,7 +132,7 @@ fn write_part(
     share: u64,
 ) -> Result<()> {
     let mut random = Random::new(arguments.seed.wrapping_mul(1000).wrapping_add(thread));
-    let mut memory = Aligned::new(arguments.longest);
+    let mut memory = Aligned::new(arguments.longest, arguments.memory_offset);
     let start = arguments.start + thread * share;
     let bits = (arguments.longest / arguments.align).max(1).ilog2();
     let mut left = arguments.count.unwrap_or(u64::MAX);
@@ -154,7 +157,7 @@ fn write_part(
 fn scan(arguments: &Arguments) -> Result<()> {
     let device = open(&arguments.device, false)?;
     let at_a_time = if arguments.longest == 0 { SCAN_SECTORS } else { arguments.longest };
-    let mut memory = Aligned::new(at_a_time);
+    let mut memory = Aligned::new(at_a_time, 0);
     let mut output = io::BufWriter::new(io::stdout().lock());
     let mut run: Option<(u64, u64, Content)> = None;
     let end = arguments.start + arguments.sectors;
@@ -199,16 +202,16 @@ fn open(path: &str, write: bool) -> Result<File> {
         .with_context(|| format!("opening {path}"))
 }
 
-/// Memory for sectors, aligned as direct I/O wants it.
+/// Memory for sectors, so many bytes behind what direct I/O wants it aligned to.
 struct Aligned {
     bytes: Vec<u8>,
     start: usize,
 }
 
 impl Aligned {
-    fn new(sectors: u64) -> Aligned {
-        let bytes = vec![0; sectors as usize * SECTOR_BYTES + ALIGNMENT_BYTES];
-        let start = bytes.as_ptr().align_offset(ALIGNMENT_BYTES);
+    fn new(sectors: u64, offset: usize) -> Aligned {
+        let bytes = vec![0; sectors as usize * SECTOR_BYTES + ALIGNMENT_BYTES + offset];
+        let start = bytes.as_ptr().align_offset(ALIGNMENT_BYTES) + offset;
         Aligned { bytes, start }
     }
 
