@@ -262,6 +262,8 @@ pub struct World {
     pub network_up: [bool; 2],
     /// Exit code of the helpers.
     pub helper_exit_code: i32,
+    /// How long helper programs run, if that is not drawn.
+    pub programs_us: Option<u64>,
     /// What fence-peer says.
     pub fence: Fence,
     /// A policy, the administrator or a broken disk allows that data is overwritten which is nowhere else.
@@ -361,6 +363,7 @@ impl World {
             random: Random::new(config.seed),
             network_up: [true, true],
             helper_exit_code: 0,
+            programs_us: None,
             fence: Fence::AsOthers,
             overwrite_allowed: false,
             history: Vec::new(),
