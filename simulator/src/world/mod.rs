@@ -37,7 +37,7 @@ use engine::metadata::superblock::{Magic, MetaFlags, Superblock, UI_BITMAP, UI_C
 use engine::metadata::transaction::Transaction;
 use engine::netlink::{DiskConf, NetConf, OnIoError, ResizeParms, ResourceOpts};
 use engine::resource::{
-    hmac_of, AdminRequest, AlgorithmName, AttachTables, Backing, BackingLimits, DeviceSizes, DeviceWork, Fault,
+    hmac_of, AdminRequest, AdminResult, AlgorithmName, AttachTables, Backing, BackingLimits, DeviceSizes, DeviceWork, Fault,
     Finding, Helper, IoError, IoFlags, IoRequest, IoResult, LinkFailure, LinkTask, LocalIo, LogLine, Next, Notice, Op,
     PacketHead, Payload, PeerId, Reconnect, RequestId, Submit, TableLimits, VolumeId, VolumeStatus, Wakes, Work,
     PACKET_BUFFER_BYTES,
