@@ -242,6 +242,7 @@ impl<S: Storage> Engine<S> {
                     if received.conn == Conn::WFSyncUUID {
                         self.peer_waits_for_growth(id);
                     }
+                    self.check_verify_untold(id, received);
                     return Ok(());
                 }
             }

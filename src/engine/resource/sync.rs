@@ -607,6 +607,7 @@ impl<S: Storage> Engine<S> {
             });
             self.release_throttled(id);
             self.check_results_come(id);
+            self.tell_spoilt_verify(id);
             self.save_progress(id);
             self.sync_metadata(id);
         }
