@@ -206,6 +206,7 @@ impl<S: Storage> Engine<S> {
             if new.disk != Disk::Negotiating {
                 // However it ended: what was found at attach must not speak for the disk any more.
                 volume.negotiated = None;
+                volume.unjudged = None;
             }
         }
         self.susp = susp;

@@ -267,6 +267,7 @@ impl<S: Storage> Engine<S> {
         self.suspend_useless_log(id);
         // Of a connected peer only what is negotiated counts.
         let known = if conn < Conn::Connected && pdsk == Disk::Outdated { pdsk } else { Disk::Unknown };
+        let judged_ms = self.now_ms.saturating_add(u64::from(self.link.net.timeout) * 100);
         let Some(volume) = self.volume_mut(id) else { return };
         let Some(disk) = volume.disk.as_mut() else { return };
         let (own, pdsk) = initial_disks(disk.superblock.flags.0, known, fencing);
@@ -277,6 +278,7 @@ impl<S: Storage> Engine<S> {
         let outcome = if conn == Conn::Connected {
             volume.negotiated = Some((own, pdsk));
             let told = volume.peer.uuids.take();
+            volume.unjudged = told.map(|told| (told, judged_ms));
             if volume.peer_lacks_writes && role == Role::Primary {
                 let own = set_of(disk.uuids());
                 if let Some(theirs) = told.and_then(|peer| generation_begun_without(&own, &set_of(peer.uuids))) {
