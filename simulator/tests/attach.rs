@@ -272,6 +272,48 @@ fn a_disk_that_meets_a_split_brain_is_let_go() {
     }
 }
 
+/// The same, and the node with the good disk says nothing, as a C module does: by what it has told before, this one comes to the verdict alone.
+/// If that is another one it is the peer's to tell.
+#[test]
+fn a_disk_that_meets_a_split_brain_is_let_go_without_a_word_of_the_peer() {
+    for seed in 1..=SEEDS / 10 {
+        for diverged in [true, false] {
+            let mut config = Config::new(seed);
+            (config.net.timeout, config.net.ping_int) = (20, 60);
+            let mut world = synced_with(config);
+            assert_eq!(world.admin(1, DISCONNECT), 101);
+            assert_eq!(world.admin(0, DISCONNECT), 101);
+            assert_eq!(world.io(0, WRITE, 64, 8), Ok(()));
+            if diverged {
+                assert_eq!(world.admin(1, AdminRequest::Primary { volume: VOLUME, force: false }), 1);
+                assert_eq!(world.io(1, WRITE, 128, 8), Ok(()));
+                assert_eq!(world.admin(1, AdminRequest::Secondary { volume: VOLUME }), 1);
+            }
+            assert_eq!(world.admin(1, DETACH), 1);
+            world.run_until("detached", 10_000, |world| !world.status(1).has_disk);
+            assert_eq!([0, 1].map(|node| world.connect(node)), [1, 1]);
+            let connected = |world: &World| (0..2).all(|node| world.status(node).state.conn == Conn::Connected);
+            world.run_until("connected", 60_000, connected);
+            world.set_direction(0, false);
+            assert_eq!(world.attach(1), 101, "seed {seed}");
+            world.run_for_ms(2_500);
+            let state = world.status(1).state;
+            let expected = if diverged { Disk::Diskless } else { Disk::Negotiating };
+            assert_eq!((state.conn, state.disk), (Conn::Connected, expected), "seed {seed}");
+            world.set_direction(0, true);
+            if diverged {
+                world.run_for_ms(1_000);
+                let state = world.status(0).state;
+                let expected = (Role::Primary, Conn::Connected, Disk::UpToDate, Disk::Diskless);
+                assert_eq!((state.role, state.conn, state.disk, state.pdsk), expected, "seed {seed}");
+                assert_eq!(world.io(0, WRITE, 256, 8), Ok(()));
+            } else {
+                all_the_same(&mut world, seed);
+            }
+        }
+    }
+}
+
 /// Seed 51008349: as above, and the node with the good disk is Primary. A promotion of the other one waited for the verdict, and nothing else
 /// could be asked for.
 #[test]

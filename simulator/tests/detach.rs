@@ -1,8 +1,8 @@
 //! A Primary whose disk fails, or is detached, and that loses its power before the peer has heard of it: what has been acknowledged since
 //! is on the peer's disk alone, and the one that was let go must not come back as the good one.
 
-use engine::netlink::WireProtocol;
-use engine::resource::AdminRequest;
+use engine::netlink::{OnIoError, WireProtocol};
+use engine::resource::{AdminRequest, Helper};
 use engine::state::{Conn, Disk, Role};
 use simulator::node::VOLUME;
 use simulator::scenario::{all_the_same, come_back, good, synced_with, DETACH, PRIMARY, WRITE};
@@ -78,6 +78,38 @@ fn what_is_held_back_until_the_peer_knows_outlasts_the_next_attach() {
         world.run_until("the end of the write", 1_000, |world| !world.operations[write].is_open());
         assert_eq!(world.operations[write].result, Some(Ok(())));
         all_the_same(&mut world);
+    }
+}
+
+/// The program that is told of a failed disk usually switches its node off, after it has written letters. The node goes on meanwhile: the
+/// peer has heard that it has the only good disk, and what is acknowledged from then on is there; the disk is let go, and another one can be
+/// attached.
+#[test]
+fn nobody_waits_for_the_program_that_is_told_of_a_failed_disk() {
+    for seed in 1..=SEEDS {
+        for (weak, switches_off) in [(0, true), (0, false), (1, false)] {
+            let mut config = config(seed);
+            config.disk.on_io_error = OnIoError::CallLocalIoError;
+            let mut world = synced_with(config);
+            // Longer than everything here.
+            world.programs_us = Some(3_600_000_000);
+            world.nodes[weak].faults.write_percent = 100;
+            assert_eq!(world.io(0, Action::Write { fua: false }, 0, 8), Ok(()));
+            world.run_until("the end of the disk", 1_000, |world| !world.status(weak).has_disk);
+            assert!(world.helpers.contains(&(weak, Helper::LocalIoError)), "seed {seed}");
+            world.programs_us = None;
+            world.run_until("news", 1_000, |world| world.status(1 - weak).state.pdsk == Disk::Diskless);
+            for sector in 1..=10 {
+                assert_eq!(world.io(0, WRITE, sector * 8, 8), Ok(()));
+            }
+            if switches_off {
+                lose_power_and_come_back(&mut world, seed);
+            } else {
+                world.nodes[weak].faults = Default::default();
+                assert_eq!(world.attach(weak), 101, "seed {seed}");
+                all_the_same(&mut world);
+            }
+        }
     }
 }
 

@@ -711,6 +711,44 @@ fn a_disk_that_fails_and_is_kept_ends_a_verify() {
     }
 }
 
+/// The same with a C module as the node whose disk is good: it goes on with the verify, and takes the other disk for good until that is over.
+#[test]
+fn a_peer_that_goes_on_with_a_verify_hears_of_the_failed_disk_in_the_end() {
+    for weak in 0..2 {
+        for asked in 0..2 {
+            let change = |config: &mut Config| {
+                config.disk.on_io_error = OnIoError::PassOn;
+                config.disk.resync_rate = 25_000;
+            };
+            with_config(change, |mut world| {
+                synced(&mut world);
+                world.ask(asked, verify(Some(0), None));
+                world.run_until("verify", 10_000, |world| {
+                    (0..2).all(|node| matches!(world.status(node).state.conn, Conn::VerifyS | Conn::VerifyT))
+                });
+                world.trusts_in_verify = Some(1 - weak);
+                world.nodes[weak].faults.read_percent = 100;
+                world.run_until("the failure", 1_000, |world| world.status(weak).state.disk == Disk::Inconsistent);
+                world.nodes[weak].faults.read_percent = 0;
+                assert_eq!(world.status(weak).state.conn, Conn::Connected);
+                assert_eq!(world.status(1 - weak).state.pdsk, Disk::UpToDate);
+                let ended = |world: &World| {
+                    let state = world.status(1 - weak).state;
+                    state.conn == Conn::Connected && state.pdsk == Disk::Inconsistent
+                };
+                world.run_until("the end of the verify", 60_000, ended);
+                world.trusts_in_verify = None;
+                nothing_left_over(&mut world);
+                world.reset_connection();
+                world.run_until("loss noticed", 10_000, |world| world.status(0).state.conn < Conn::Connected);
+                up_to_date(&mut world);
+                equal(&mut world);
+                assert_eq!(world.faults, []);
+            });
+        }
+    }
+}
+
 #[test]
 fn digests_go_with_every_kind_of_data() {
     with_config(with_integrity, |mut world| {

@@ -12,7 +12,7 @@ use crate::linux::storage::KernelStorage;
 use crate::linux::work::Deferred;
 use engine::metadata::layout::{superblock_sector, MetaIndex};
 use engine::netlink::{DiskConf, RetCode};
-use engine::resource::{self, AttachTables, BackingLimits, DeviceSizes, PeerId, RequestId};
+use engine::resource::{self, AdminResult, AttachTables, BackingLimits, DeviceSizes, PeerId, RequestId};
 use kernel::prelude::*;
 use kernel::str::CString;
 use kernel::sync::Arc;
@@ -88,15 +88,19 @@ impl Opened {
     /// Makes the tables that the attach needs. May sleep.
     ///
     /// # Errors
-    /// The number for the reply, -18 if it has to be tried again later.
+    /// The reply, -18 if it has to be tried again later.
     #[inline(never)]
-    pub(crate) fn make_tables(&self, volume: &Volume, conf: &DiskConf) -> Result<AttachTables<KernelStorage>, i32> {
+    pub(crate) fn make_tables(
+        &self,
+        volume: &Volume,
+        conf: &DiskConf,
+    ) -> Result<AttachTables<KernelStorage>, AdminResult> {
         let backing = self.describe().ok_or(RetCode::Nomem.number())?;
         let plan = volume.resource.locked.with(|locked| locked.engine.plan_attach(volume.id, conf, &backing))?;
         if faults::strikes(volume.minor, Fault::BitmapMemory) {
-            return Err(RetCode::NomemBitmap.number());
+            return Err(RetCode::NomemBitmap.number().into());
         }
-        AttachTables::new(plan).map_err(RetCode::number)
+        AttachTables::new(plan).map_err(|code| code.number().into())
     }
 
     /// Begins the attach; its answer comes as that of any request of an administrator. The devices must have been given to the

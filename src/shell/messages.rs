@@ -168,17 +168,8 @@ pub(crate) fn peer_device_statistics(status: &VolumeStatus) -> PeerDeviceStatist
         peer_dev_out_of_sync: status.bits_out_of_sync.saturating_mul(SECTORS_PER_BIT),
         peer_dev_resync_failed: status.sync.map_or(0, |sync| sync.failed_bits).saturating_mul(SECTORS_PER_BIT),
         peer_dev_bitmap_uuid: bitmap,
-        peer_dev_flags: peer_flags(status),
+        peer_dev_flags: status.peer_flags(),
     }
-}
-
-/// The flags of the meta data that are about the peer. spec: netlink 3.3 (peer-device flags)
-fn peer_flags(status: &VolumeStatus) -> u32 {
-    const META_CONNECTED: u32 = 1 << 2;
-    const META_FULL_SYNC: u32 = 1 << 3;
-    const META_PEER_OUTDATED: u32 = 1 << 5;
-    let flag = |meta: u32, bit: u32| if status.meta_flags & meta != 0 { 1 << bit } else { 0 };
-    flag(META_CONNECTED, 0) | flag(META_PEER_OUTDATED, 1) | flag(META_FULL_SYNC, 3)
 }
 
 /// Why a STATE_INFO is sent, with what belongs to the reason.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The resource's worker (`drbd_w_NAME`): carries out, in order, what the engine wants done outside of the data path.
-//! Programs of user space may take minutes, and give commands; so orders for devices are also carried out by whoever waits for
-//! the answer to a command ([`carry_out_orders`]).
+//! Programs of user space may take minutes, and give commands; so they have threads of their own, and orders for devices are carried out
+//! meanwhile ([`carry_out_orders`]), also by whoever waits for the answer to a command.
 
 use super::control::net;
 use super::log::{log_error, log_info};
@@ -143,13 +143,29 @@ fn tell(resource: &Arc<Resource>, notice: &Notice) {
     }
 }
 
-/// Runs a program while the rest of the worker's orders waits.
+/// Runs a program while the rest of the worker's orders waits. Those for devices do not: the receiver waits for the tables of another size.
 #[inline(never)]
 fn help_waiting(resource: &Arc<Resource>, helper: Helper, volume: Option<VolumeId>, ticket: u32) {
     resource.in_program.store(true, Relaxed);
     resource.changed.wake_all();
-    help(resource, helper, volume, ticket);
-    resource.in_program.store(false, Relaxed);
+    let helped = resource.clone();
+    let thread = Thread::spawn(fmt!("drbd_help_{}", resource.name.as_str()), move || {
+        let _no_io = NoIoScope::enter();
+        help(&helped, helper, volume, ticket);
+        helped.in_program.store(false, Relaxed);
+        helped.worker.set();
+    });
+    if thread.is_err() {
+        // Without memory they wait as well.
+        help(resource, helper, volume, ticket);
+        resource.in_program.store(false, Relaxed);
+    }
+    while resource.in_program.load(Relaxed) {
+        resource.worker.wait_timeout_ms(LOOK_AGAIN_MS);
+        carry_out_orders(resource);
+    }
+    // Joins: nothing of the next program begins before this one has ended.
+    drop(thread);
 }
 
 #[inline(never)]

@@ -88,9 +88,10 @@ impl World {
         if !(known(zero) && known(one)) {
             return;
         }
-        // Behind what waits for a slow network, or another volume's resync, the news may come late.
+        // Behind what waits for a slow network, or another volume's resync, the news may come late; and one that is made to believe in the other
+        // one's disk does so for long.
         let queued = (0..2).any(|node| self.engine_of(node).usage().queued > 0);
-        if queued || self.keeps_a_source_that_failed() {
+        if queued || self.keeps_a_source_that_failed() || self.trusts_in_verify.is_some() {
             return;
         }
         let says = |state: engine::state::State| (state.role, state.disk);

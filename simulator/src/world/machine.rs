@@ -163,11 +163,11 @@ impl World {
         let volume = self.volume;
         let plan = match self.engine_of(node).plan_attach(volume, &conf, &backing) {
             Ok(plan) => plan,
-            Err(IN_TRANSIENT_STATE) => {
+            Err(AdminResult { code: IN_TRANSIENT_STATE, .. }) => {
                 self.nodes[node].device.attaching = Attaching::Waits;
                 return Ok(());
             }
-            Err(code) => {
+            Err(AdminResult { code, .. }) => {
                 self.trace.push_back(format!("node {node} attach refused: {code}"));
                 return Err(code);
             }

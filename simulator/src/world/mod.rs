@@ -37,10 +37,10 @@ use engine::metadata::superblock::{Magic, MetaFlags, Superblock, UI_BITMAP, UI_C
 use engine::metadata::transaction::Transaction;
 use engine::netlink::{DiskConf, NetConf, OnIoError, ResizeParms, ResourceOpts};
 use engine::resource::{
-    hmac_of, AdminRequest, AlgorithmName, AttachTables, Backing, BackingLimits, DeviceSizes, DeviceWork, Fault,
-    Finding, Helper, IoError, IoFlags, IoRequest, IoResult, LinkFailure, LinkTask, LocalIo, LogLine, Next, Notice, Op,
-    PacketHead, Parting, Payload, PeerId, Reconnect, RequestId, Submit, TableLimits, VolumeId, VolumeStatus, Wakes,
-    Work, PACKET_BUFFER_BYTES,
+    hmac_of, AdminRequest, AdminResult, AlgorithmName, AttachTables, Backing, BackingLimits, DeviceSizes, DeviceWork,
+    Fault, Finding, Helper, IoError, IoFlags, IoRequest, IoResult, LinkFailure, LinkTask, LocalIo, LogLine, Next,
+    Notice, Op, PacketHead, Parting, Payload, PeerId, Reconnect, RequestId, Submit, TableLimits, VolumeId,
+    VolumeStatus, Wakes, Work, PACKET_BUFFER_BYTES,
 };
 use engine::state::{Conn, Disk, Role};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -262,6 +262,10 @@ pub struct World {
     pub network_up: [bool; 2],
     /// Exit code of the helpers.
     pub helper_exit_code: i32,
+    /// This node takes the other one's disk for good while it verifies, as a C module does.
+    pub trusts_in_verify: Option<usize>,
+    /// How long helper programs run, if that is not drawn.
+    pub programs_us: Option<u64>,
     /// What fence-peer says.
     pub fence: Fence,
     /// A policy, the administrator or a broken disk allows that data is overwritten which is nowhere else.
@@ -361,6 +365,8 @@ impl World {
             random: Random::new(config.seed),
             network_up: [true, true],
             helper_exit_code: 0,
+            trusts_in_verify: None,
+            programs_us: None,
             fence: Fence::AsOthers,
             overwrite_allowed: false,
             history: Vec::new(),

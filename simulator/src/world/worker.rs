@@ -123,7 +123,7 @@ impl World {
                 self.helpers.push((node, helper));
                 self.note(|| format!("node {node} helper {helper} -> {exit_code}"));
                 let delay = self.random.between(100, 20_000);
-                let delay = self.late(helper, ticket).unwrap_or(delay);
+                let delay = self.programs_us.or_else(|| self.late(helper, ticket)).unwrap_or(delay);
                 self.schedule_own(node, delay, Own::Helper { helper, ticket, exit_code });
             }
             Work::Algorithms => {

@@ -414,7 +414,8 @@ pub struct BackingLimits {
 pub enum Helper {
     /// A Primary has no UpToDate disk in reach any more, neither its own nor the peer's.
     PriOnInconDegr,
-    /// The own disk failed by an I/O error, and `on-io-error` is call-local-io-error. Before the peer hears of it.
+    /// The own disk failed by an I/O error, and `on-io-error` is call-local-io-error. Ordered before the peer hears of it, which
+    /// does not wait for the program; nor does the disk, which may be gone when that looks for it.
     LocalIoError,
     /// A Primary lost its peer, or a promotion needs the peer fenced. The exit code, 3 to 7, tells what the peer's disk
     /// is worth. For the resource. spec: state-machine 12

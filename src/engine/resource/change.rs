@@ -206,6 +206,7 @@ impl<S: Storage> Engine<S> {
             if new.disk != Disk::Negotiating {
                 // However it ended: what was found at attach must not speak for the disk any more.
                 volume.negotiated = None;
+                volume.unjudged = None;
             }
         }
         self.susp = susp;
@@ -271,6 +272,7 @@ impl<S: Storage> Engine<S> {
             self.resend();
         }
         self.announce_uncounted(id, old, new);
+        self.note_spoilt_verify(id, old, new);
         let mut set = effects(old, new, &self.effect_context(id, new));
         if old.conn == Conn::Connected && new.conn == Conn::StartingSyncT {
             // The peer learns it by the request for the resync or the answer to its own; told twice it would negotiate.

@@ -6,7 +6,7 @@
 //! request is on it, after its bitmap was written, if that is still possible.
 //! spec: state-machine 13; metadata 2, 5, 7
 
-use super::admin::Backing;
+use super::admin::{AdminInfo, AdminResult, Backing};
 use super::api::VolumeId;
 use super::change::{policy, Kind};
 use super::meeting::set_of;
@@ -72,14 +72,14 @@ impl<S: Storage> Engine<S> {
         conf: &DiskConf,
         backing: &Backing<'_>,
         tables: &mut Option<AttachTables<S>>,
-    ) -> Result<(), i32> {
+    ) -> Result<(), AdminResult> {
         let (plan, superblock, layout) = self.examine(id, conf, backing)?;
         if !tables.as_ref().is_some_and(|tables| tables.plan == plan) {
             // The peer's size became known meanwhile: the owner makes other tables and tries again.
-            return Err(StateError::InTransientState.code());
+            return Err(StateError::InTransientState.code().into());
         }
         self.change(id, Change::disk(Disk::Attaching), Kind::Soft).map_err(|error| error.code())?;
-        let Some(tables) = tables.take() else { return Err(StateError::InTransientState.code()) };
+        let Some(tables) = tables.take() else { return Err(StateError::InTransientState.code().into()) };
         self.install(id, conf, backing, superblock, layout, tables);
         Ok(())
     }
@@ -87,8 +87,8 @@ impl<S: Storage> Engine<S> {
     /// What an attach would need; nothing is changed. Make [`AttachTables`] from it without holding the lock.
     ///
     /// # Errors
-    /// The number for the reply. -18: the nodes are meeting, and what is not wrong in any case cannot be told yet.
-    pub fn plan_attach(&self, id: VolumeId, conf: &DiskConf, backing: &Backing<'_>) -> Result<AttachPlan, i32> {
+    /// The reply. -18: the nodes are meeting, and what is not wrong in any case cannot be told yet.
+    pub fn plan_attach(&self, id: VolumeId, conf: &DiskConf, backing: &Backing<'_>) -> Result<AttachPlan, AdminResult> {
         self.examine(id, conf, backing).map(|(plan, _, _)| plan)
     }
 
@@ -99,16 +99,16 @@ impl<S: Storage> Engine<S> {
         id: VolumeId,
         conf: &DiskConf,
         backing: &Backing<'_>,
-    ) -> Result<(AttachPlan, Superblock, Layout), i32> {
+    ) -> Result<(AttachPlan, Superblock, Layout), AdminResult> {
         let volume = self.volume(id).ok_or(RetCode::MinorInvalid.number())?;
         if volume.state.disk != Disk::Diskless || volume.disk.is_some() {
-            return Err(RetCode::DiskConfigured.number());
+            return Err(RetCode::DiskConfigured.number().into());
         }
         if conf.fencing == Fencing::ResourceAndStonith
             && self.link.configured
             && self.link.net.wire_protocol == WireProtocol::A
         {
-            return Err(RetCode::StonithAndProtA.number());
+            return Err(RetCode::StonithAndProtA.number().into());
         }
         let superblock = Superblock::decode(backing.superblock).map_err(|error| error.error_code())?;
         // Where things are is what the superblock says, not what it would say if it were made today.
@@ -122,7 +122,7 @@ impl<S: Storage> Engine<S> {
         })
         .map_err(|error| error.error_code())?;
         if self.link.state_sent {
-            return Err(StateError::InTransientState.code());
+            return Err(StateError::InTransientState.code().into());
         }
         let plan = self.judge(volume, conf, &superblock, &layout)?;
         Ok((plan, superblock, layout))
@@ -135,12 +135,12 @@ impl<S: Storage> Engine<S> {
         conf: &DiskConf,
         superblock: &Superblock,
         layout: &Layout,
-    ) -> Result<AttachPlan, i32> {
+    ) -> Result<AttachPlan, AdminResult> {
         let someone_primary = volume.state.role == Role::Primary || volume.state.peer == Role::Primary;
         let current = superblock.uuids.first().copied().unwrap_or(0);
         let other_data = volume.has_seen_other_data(current);
         if volume.state.pdsk != Disk::UpToDate && someone_primary && other_data {
-            return Err(RetCode::DataNotCurrent.number());
+            return Err(RetCode::DataNotCurrent.number().into());
         }
         let last_agreed_sectors = superblock.la_size_sectors;
         let size_sectors = agreed_size(&SizeInputs {
@@ -158,10 +158,13 @@ impl<S: Storage> Engine<S> {
             user_sectors: conf.disk_size,
             is_consistent: superblock.flags.contains(MetaFlags::CONSISTENT),
         })
-        .map_err(|error| error.error_code())?;
+        .map_err(|error| AdminResult {
+            code: error.error_code(),
+            info: AdminInfo::WouldShrink { from_sectors: last_agreed_sectors, sectors: size_sectors },
+        })?;
         // The size may grow up to that at any time.
         if layout.usable_sectors.div_ceil(8) > layout.bitmap_bits() {
-            return Err(RetCode::NomemBitmap.number());
+            return Err(RetCode::NomemBitmap.number().into());
         }
         let extents = clamp_al_extents(conf.al_extents, layout.striping.blocks());
         Ok(AttachPlan { extents, size_sectors })
@@ -264,6 +267,7 @@ impl<S: Storage> Engine<S> {
         self.suspend_useless_log(id);
         // Of a connected peer only what is negotiated counts.
         let known = if conn < Conn::Connected && pdsk == Disk::Outdated { pdsk } else { Disk::Unknown };
+        let judged_ms = self.now_ms.saturating_add(u64::from(self.link.net.timeout) * 100);
         let Some(volume) = self.volume_mut(id) else { return };
         let Some(disk) = volume.disk.as_mut() else { return };
         let (own, pdsk) = initial_disks(disk.superblock.flags.0, known, fencing);
@@ -274,6 +278,7 @@ impl<S: Storage> Engine<S> {
         let outcome = if conn == Conn::Connected {
             volume.negotiated = Some((own, pdsk));
             let told = volume.peer.uuids.take();
+            volume.unjudged = told.map(|told| (told, judged_ms));
             if volume.peer_lacks_writes && role == Role::Primary {
                 let own = set_of(disk.uuids());
                 if let Some(theirs) = told.and_then(|peer| generation_begun_without(&own, &set_of(peer.uuids))) {
@@ -536,7 +541,7 @@ mod tests {
         Superblock::new_created(&layout, 0, Striping::DEFAULT)
     }
 
-    fn attached(index: MetaIndex, meta_sectors: u64, superblock: &Superblock) -> Result<AttachPlan, i32> {
+    fn attached(index: MetaIndex, meta_sectors: u64, superblock: &Superblock) -> Result<AttachPlan, AdminResult> {
         let mut engine = Engine::<HeapStorage>::new(&Default::default(), TableLimits::default()).expect("memory");
         let volume = engine.add_volume(0, 0, 0).expect("a volume");
         let mut block = [0; 4096];
@@ -549,9 +554,9 @@ mod tests {
     #[test]
     fn a_superblock_is_judged_before_the_size_of_its_device() {
         let good = superblock(MetaIndex::FlexibleExternal, 1024);
-        assert_eq!(attached(MetaIndex::FlexibleExternal, 1024, &good), Err(112));
+        assert_eq!(attached(MetaIndex::FlexibleExternal, 1024, &good), Err(AdminResult::from(112)));
         let bad = Superblock { bm_bytes_per_bit: 512, ..good };
-        assert_eq!(attached(MetaIndex::FlexibleExternal, 1024, &bad), Err(119));
+        assert_eq!(attached(MetaIndex::FlexibleExternal, 1024, &bad), Err(AdminResult::from(119)));
     }
 
     #[test]
@@ -564,6 +569,22 @@ mod tests {
         let mut small = superblock(MetaIndex::Internal, DISK_SECTORS);
         small.bm_offset += 16;
         small.md_size_sectors -= 16;
-        assert_eq!(attached(MetaIndex::Internal, DISK_SECTORS, &small), Err(140));
+        assert_eq!(attached(MetaIndex::Internal, DISK_SECTORS, &small), Err(AdminResult::from(140)));
+    }
+
+    /// The administrator hears by how much.
+    #[test]
+    fn a_disk_that_is_smaller_than_the_device_was_is_refused_with_both_sizes() {
+        let mut used = superblock(MetaIndex::FlexibleExternal, 2056);
+        used.la_size_sectors = DISK_SECTORS + 4096;
+        used.flags.set(MetaFlags::CONSISTENT);
+        let refused = attached(MetaIndex::FlexibleExternal, 2056, &used).expect_err("it would shrink");
+        assert_eq!(refused.code, 170);
+        let text = std::format!("{}", refused.info);
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(text.contains("1052672 sectors") && text.contains("1048576 now"), "{text}");
+        // Nothing of it is worth anything: it may.
+        used.flags.clear(MetaFlags::CONSISTENT);
+        assert!(attached(MetaIndex::FlexibleExternal, 2056, &used).is_ok());
     }
 }

@@ -15,7 +15,7 @@ use super::{Engine, Volume};
 use crate::handshake::{
     compare_protocol, decide, negotiate, receive_state, receive_uuids, CompareContext, DecideInput, Decision, Demotion,
     Fixup, HandshakeResult, PeerFeatures, PeerStateAction, PeerStateInput, PeerStateRefusal, ProtocolSettings,
-    SbPolicies, SbPolicy, SyncDecision, Thing, UuidSet, UuidsAction, UuidsInput,
+    RefuseReason, SbPolicies, SbPolicy, SyncDecision, Thing, UuidSet, UuidsAction, UuidsInput,
 };
 use crate::metadata::superblock::UI_BITMAP;
 use crate::netlink::WireProtocol;
@@ -242,6 +242,7 @@ impl<S: Storage> Engine<S> {
                     if received.conn == Conn::WFSyncUUID {
                         self.peer_waits_for_growth(id);
                     }
+                    self.check_verify_untold(id, received);
                     return Ok(());
                 }
             }
@@ -371,6 +372,28 @@ impl<S: Storage> Engine<S> {
             // The peer knows nothing of the attempt to step down.
             Some(HandshakeResult::Failed { .. }) if input.demotion != Demotion::NotTried => failed,
             result => result.unwrap_or(failed),
+        }
+    }
+
+    /// The clock. A C module that does not take the disk that is being attached here says nothing. But it comes to that verdict by what it
+    /// has told before, if that is a split brain or unrelated data: so does this node, and lets the disk go. Any other verdict is the
+    /// peer's to tell.
+    pub(super) fn check_verdict_comes(&mut self, id: VolumeId) {
+        let now_ms = self.now_ms;
+        let Some(volume) = self.volume_mut(id) else { return };
+        let own = volume.state;
+        let waits = own.conn == Conn::Connected && own.disk == Disk::Negotiating && volume.peer.uuids.is_none();
+        let Some((told, _)) = volume.unjudged.filter(|(_, due_ms)| waits && now_ms >= *due_ms) else { return };
+        volume.unjudged = None;
+        volume.peer.uuids = Some(told);
+        let peer = State { role: own.peer, peer: own.role, disk: own.pdsk, pdsk: own.disk, ..own };
+        let verdict = self.decide_input(id, peer, own.pdsk).map(|input| decide(&input).decision);
+        if let Some(SyncDecision::Refuse(RefuseReason::Unrelated | RefuseReason::SplitBrain)) = verdict {
+            // Once more, with what is told of it.
+            let _refused = self.decide_sync(id, peer, own.pdsk);
+            let _outcome = self.change(id, Change::disk(Disk::Failed), Kind::Hard);
+        } else {
+            self.with_volume(id, |volume| volume.peer.uuids = None);
         }
     }
 

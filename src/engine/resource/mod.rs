@@ -46,7 +46,7 @@
 //! admin(AdminRequest<'_>, now_ms)                               // starts it
 //! know_algorithm(&AlgorithmName, digest_bytes) -> bool          // before Connect and NetOptions: what can be computed
 //! wanted_algorithms() -> [AlgorithmName; 3]; algorithms_looked_for(now_ms)   // answers Work::Algorithms
-//! plan_attach(VolumeId, &DiskConf, &Backing) -> Result<AttachPlan, i32>; AttachTables::new(plan)   // the latter without the lock
+//! plan_attach(VolumeId, &DiskConf, &Backing) -> Result<AttachPlan, AdminResult>; AttachTables::new(plan)   // the latter without the lock
 //! attach(VolumeId, &DiskConf, &Backing, AttachTables<S>, now_ms)   // a request as well; -18, of the plan too: again when not is_meeting()
 //! device_sizes(VolumeId, DeviceSizes)                           // before AdminRequest::Resize and link_up; see wants_device_sizes
 //! resize(VolumeId, Option<BitmapTables<S>>, now_ms) -> Option<BitmapTables<S>>   // answers DeviceWork::Resize; drop the old ones unlocked

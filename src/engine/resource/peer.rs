@@ -492,7 +492,8 @@ impl<S: Storage> Engine<S> {
     ) -> Result<Option<PeerId>, Fault> {
         let Some(volume) = self.volume(id) else { return Err(Fault::UnknownVolume) };
         check_range(request.sector, request.size_bytes, MAX_DATA_BYTES, volume.size_sectors)?;
-        if volume.state.disk != Disk::UpToDate {
+        let owed = kind == PeerKind::VerifyRead && volume.owes_digests();
+        if volume.state.disk != Disk::UpToDate && !owed {
             let command = if kind == PeerKind::Read { Command::NegDreply } else { Command::NegRsDreply };
             self.queue_meta(MetaOut::Ack {
                 command,

@@ -7,6 +7,7 @@ use super::verify::is_verifying;
 use super::volume::Counters;
 use super::Engine;
 use crate::activity_log::Statistics;
+use crate::metadata::superblock::MetaFlags;
 use crate::netlink::WireProtocol;
 use crate::netlink::{DiskConf, NetConf, ResourceOpts};
 use crate::resync::Figures;
@@ -86,6 +87,19 @@ pub struct VolumeStatus {
     pub max_discard_bytes: u32,
     /// Largest write of zeroes that the peer takes as such, in bytes; 0: none, they have to be data.
     pub max_write_zeroes_bytes: u32,
+}
+
+impl VolumeStatus {
+    /// Flags of the meta data that listeners are told with the peer: bit 0 connected, bit 1 outdated, bit 3 full sync. It is the own disk
+    /// that is outdated, as with the C module. spec: netlink 3.3 (peer-device flags)
+    pub fn peer_flags(&self) -> u32 {
+        let flags = MetaFlags(self.meta_flags);
+        let outdated = flags.contains(MetaFlags::CONSISTENT) && !flags.contains(MetaFlags::WAS_UP_TO_DATE);
+        let bit = |set: bool, bit: u32| u32::from(set) << bit;
+        bit(flags.contains(MetaFlags::CONNECTED_IND), 0)
+            | bit(outdated, 1)
+            | bit(flags.contains(MetaFlags::FULL_SYNC), 3)
+    }
 }
 
 /// The connection at one moment.
@@ -348,5 +362,26 @@ impl<S: Storage> Engine<S> {
             })
             .min();
         ResourceStatus { role: all.highest_role, susp: self.susp, write_ordering: ordering.unwrap_or(2) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::TableLimits;
+    use super::*;
+    use crate::storage::HeapStorage;
+
+    #[test]
+    fn the_flags_told_with_the_peer_say_whether_the_own_disk_is_outdated() {
+        let mut engine = Engine::<HeapStorage>::new(&Default::default(), TableLimits::default()).expect("memory");
+        let volume = engine.add_volume(0, 0, 0).expect("a volume");
+        let status = engine.volume_status(volume).expect("a volume");
+        let told = |flags: MetaFlags| VolumeStatus { meta_flags: flags.0, ..status }.peer_flags();
+        let (consistent, good) = (MetaFlags::CONSISTENT, MetaFlags::WAS_UP_TO_DATE);
+        assert_eq!(told(MetaFlags::default()), 0);
+        assert_eq!(told(consistent), 2);
+        assert_eq!(told(MetaFlags(consistent.0 | good.0)), 0);
+        assert_eq!(told(MetaFlags(consistent.0 | good.0 | MetaFlags::PEER_OUT_DATED.0)), 0);
+        assert_eq!(told(MetaFlags(MetaFlags::CONNECTED_IND.0 | MetaFlags::FULL_SYNC.0)), 9);
     }
 }

@@ -607,6 +607,8 @@ impl<S: Storage> Engine<S> {
             });
             self.release_throttled(id);
             self.check_results_come(id);
+            self.tell_spoilt_verify(id);
+            self.check_verdict_comes(id);
             self.save_progress(id);
             self.sync_metadata(id);
         }

@@ -21,13 +21,23 @@ use super::sync::REQUESTS_PER_TURN;
 use super::work::LogLine;
 use super::{Engine, Sabotage, Volume};
 use crate::netlink::WireProtocol;
-use crate::state::{Conn, Disk};
+use crate::state::{Conn, Disk, State};
 use crate::storage::Storage;
 use crate::wire::command::Command;
 use crate::wire::{BlockAck, BlockRequest, BLOCK_BYTES, ID_IN_SYNC, ID_OUT_OF_SYNC, MAX_DATA_BYTES};
 
 /// Sectors of a block.
 const BLOCK_SECTORS: u64 = 8;
+
+/// The disk here became Inconsistent during a run, which ended that. A C module as peer goes on with the run, and takes the disk for good
+/// until then, whatever it is told: it hears of it once more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Untold {
+    /// This node compared: at that time, when the peer has ended the run.
+    At(u64),
+    /// The peer compares: when it says that it does not any more. Until then it gets its digests.
+    PeerCompares,
+}
 
 /// A verify run, and what the next one goes on with.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +56,8 @@ pub(super) struct Verify {
     found: Option<(u64, u64)>,
     /// Digests that the peer has and has not told the result of (VerifyT).
     told: u32,
+    /// What the peer may not have heard of.
+    untold: Option<Untold>,
 }
 
 impl Verify {
@@ -58,6 +70,7 @@ impl Verify {
         started: false,
         found: None,
         told: 0,
+        untold: None,
     };
 
     /// Where the run stops early.
@@ -403,6 +416,60 @@ impl<S: Storage> Engine<S> {
 
     // Both.
 
+    /// The state changes from `old` to `new`, which the peer is about to be told. The own disk may have become Inconsistent during a run, see
+    /// [`Untold`]. Where the C module does not compare it ends its run only when it hears, from a disk that it counts as good, that the
+    /// nodes are just connected: that is what it hears first. Until then it takes the disk for good anyway.
+    pub(super) fn note_spoilt_verify(&mut self, id: VolumeId, old: State, new: State) {
+        let connected = new.conn == Conn::Connected && new.disk == Disk::Inconsistent;
+        let compares = old.conn == Conn::VerifyS;
+        let spoilt = connected && is_verifying(old.conn) && old.disk == Disk::UpToDate;
+        if spoilt && compares {
+            self.send_state(id, State { disk: Disk::UpToDate, ..new });
+        }
+        let at_ms = self.when_peer_has_ended();
+        self.with_volume(id, |volume| {
+            volume.verify.untold = match (spoilt, compares) {
+                (true, true) => Some(Untold::At(at_ms)),
+                (true, false) => Some(Untold::PeerCompares),
+                _ => volume.verify.untold.filter(|_| connected),
+            };
+        });
+    }
+
+    /// A C module ends its run when it has got the result of every digest, a little later.
+    fn when_peer_has_ended(&self) -> u64 {
+        self.now_ms.saturating_add(u64::from(self.link.net.timeout) * 100)
+    }
+
+    /// The clock: the peer has ended its run by now.
+    pub(super) fn tell_spoilt_verify(&mut self, id: VolumeId) {
+        let at_ms = self.when_peer_has_ended();
+        let now_ms = self.now_ms;
+        let Some(volume) = self.volume_mut(id) else { return };
+        let Some(Untold::At(due_ms)) = volume.verify.untold else { return };
+        if volume.resync.requests_in_flight > 0 {
+            volume.verify.untold = Some(Untold::At(at_ms));
+        } else if now_ms >= due_ms {
+            volume.verify.untold = None;
+            let state = volume.state;
+            self.send_state(id, state);
+        }
+    }
+
+    /// The peer has told its state, and what it takes this node's disk for.
+    pub(super) fn check_verify_untold(&mut self, id: VolumeId, received: State) {
+        let Some(volume) = self.volume_mut(id).filter(|volume| volume.verify.untold == Some(Untold::PeerCompares))
+        else {
+            return;
+        };
+        if received.pdsk <= volume.state.disk {
+            volume.verify.untold = None;
+        } else if received.conn <= Conn::Connected {
+            let state = volume.state;
+            self.send_state(id, state);
+        }
+    }
+
     /// A block differs: its bit is set on both nodes. Neighbours are reported together.
     fn verify_found(&mut self, id: VolumeId, sector: u64, size_bytes: u32) {
         if !self.sabotaged(Sabotage::VerifyWithoutMark) {
@@ -471,6 +538,11 @@ impl<S: Storage> Engine<S> {
 }
 
 impl<S: Storage> Volume<S> {
+    /// The peer compares, though the disk here is not good any more. It does not end before it has every digest.
+    pub(super) fn owes_digests(&self) -> bool {
+        self.state.disk == Disk::Inconsistent && self.verify.untold == Some(Untold::PeerCompares)
+    }
+
     /// The run ends before `sector`; at least one block is compared.
     fn verify_stops_at(&self, sector: u64, can_stop: bool) -> bool {
         let first = self.verify.left_blocks == self.resync.total_bits && self.resync.requests_in_flight == 0;

@@ -361,6 +361,8 @@ pub(super) struct Volume<S: Storage> {
     pub(super) peer: PeerVolume,
     /// Disk and peer disk states found at attach, while Negotiating.
     pub(super) negotiated: Option<(Disk, Disk)>,
+    /// While Negotiating, and the peer has not answered: the generations that it had told before, and when they are judged without it.
+    pub(super) unjudged: Option<(Uuids, u64)>,
     /// Both were Inconsistent and the peer became Primary: decide again at its next state packet.
     pub(super) consider_resync: bool,
     /// This volume's handshake wants the peer's data to win (single shot).
@@ -516,6 +518,7 @@ impl<S: Storage> Volume<S> {
                 meter: ActivityMeter::default(),
             },
             verify: Verify::NEW,
+            unjudged: None,
             told_bits: 0,
             throttled: List::EMPTY,
             catch_up_at_ms: None,

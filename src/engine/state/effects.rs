@@ -9,7 +9,7 @@
 //! * the generation of a resync is stored and sent before any state packet,
 //! * sizes, generations, state are sent in this order, and before a bitmap,
 //! * a new data generation begins before frozen I/O ends, which only this node may have,
-//! * the helper for I/O errors runs before the peer is told,
+//! * the helper for I/O errors is ordered before the peer is told; nobody waits for it,
 //! * meta data is written after everything that changes it, and before the disk may be let go.
 
 use super::types::{Conn, Disk, FencingPolicy, Role, State, Susp};
@@ -99,7 +99,8 @@ effect_list! {
     DeferNewCurrentUuid,
     /// Write changed bitmap pages.
     WriteBitmap,
-    /// Run the helper local-io-error.
+    /// Order the helper local-io-error. What follows does not wait for it: the peer would take this disk for good as long as it runs,
+    /// and it usually switches this node off. (In the C module everything that is sent waits.)
     HelperLocalIoError,
     /// Abort everything the disk has not answered.
     AbortDiskIo,

@@ -49,7 +49,7 @@ fn attach_once(driver: &Driver, minor: &Minor, conf: &DiskConf, after: i32) -> R
     minor.resource.pin_module()?;
     let result = match volume_of(&minor.resource, minor.id) {
         Some(volume) => try_to_attach(driver, &volume, conf, after),
-        None => AdminResult { code: RetCode::MinorInvalid.number(), info: AdminInfo::None },
+        None => RetCode::MinorInvalid.number().into(),
     };
     minor.resource.unpin_unused_module();
     Ok(result)
@@ -58,24 +58,23 @@ fn attach_once(driver: &Driver, minor: &Minor, conf: &DiskConf, after: i32) -> R
 /// The result is -18 if the nodes are just meeting. The caller holds `resource.admin`.
 #[inline(never)]
 fn try_to_attach(driver: &Driver, volume: &Arc<Volume>, conf: &DiskConf, after: i32) -> AdminResult {
-    let refused = |code: i32| AdminResult { code, info: AdminInfo::None };
     if !volume.wait_detached() {
-        return refused(RetCode::DiskConfigured.number());
+        return RetCode::DiskConfigured.number().into();
     }
     let opened = match Opened::open(volume, conf) {
         Ok(opened) => opened,
-        Err(code) => return refused(code.number()),
+        Err(code) => return code.number().into(),
     };
     let tables = match opened.make_tables(volume, conf) {
         Ok(tables) => tables,
-        Err(code) => return refused(code),
+        Err(refusal) => return refusal,
     };
     // The engine uses the devices as soon as it was asked.
     volume.set_backing(opened.backing());
     let begun = in_order(driver, volume.minor, after, || opened.begin(volume, conf, tables));
     let result = match begun {
         Ok(()) => wait_for_result(&volume.resource),
-        Err(code) => refused(code),
+        Err(code) => code.into(),
     };
     // Before the devices can be closed again.
     drop(opened);

@@ -27,6 +27,7 @@ use engine::netlink::{
 };
 use engine::resource::{AdminInfo, AdminRequest, AdminResult};
 use kernel::prelude::*;
+use kernel::str::CString;
 use kernel::sync::Arc;
 
 /// Bytes of the attributes of one reply; the largest, GET_STATUS, needs about 2 KiB.
@@ -270,6 +271,12 @@ impl<'a> Task<'a> {
         match result.info {
             AdminInfo::None => {}
             AdminInfo::Text(text) => self.explain(text),
+            // Without memory the number has to do.
+            info => {
+                if let Ok(text) = CString::try_from_fmt(format_args!("{info}")) {
+                    self.reply.explain(Text::truncated(text.to_bytes()));
+                }
+            }
         }
     }
 

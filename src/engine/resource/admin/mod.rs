@@ -13,6 +13,8 @@ mod role;
 
 pub(super) use role::Undrained;
 
+use core::fmt;
+
 use super::api::{BackingLimits, VolumeId, Wakes};
 use super::change::Kind;
 use super::disk::AttachTables;
@@ -171,6 +173,27 @@ pub enum AdminInfo {
     None,
     /// A sentence for the administrator.
     Text(&'static str),
+    /// Number 170 of an attach: both sizes in sectors.
+    WouldShrink {
+        /// Of the device when the disk was last used.
+        from_sectors: u64,
+        /// What it would be with this disk.
+        sectors: u64,
+    },
+}
+
+impl fmt::Display for AdminInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AdminInfo::None => Ok(()),
+            AdminInfo::Text(text) => f.write_str(text),
+            AdminInfo::WouldShrink { from_sectors, sectors } => write!(
+                f,
+                "The data is consistent, and the device would become smaller than it was with this disk.\n\
+                 ({from_sectors} sectors before, {sectors} now.) Not attached."
+            ),
+        }
+    }
 }
 
 /// The answer to an [`AdminRequest`].
@@ -180,6 +203,12 @@ pub struct AdminResult {
     pub code: i32,
     /// Explanation.
     pub info: AdminInfo,
+}
+
+impl From<i32> for AdminResult {
+    fn from(code: i32) -> Self {
+        AdminResult { code, info: AdminInfo::None }
+    }
 }
 
 /// Whom a state change is asked for.
@@ -346,7 +375,7 @@ impl<S: Storage> Engine<S> {
         let mut tables = Some(tables);
         match self.begin_attach(volume, conf, backing, &mut tables) {
             Ok(()) => self.admin.op = Some(Op::Attach { volume }),
-            Err(code) => self.answer(code),
+            Err(refusal) => self.answer_with(refusal.code, refusal.info),
         }
         tables
     }
