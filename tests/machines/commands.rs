@@ -257,8 +257,9 @@ impl Run<'_> {
         let commands = |commands: &str| format!("({commands}) >/run/said 2>&1; echo \"ended with $?\" >>/run/said");
         let before = "set -e; drbdadm dstate r0; drbdadm role r0; drbdsetup get-gi 0; drbdsetup show r0; drbdsetup events2 --now r0; \
                       drbdsetup disk-options 0 --resync-rate=90M";
-        let after = "set -e; drbdadm detach r0; drbdadm attach r0; drbdadm resize r0; drbdadm disconnect r0; drbdadm connect r0; \
-                     drbdadm pause-sync r0; drbdadm resume-sync r0";
+        // What it leads to calls it again.
+        let after = "set -e; rm /run/helper.after-resync-target.sh; drbdadm resize r0; drbdadm pause-sync r0; drbdadm resume-sync r0; \
+                     drbdadm detach r0; drbdadm attach r0; drbdadm disconnect r0; drbdadm connect r0";
         for (event, text) in [("before-resync-target", before), ("after-resync-target", after)] {
             helpers::nothing(machine)?;
             machine.run_ok("rm -f /run/said")?;
