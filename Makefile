@@ -68,6 +68,7 @@ LONG_TESTS := powercut:: leaks::up_and_down tools::our_tools_drive_the_c_module 
 	$(addsuffix ::ours_with_ours,attach events generations hanging_disk injected interop replication resize resync sectors \
 		failures::failing_disks failures::silent_peers failures::fencing) \
 	$(addsuffix _ours_with_ours,volumes::cuts features::congestion features::initial_sync_skipped) \
+	commands::ours $(addprefix lower_disks::,discards_ours_with discards_c_primary encrypted_ours) \
 	$(addsuffix c_primary,attach:: resize:: sectors:: volumes::cuts_) features::initial_sync_skipped_by_the_c
 # What `make test DEBUG_KERNEL=1` runs, where everything takes many times as long: ours with ours, all rows of it, and the C
 # module only as the peer of ours where the most happens between the two. It has faults of its own there, and what our tools do
