@@ -260,8 +260,6 @@ pub struct World {
     pub random: Random,
     /// Packets from this node get through.
     pub network_up: [bool; 2],
-    /// How much longer than otherwise a packet takes, by the node that sends it and the socket.
-    pub late_us: [[u64; 2]; 2],
     /// Exit code of the helpers.
     pub helper_exit_code: i32,
     /// What fence-peer says.
@@ -362,7 +360,6 @@ impl World {
             operations: Vec::new(),
             random: Random::new(config.seed),
             network_up: [true, true],
-            late_us: [[0; 2]; 2],
             helper_exit_code: 0,
             fence: Fence::AsOthers,
             overwrite_allowed: false,
