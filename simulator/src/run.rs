@@ -168,7 +168,7 @@ impl Driver {
         let net = NetConf { max_buffers: draw::max_buffers(seed), ..draw::net(&mut random, kind) };
         let wire_protocol = net.wire_protocol;
         let slots = random.pick(&[64, 64, 16, 200]);
-        let mut config = Config::new(seed);
+        let mut config = Config { seed, ..Config::new(seed) };
         config.net = net;
         config.trace = trace;
         config.check_reads = careful;

@@ -22,6 +22,12 @@ pub const fn primary(force: bool) -> AdminRequest<'static> {
     AdminRequest::Primary { volume: VOLUME, force }
 }
 
+/// What takes the place of a scenario's seed: `SCENARIO_SEED` asks for other ones, and so for other delays, of all of them.
+pub(crate) fn seed(of_scenario: u64) -> u64 {
+    let others = std::env::var("SCENARIO_SEED").ok().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    of_scenario.wrapping_add(others << 32)
+}
+
 /// Both nodes are connected, and both disks good.
 pub fn good(world: &World) -> bool {
     (0..2).all(|node| {

@@ -176,6 +176,7 @@ fn two_disks_that_are_lost_while_ahead_are_not_equal_when_they_are_back() {
             assert_ne!(world.status(1).state.disk, Disk::UpToDate, "seed {seed}");
             assert_eq!(world.attach(0), 101, "seed {seed}");
         }
+        world.run_for_ms(100);
         for node in 0..2 {
             // The Primary refuses data of an older generation.
             if world.status(node).state.conn == Conn::StandAlone {

@@ -90,6 +90,8 @@ fn a_disk_that_fails_and_is_kept_is_the_second_failure_under_protocol_a() {
         config.net.wire_protocol = WireProtocol::A;
         config.disk.on_io_error = OnIoError::PassOn;
         let mut world = synced_with(config);
+        // Its superblock says that its data is good.
+        world.run_for_ms(100);
         world.set_direction(0, false);
         assert_eq!(world.io(0, WRITE, 64, 8), Ok(()), "seed {seed}");
         world.power_cut(1);
@@ -622,6 +624,8 @@ fn a_disk_that_comes_back_to_a_lonely_primary_records_that_before_frozen_writes_
         assert_eq!(world.attach(0), 101);
         world.run_until("the write ends", 1_000, |world| world.operations[write].result == Some(Ok(())));
         assert_ne!(world.superblock(0).uuids[UI_BITMAP], 0);
+        // Otherwise it would still hear of the lost disk over the old connection, and begin a generation of its own.
+        alone(&mut world, 1);
         world.set_network(true);
         all_the_same(&mut world);
     }

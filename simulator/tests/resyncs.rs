@@ -296,7 +296,7 @@ fn a_resync_whose_source_cannot_read_ends_on_both_nodes() {
 #[test]
 fn a_target_that_is_done_is_good_when_its_source_loses_the_disk() {
     let mut kept = 0;
-    for seed in 1..=SEEDS {
+    for seed in 1..=4 * SEEDS {
         let mut config = Config::new(seed);
         config.disk.on_io_error = OnIoError::PassOn;
         let mut world = synced_with(config);
@@ -637,7 +637,7 @@ fn a_target_does_not_ask_for_what_the_application_has_written_meanwhile() {
         assert_eq!(world.attach(0), 101);
         world.run_until("the target", 60_000, |world| world.status(0).state.conn == Conn::SyncTarget);
         assert!(world.open_operations() > 10, "seed {seed}: too few writes");
-        world.run_until("the writes", 60_000, |world| world.open_operations() == 0);
+        world.run_until("the writes", 600_000, |world| world.open_operations() == 0);
         world.nodes[1].faults.slowness = 0;
         all_the_same(&mut world);
     }

@@ -29,7 +29,7 @@ use crate::network::{Pipe, DATA, META};
 use crate::node::{
     Attaching, Device, DiskFaults, Disks, HeapEngine, MetaTransfer, Node, Running, Transfer, Upper, VOLUME,
 };
-use crate::{Oracle, Random};
+use crate::{scenario, Oracle, Random};
 use engine::handshake::SyncDecision;
 use engine::metadata::layout::{Layout, MetaIndex, Striping};
 use engine::metadata::replay::{replay, Replay, MAX_SLOTS};
@@ -93,13 +93,13 @@ pub struct Config {
 }
 
 impl Config {
-    /// 64 MiB disks, protocol C.
+    /// 64 MiB disks, protocol C. It is for a scenario, whose seed `SCENARIO_SEED` shifts.
     pub fn new(seed: u64) -> Self {
         let net = NetConf::default();
         let disk = DiskConf { al_extents: 67, ..DiskConf::default() };
         let limits = TableLimits { volumes: 1, requests: 64, peer_requests: 64 };
         Config {
-            seed,
+            seed: scenario::seed(seed),
             sectors: 131_072,
             volumes: 1,
             limits,
