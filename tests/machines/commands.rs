@@ -144,9 +144,9 @@ impl Run<'_> {
             self.write(first)?;
             if secret == "another" {
                 // Whoever turns it away, no connection comes of it.
-                second.run_ok(&format!(
-                    "sed 's/another/one/' /etc/drbd.conf >/run/old.conf && drbdadm -c /run/old.conf connect r0"
-                ))?;
+                second.run_ok(
+                    "sed 's/another/one/' /etc/drbd.conf >/run/old.conf && drbdadm -c /run/old.conf connect r0",
+                )?;
                 for _ in 0..20 {
                     let states =
                         [first, second].map(|machine| self.pair.device(machine).map(|device| device.connection));
