@@ -57,7 +57,9 @@ fn run(resource: &Arc<Resource>) {
         processors.follow(resource);
         carry_out_orders(resource);
         while let Some(work) = resource.engine(|locked| locked.engine.poll_work()) {
-            do_work(resource, work);
+            carry_out(resource, work);
+            resource.work_done.add(1, Relaxed);
+            resource.changed.wake_all();
             carry_out_orders(resource);
         }
         resource.add_entropy();
@@ -66,13 +68,6 @@ fn run(resource: &Arc<Resource>) {
         }
         resource.worker.wait_timeout_ms(LOOK_AGAIN_MS);
     }
-}
-
-/// One order, and what waits for it hears that it is done.
-fn do_work(resource: &Arc<Resource>, work: Work) {
-    carry_out(resource, work);
-    resource.work_done.add(1, Relaxed);
-    resource.changed.wake_all();
 }
 
 /// What each kind of work needs is on the stack only while it is done.
@@ -149,7 +144,6 @@ fn tell(resource: &Arc<Resource>, notice: &Notice) {
 }
 
 /// Runs a program while the rest of the worker's orders waits. Those for devices do not: the receiver waits for the tables of another size.
-/// Nor does what is only told, up to the next order of another kind: the log says when something happened, and listeners hear of it.
 #[inline(never)]
 fn help_waiting(resource: &Arc<Resource>, helper: Helper, volume: Option<VolumeId>, ticket: u32) {
     resource.in_program.store(true, Relaxed);
@@ -167,13 +161,8 @@ fn help_waiting(resource: &Arc<Resource>, helper: Helper, volume: Option<VolumeI
         resource.in_program.store(false, Relaxed);
     }
     while resource.in_program.load(Relaxed) {
+        resource.worker.wait_timeout_ms(LOOK_AGAIN_MS);
         carry_out_orders(resource);
-        match resource.engine(|locked| locked.engine.poll_telling()) {
-            Some(work) => do_work(resource, work),
-            None => {
-                resource.worker.wait_timeout_ms(LOOK_AGAIN_MS);
-            }
-        }
     }
     // Joins: nothing of the next program begins before this one has ended.
     drop(thread);

@@ -83,7 +83,6 @@
 //! tick(now_ms)                                                  // every 100 ms while wants_tick()
 //! poll_device_work() -> Option<DeviceWork>; has_device_work() -> bool   // carried out in order, by whoever is free: see below
 //! poll_work() -> Option<Work>; work_ordered() -> u64            // carried out by the resource's worker, in order; how many so far
-//! poll_telling() -> Option<Work>                                // the same, while it waits for a program: what is only told
 //! metadata_is_stored(Option<VolumeId>) -> bool                  // to be waited for, for a while, before a helper is run
 //! helper_done(ticket: u32, exit_code: i32, now_ms);  backing_released(VolumeId, now_ms) -> Option<ReleasedTables<S>>
 //! volume_status(VolumeId) -> Option<VolumeStatus>; connection_status() -> ConnectionStatus; resource_status() -> ResourceStatus

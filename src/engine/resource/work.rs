@@ -36,8 +36,8 @@ pub enum Work {
     ResyncDependencies,
 }
 
-/// An order for a device, carried out in order, one at a time: by the resource's worker, also while it waits for a program, unless somebody
-/// who waits for the answer to a command is faster.
+/// An order for a device, carried out in order, one at a time: by the resource's worker, unless somebody who waits for the answer to a
+/// command is faster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceWork {
     /// The size of the virtual device changed.
@@ -470,17 +470,8 @@ impl fmt::Display for LogLine {
 impl<S: Storage> Engine<S> {
     /// The next order for the resource's worker.
     pub fn poll_work(&mut self) -> Option<Work> {
-        self.take_work(|_| true)
-    }
-
-    /// The next order, if it is only to be told: to the log, or to listeners. The worker may do that while it waits for a program.
-    pub fn poll_telling(&mut self) -> Option<Work> {
-        self.take_work(|work| matches!(work, Work::Log(_) | Work::Notice(_)))
-    }
-
-    fn take_work(&mut self, wanted: impl Fn(&Work) -> bool) -> Option<Work> {
         let was_behind = self.worker_is_behind();
-        let work = self.work.front().filter(wanted).and_then(|_| self.work.pop());
+        let work = self.work.pop();
         if was_behind && !self.worker_is_behind() {
             self.wakes.insert(Wakes::RECEIVER);
         }
@@ -583,21 +574,6 @@ mod tests {
         assert!(matches!(last, Some(Work::Helper { ticket: of, .. }) if of == ticket), "{last:?}");
         assert_eq!(woken, 1);
         assert!(engine.receiver_may_read());
-    }
-
-    #[test]
-    fn what_is_only_told_does_not_wait_for_a_program() {
-        let mut engine = Engine::<HeapStorage>::new(&Default::default(), TableLimits::default()).expect("memory");
-        let volume = engine.add_volume(0, 0, 0).expect("a volume");
-        while engine.poll_work().is_some() {}
-        engine.log(LogLine::MissingVolume { volume });
-        engine.call_helper(Helper::AfterResyncTarget, Some(volume));
-        engine.log(LogLine::MissingVolume { volume });
-        assert!(matches!(engine.poll_telling(), Some(Work::Log(_))));
-        assert!(engine.poll_telling().is_none(), "another program is to be run before that is told");
-        assert!(matches!(engine.poll_work(), Some(Work::Helper { .. })));
-        assert!(matches!(engine.poll_telling(), Some(Work::Log(_))));
-        assert!(engine.poll_telling().is_none());
     }
 
     #[test]
