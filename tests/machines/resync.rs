@@ -454,6 +454,8 @@ fn dependency(pair: &Pair) -> Result<()> {
 /// Either side loses its power in the middle of a resync.
 fn crash(pair: &Pair) -> Result<()> {
     let (first, second) = (pair.first(), pair.second());
+    // The row before leaves random data in the first sectors, which no check could tell from a torn write.
+    first.run_ok(&format!("dd if=/dev/zero of=/dev/drbd0 bs=1M count={} oflag=direct status=none", SECTORS >> 11))?;
     pair.disk_options(&slow())?;
     let writer = Workload { sectors: SECTORS, first: 100_000, ..Workload::default() }.spawn(first)?;
     fall_behind(pair, 20, 16)?;

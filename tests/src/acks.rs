@@ -94,18 +94,19 @@ impl Acks {
         report(wrong, found.sectors.len())
     }
 
-    /// Compares with what was found.
+    /// Compares with what was found. A sector that is neither blank nor of any writer is wrong even where no write was
+    /// acknowledged: a write that the power cut must not tear a sector. So whoever scans has seen to it that nothing else
+    /// was there before.
     pub fn check(&self, found: &Scan) -> Result<()> {
         let mut wrong = Vec::new();
         for (&sector, &content) in &found.sectors {
-            if content == Content::Bad {
-                wrong.push(format!("sector {sector}: garbage"));
+            if content == Content::Bad && !self.last.contains_key(&sector) {
+                wrong.push(format!("sector {sector}: nothing acknowledged, found {content:?}"));
             }
         }
         for (&sector, &sequence) in &self.last {
             match found.sectors.get(&sector) {
                 Some(&Content::Written(other)) if other >= sequence => (),
-                Some(Content::Bad) => (),
                 other => wrong.push(format!("sector {sector}: acknowledged write {sequence}, found {other:?}")),
             }
         }
@@ -163,7 +164,10 @@ mod tests {
         let error = check("0 4 1").unwrap_err().to_string();
         assert!(error.contains("sector 2: acknowledged write 2, found Some(Written(1))"), "{error}");
         assert!(check("0 2 1\n2 1 2").is_err());
-        assert!(check("0 2 1\n2 1 2\n3 1 1\n100 1 bad").is_err());
+        let error = check("0 2 1\n2 1 2\n3 1 1\n100 1 bad").unwrap_err().to_string();
+        assert!(error.contains("sector 100: nothing acknowledged"), "{error}");
+        let error = check("0 2 1\n2 1 bad\n3 1 1").unwrap_err().to_string();
+        assert!(error.contains("sector 2: acknowledged write 2, found Some(Bad)"), "{error}");
     }
 
     #[test]
