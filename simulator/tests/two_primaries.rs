@@ -2,6 +2,7 @@
 
 use engine::resource::{AdminRequest, AlgorithmName, Fault, Next};
 use engine::state::{Conn, Disk};
+use simulator::network::META;
 use simulator::node::VOLUME;
 use simulator::world::{Action, Hostile};
 use simulator::{Config, World};
@@ -633,4 +634,40 @@ fn nothing_is_waited_for_when_two_primaries_are_not_allowed_any_more() {
         assert_eq!(world.faults, [], "seed {seed}");
     }
     assert!(waited > 0);
+}
+
+/// Node 1 has done a write of node 0, whose disk has it too, but the answer takes its time, and what node 1 itself writes to the same
+/// place is there before it. Then node 0 loses its disk. The barrier behind that write was read before what shows that node 1 knows of the
+/// loss, and waited for it, and it for the own write, which waited for that.
+#[test]
+fn what_shows_that_the_peer_knows_is_not_held_up_by_a_write_of_its_own() {
+    let mut met = 0;
+    for seed in 1..=20 {
+        let mut config = config(seed);
+        // A barrier between any two writes.
+        config.net.max_epoch_size = 1;
+        let mut world = two_primaries_with(config);
+        warm_up(&mut world);
+        world.late_us[1][META] = 200_000;
+        let before = world.packets_sent["P_WRITE_ACK"];
+        let own = world.start(0, Action::Write { fua: false }, 0, 8);
+        let done = |world: &World| world.packets_sent["P_WRITE_ACK"] > before && world.operations[own].on_disk;
+        world.run_until("done on both disks", 1_000, done);
+        let peers = world.start(1, Action::Write { fua: false }, 0, 8);
+        world.run_for_ms(30);
+        if !world.engine_of(0).receiver_may_read() {
+            // Node 0 decides which goes first, and waits for the answer.
+            continue;
+        }
+        met += 1;
+        let last = world.start(1, Action::Write { fua: false }, 64, 8);
+        world.ask(0, AdminRequest::Detach { volume: VOLUME, force: true });
+        world.run_for_ms(100);
+        assert_eq!(world.operations[own].result, None, "seed {seed}: no answer yet");
+        world.late_us[1][META] = 0;
+        let writes = [own, peers, last];
+        let done = |world: &World| writes.iter().all(|&write| world.operations[write].result == Some(Ok(())));
+        world.run_until("the writes", 1_000, done);
+    }
+    assert!(met > 0);
 }

@@ -264,7 +264,7 @@ impl World {
         });
         *self.packets_sent.entry(name).or_default() += 1;
         let most = if self.random.percent(3) { 5000 } else { 200 };
-        let arrival = now_us + self.random.between(30, most);
+        let arrival = now_us + self.random.between(30, most) + self.late_us[node][socket];
         let Some(connection) = self.connection.as_mut().filter(|connection| connection.number == link) else { return };
         let pipe = &mut connection.pipes[node][socket];
         if let Some((packet, data)) = forged {

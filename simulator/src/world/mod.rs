@@ -260,6 +260,8 @@ pub struct World {
     pub random: Random,
     /// Packets from this node get through.
     pub network_up: [bool; 2],
+    /// How much longer than otherwise a packet takes, by the node that sends it and the socket.
+    pub late_us: [[u64; 2]; 2],
     /// Exit code of the helpers.
     pub helper_exit_code: i32,
     /// This node takes the other one's disk for good while it verifies, as a C module does.
@@ -364,6 +366,7 @@ impl World {
             operations: Vec::new(),
             random: Random::new(config.seed),
             network_up: [true, true],
+            late_us: [[0; 2]; 2],
             helper_exit_code: 0,
             trusts_in_verify: None,
             programs_us: None,

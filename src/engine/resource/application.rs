@@ -514,9 +514,9 @@ impl<S: Storage> Engine<S> {
             // What the own disk said comes first. spec: state-machine 18.7
             let error = self.requests.at(index).and_then(|slot| slot.local_error).unwrap_or(IoError::Io);
             self.complete(index, if done { Ok(()) } else { Err(error) });
-        } else if slot.phase == Phase::Active && !waiting && slot.refused && slot.in_overlaps {
-            // The packet that explains the refusal may come after a barrier, and that after a write of the peer, Primary as
-            // well, that waits for this one. Both halves of this one are over.
+        } else if slot.phase == Phase::Active && !waiting && slot.in_overlaps && self.awaits_peers_word(&slot) {
+            // The packet that it waits for may come after a barrier, and that after a write of the peer, Primary as well, that
+            // waits for this one. Both halves of this one are over.
             self.leave_overlaps(u32::from(index));
         }
         let over = self.requests.at(index).is_some_and(|slot| {
@@ -593,6 +593,17 @@ impl<S: Storage> Engine<S> {
                 || volume.outdates_silently()
                 || volume.resync.consent_unheard
         }
+    }
+
+    /// A packet of the peer has to come before this write may end: the one that explains its refusal, or one that shows that the peer
+    /// knows of the loss of the disk here.
+    fn awaits_peers_word(&self, slot: &super::slots::Request) -> bool {
+        // No other peer writes, and what comes later keeps behind this one.
+        let awaits = |volume: &Volume<S>| {
+            volume.state.peer == Role::Primary
+                && (volume.failure_unseen_until_ms.is_some() || volume.loss_version.is_some())
+        };
+        slot.refused || (slot.net == Net::Ok && self.volume(slot.volume).is_some_and(awaits))
     }
 
     /// A read that failed takes whatever path there is now, or none (false). Where the peer could not do it that is often the same
