@@ -56,7 +56,7 @@ pub(crate) fn compute(volume: &Volume) -> DiskLimits {
     let discards = discard_granularity_bytes <= lower.max_discard_bytes.min(max_discard_bytes);
     // An application's pages go down as they are, so they have to lie in memory as the lower device wants them: it fails what
     // does not, and a healthy disk would be given up for that.
-    let offset = lower.own_alignment_offset_bytes.filter(|offset| offset % block == 0).unwrap_or(0);
+    let offset = lower.own_alignment_offset_bytes.filter(|offset| offset.checked_rem(block) == Some(0)).unwrap_or(0);
     DiskLimits {
         max_request_bytes: most,
         logical_block_bytes: block,

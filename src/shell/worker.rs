@@ -56,10 +56,7 @@ fn run(resource: &Arc<Resource>) {
     loop {
         processors.follow(resource);
         carry_out_orders(resource);
-        while let Some(work) = resource.engine(|locked| locked.engine.poll_work()) {
-            carry_out(resource, work);
-            resource.work_done.add(1, Relaxed);
-            resource.changed.wake_all();
+        while do_next(resource) {
             carry_out_orders(resource);
         }
         resource.add_entropy();
@@ -70,11 +67,30 @@ fn run(resource: &Arc<Resource>) {
     }
 }
 
+/// The next line of the kernel log or, when that says everything, the next order. False when there was neither.
+fn do_next(resource: &Arc<Resource>) -> bool {
+    // Under one lock: no order is carried out before the log tells of it.
+    let (logged, work) = resource.engine(|locked| match locked.engine.poll_log() {
+        None => (None, locked.engine.poll_work()),
+        logged => (logged, None),
+    });
+    if let Some(work) = &logged {
+        log(resource, work);
+    }
+    if let Some(work) = work {
+        carry_out(resource, work);
+        resource.work_done.add(1, Relaxed);
+        resource.changed.wake_all();
+    }
+    logged.is_some() || work.is_some()
+}
+
 /// What each kind of work needs is on the stack only while it is done.
 fn carry_out(resource: &Arc<Resource>, work: Work) {
     match work {
         Work::Notice(notice) => tell(resource, &notice),
-        Work::Log(line) => log(resource, &line),
+        // The log has it.
+        Work::Log(_) => {}
         Work::Helper { helper: helper @ Helper::FencePeer, volume, ticket } => {
             // It may take minutes, and the peer may come back meanwhile.
             if fence_aside(resource, volume, ticket).is_err() {
@@ -136,7 +152,6 @@ fn carry_out_order(resource: &Arc<Resource>, order: DeviceWork) {
 
 #[inline(never)]
 fn tell(resource: &Arc<Resource>, notice: &Notice) {
-    log_notice(resource, notice);
     events::tell(resource, notice);
     if matches!(notice, Notice::Connection { to: Conn::StandAlone, .. }) {
         net::forget_if_down(resource);
@@ -144,6 +159,7 @@ fn tell(resource: &Arc<Resource>, notice: &Notice) {
 }
 
 /// Runs a program while the rest of the worker's orders waits. Those for devices do not: the receiver waits for the tables of another size.
+/// Nor does the kernel log.
 #[inline(never)]
 fn help_waiting(resource: &Arc<Resource>, helper: Helper, volume: Option<VolumeId>, ticket: u32) {
     resource.in_program.store(true, Relaxed);
@@ -163,6 +179,9 @@ fn help_waiting(resource: &Arc<Resource>, helper: Helper, volume: Option<VolumeI
     while resource.in_program.load(Relaxed) {
         resource.worker.wait_timeout_ms(LOOK_AGAIN_MS);
         carry_out_orders(resource);
+        while let Some(work) = resource.engine(|locked| locked.engine.poll_log()) {
+            log(resource, &work);
+        }
     }
     // Joins: nothing of the next program begins before this one has ended.
     drop(thread);
@@ -238,8 +257,17 @@ impl fmt::Display for Prefix<'_> {
     }
 }
 
+/// Tells the kernel log of an order.
+fn log(resource: &Resource, work: &Work) {
+    match work {
+        Work::Log(line) => log_line(resource, line),
+        Work::Notice(notice) => log_notice(resource, notice),
+        Work::Helper { .. } | Work::Algorithms | Work::ResyncDependencies => {}
+    }
+}
+
 #[inline(never)]
-fn log(resource: &Resource, line: &LogLine) {
+fn log_line(resource: &Resource, line: &LogLine) {
     let prefix = Prefix::new(resource, line.volume());
     if line.is_error() {
         log_error!("{}: {}", prefix, line);
@@ -249,6 +277,7 @@ fn log(resource: &Resource, line: &LogLine) {
 }
 
 // spec: proc-and-sysfs 7 (state change)
+#[inline(never)]
 fn log_notice(resource: &Resource, notice: &Notice) {
     match notice {
         Notice::State { volume, from, to, susp_before, susp, .. } => {

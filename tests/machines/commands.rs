@@ -235,8 +235,11 @@ impl Run<'_> {
             SECTORS * 512
         );
         machine.run_ok(&format!("modprobe loop && {mounted}"))?;
+        let mark = machine.console().mark();
         at_once(|| machine.run_ok("drbdadm detach r0"))?;
         self.write(machine)?;
+        let log = machine.console().since(mark);
+        ensure!(log.contains("-> Diskless )"), "the kernel log does not tell of the detach:\n{log}");
         // The next resync, with programs of its own, comes after this one.
         at_once(|| machine.run_ok("drbdadm attach r0"))?;
         machine.run_ok("test -e /run/waits && rm /run/waits")?;

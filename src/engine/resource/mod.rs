@@ -83,6 +83,7 @@
 //! tick(now_ms)                                                  // every 100 ms while wants_tick()
 //! poll_device_work() -> Option<DeviceWork>; has_device_work() -> bool   // carried out in order, by whoever is free: see below
 //! poll_work() -> Option<Work>; work_ordered() -> u64            // carried out by the resource's worker, in order; how many so far
+//! poll_log() -> Option<Work>                                    // what the kernel log has to say of it, also while a program runs
 //! metadata_is_stored(Option<VolumeId>) -> bool                  // to be waited for, for a while, before a helper is run
 //! helper_done(ticket: u32, exit_code: i32, now_ms);  backing_released(VolumeId, now_ms) -> Option<ReleasedTables<S>>
 //! volume_status(VolumeId) -> Option<VolumeStatus>; connection_status() -> ConnectionStatus; resource_status() -> ResourceStatus
@@ -247,6 +248,8 @@ pub struct Engine<S: Storage> {
     meta_out: Ring<(MetaOut, u32), S>,
     work: Ring<Work, S>,
     work_ordered: u64,
+    /// Of the orders at the front of `work`: so many have been looked at for the kernel log.
+    work_logged: usize,
     device_work: Ring<DeviceWork, S>,
     wakes: Wakes,
     /// Volumes whose activity log may have room again, one bit each ([`MAX_VOLUMES_PER_RESOURCE`] is 64).
@@ -308,6 +311,7 @@ impl<S: Storage> Engine<S> {
             meta_out: Ring::new(ANSWERS * peers + MAX_META_CONTROL)?,
             work: Ring::new(MAX_WORK)?,
             work_ordered: 0,
+            work_logged: 0,
             device_work: Ring::new(MAX_DEVICE_WORK)?,
             wakes: Wakes::default(),
             log_retry: 0,

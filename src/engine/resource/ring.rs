@@ -55,10 +55,19 @@ impl<T: Copy + 'static, S: Storage> Ring<T, S> {
 
     /// The oldest entry.
     pub(super) fn front(&self) -> Option<T> {
-        if self.len == 0 {
+        self.get(0)
+    }
+
+    /// The entry that is `position` places behind the oldest one.
+    pub(super) fn get(&self, position: usize) -> Option<T> {
+        if position >= self.len {
             return None;
         }
-        self.table.get(self.first).copied().flatten()
+        let mut at = self.first + position;
+        if at >= self.table.len() {
+            at -= self.table.len();
+        }
+        self.table.get(at).copied().flatten()
     }
 
     /// Removes the oldest entry.

@@ -17,9 +17,9 @@ const RESERVED_ORDERS: usize = 256;
 /// An order for the resource's worker, carried out in order.
 #[derive(Clone, Copy, Debug)]
 pub enum Work {
-    /// Something changed: tell listeners, and the kernel log.
+    /// Something changed: tell listeners, and the kernel log, see [`Engine::poll_log`].
     Notice(Notice),
-    /// A line for the kernel log.
+    /// A line for the kernel log, see [`Engine::poll_log`].
     Log(LogLine),
     /// Run a helper program, then call `helper_done` with the ticket.
     Helper {
@@ -472,10 +472,23 @@ impl<S: Storage> Engine<S> {
     pub fn poll_work(&mut self) -> Option<Work> {
         let was_behind = self.worker_is_behind();
         let work = self.work.pop();
+        self.work_logged = self.work_logged.saturating_sub(1);
         if was_behind && !self.worker_is_behind() {
             self.wakes.insert(Wakes::RECEIVER);
         }
         work
+    }
+
+    /// The next of the worker's orders that the kernel log has to tell of and has not yet, a notice or a line. It stays an order. So the log,
+    /// which people read while a program runs, says at once what happens; listeners hear of it in order, after the program.
+    pub fn poll_log(&mut self) -> Option<Work> {
+        while let Some(work) = self.work.get(self.work_logged) {
+            self.work_logged += 1;
+            if matches!(work, Work::Log(_) | Work::Notice(_)) {
+                return Some(work);
+            }
+        }
+        None
     }
 
     /// The worker has so much to do that the peer has to wait: what it sends may lead to more. A helper program may take minutes.
@@ -574,6 +587,34 @@ mod tests {
         assert!(matches!(last, Some(Work::Helper { ticket: of, .. }) if of == ticket), "{last:?}");
         assert_eq!(woken, 1);
         assert!(engine.receiver_may_read());
+    }
+
+    #[test]
+    fn the_log_does_not_wait_for_a_program() {
+        let mut engine = Engine::<HeapStorage>::new(&Default::default(), TableLimits::default()).expect("memory");
+        let volume = engine.add_volume(0, 0, 0).expect("a volume");
+        while engine.poll_work().is_some() {}
+        let line = LogLine::MissingVolume { volume };
+        let notice = Notice::Suspended { from: Susp::default(), to: Susp::default(), role: Role::Primary };
+        engine.log(line);
+        engine.call_helper(Helper::AfterResyncTarget, Some(volume));
+        engine.notify(notice);
+        assert!(matches!(engine.poll_log(), Some(Work::Log(_))));
+        assert!(matches!(engine.poll_log(), Some(Work::Notice(_))));
+        assert!(engine.poll_log().is_none(), "each once");
+        // Listeners hear of it when its turn comes.
+        assert!(matches!(engine.poll_work(), Some(Work::Log(_))));
+        assert!(matches!(engine.poll_work(), Some(Work::Helper { .. })));
+        engine.log(line);
+        assert!(matches!(engine.poll_log(), Some(Work::Log(_))));
+        assert!(matches!(engine.poll_work(), Some(Work::Notice(_))));
+        assert!(matches!(engine.poll_work(), Some(Work::Log(_))));
+        // What nobody has looked at was not logged.
+        engine.log(line);
+        assert!(matches!(engine.poll_work(), Some(Work::Log(_))));
+        assert!(engine.poll_log().is_none());
+        engine.log(line);
+        assert!(matches!(engine.poll_log(), Some(Work::Log(_))));
     }
 
     #[test]
