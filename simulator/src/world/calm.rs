@@ -91,7 +91,7 @@ impl World {
         // Behind what waits for a slow network, or another volume's resync, the news may come late; and one that is made to believe in the other
         // one's disk does so for long.
         let queued = (0..2).any(|node| self.engine_of(node).usage().queued > 0);
-        if queued || self.keeps_a_source_that_failed() || self.trusts_in_verify.is_some() {
+        if queued || self.trusts_in_verify.is_some() {
             return;
         }
         let says = |state: engine::state::State| (state.role, state.disk);
@@ -113,15 +113,6 @@ impl World {
             conn => conn,
         };
         assert_eq!(mirrored, one.conn, "the nodes do not agree; {}", self.describe());
-    }
-
-    /// A source has not got on its own disk what its target has, and keeps that disk all the same: it does not end the resync (nor does the
-    /// C module).
-    fn keeps_a_source_that_failed(&self) -> bool {
-        let source = |node: usize| matches!(self.status(node).state.conn, Conn::SyncSource | Conn::PausedSyncS);
-        let node = usize::from(!source(0));
-        let done = source(node) && self.status(1 - node).state.conn == Conn::Connected;
-        done && self.passes_on() && self.status(node).bits_out_of_sync > 0
     }
 
     /// An operation has ended.

@@ -691,6 +691,12 @@ impl<S: Storage> Engine<S> {
                 let _outcome = self.change(id, Change::disk(Disk::Inconsistent), Kind::Hard);
                 self.record_kept_loss(id);
             }
+            // The source of a resync stays good until its target is: then that is the better one. (The C module's resync does not end.)
+            self.with_volume(id, |volume| {
+                let source = matches!(volume.state.conn, Conn::SyncSource | Conn::PausedSyncS);
+                volume.resync.own_failed |= source && volume.state.disk == Disk::UpToDate;
+            });
+            self.check_resync_end(id);
             return;
         }
         self.with_volume(id, |volume| {
@@ -740,7 +746,7 @@ impl<S: Storage> Engine<S> {
 
     /// The same for a disk that is kept (`on-io-error pass_on`). If this node lost its power before that is on the disk, it would be that
     /// of a crashed Primary, and its data would win.
-    fn record_kept_loss(&mut self, id: VolumeId) {
+    pub(super) fn record_kept_loss(&mut self, id: VolumeId) {
         let Some(volume) = self.volume_mut(id).filter(|volume| volume.state.disk == Disk::Inconsistent) else { return };
         if let Some(disk) = volume.disk.as_ref().filter(|disk| disk.pipeline.is_dirty()) {
             volume.loss_version = Some(disk.pipeline.version());

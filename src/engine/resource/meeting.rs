@@ -288,6 +288,7 @@ impl<S: Storage> Engine<S> {
             PeerStateAction::ResyncNotComplete => {
                 self.with_volume(id, |volume| volume.resync.peer_done = true);
                 self.want_barrier();
+                self.check_resync_end(id);
             }
             PeerStateAction::ResyncFailed => {
                 self.with_volume(id, |volume| volume.resync.peer_failed = true);

@@ -205,6 +205,7 @@ impl<S: Storage> Engine<S> {
             resync.end = ResyncEnd::No;
             resync.peer_done = false;
             resync.peer_failed = false;
+            resync.own_failed = false;
             resync.done_since_ms = None;
             resync.progress = Progress::new(total_bits, now_ms);
             resync.save_at_ms = now_ms + SAVE_MS;
@@ -417,7 +418,9 @@ impl<S: Storage> Engine<S> {
         let Some(volume) = self.volume_mut(id) else { return };
         let conn = volume.state.conn;
         let source_ends = conn == Conn::SyncSource && (own_end || volume.resync.peer_done);
-        let left = volume.weight() > given_up || volume.resync.requests_in_flight > 0;
+        // What only the target has stays marked.
+        let is_marked = volume.weight() > given_up && !(source_ends && volume.resync.own_failed);
+        let left = is_marked || volume.resync.requests_in_flight > 0;
         if !(conn == Conn::SyncTarget || source_ends) || left || volume.resync.end != ResyncEnd::No {
             return;
         }
@@ -487,9 +490,12 @@ impl<S: Storage> Engine<S> {
         let failed = if incomplete { volume.resync.failed_bits } else { 0 };
         let target = matches!(conn, Conn::SyncTarget | Conn::PausedSyncT);
         let source = matches!(conn, Conn::SyncSource | Conn::PausedSyncS);
+        // Only now there is another disk that is good (`on-io-error pass_on`).
+        let lacks = source && volume.resync.own_failed && volume.weight() > 0;
         let mut change = Change::conn(Conn::Connected);
         if target || source {
             change = match (incomplete, target) {
+                (false, _) if lacks => change.disk(Disk::Inconsistent).pdsk(Disk::UpToDate),
                 (false, _) => change.disk(Disk::UpToDate).pdsk(Disk::UpToDate),
                 (true, true) => change.disk(Disk::Inconsistent).pdsk(Disk::UpToDate),
                 (true, false) => change.disk(Disk::UpToDate).pdsk(Disk::Inconsistent),
@@ -516,6 +522,9 @@ impl<S: Storage> Engine<S> {
             volume.resync.controller = None;
         });
         let _outcome = self.change(id, change, Kind::Soft);
+        if lacks {
+            self.record_kept_loss(id);
+        }
         self.queue_job(id, Job::Write(Then::Nothing));
         self.sync_metadata(id);
         if source {

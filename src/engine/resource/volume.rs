@@ -273,6 +273,8 @@ pub(super) struct Resync {
     pub(super) peer_done: bool,
     /// The target has told that it could not write everything (source).
     pub(super) peer_failed: bool,
+    /// The own disk has failed something, and is kept because it is the only good one (source).
+    pub(super) own_failed: bool,
     /// The resync was agreed on, by a request of one node, and the target has not been heard of since (source).
     pub(super) target_unheard: bool,
     /// The peer asked for it, to be its target, and may not have the answer: until then its disk is as good as this one to it (source).
@@ -485,6 +487,7 @@ impl<S: Storage> Volume<S> {
                 end: ResyncEnd::No,
                 peer_done: false,
                 peer_failed: false,
+                own_failed: false,
                 target_unheard: false,
                 consent_unheard: false,
                 begin_unheard: false,
