@@ -220,7 +220,7 @@ impl Run<'_> {
     }
 
     /// The program that is told of the end of a resync takes its time: the node that was its target is promoted, its file system
-    /// mounted, its disk let go and attached, all meanwhile.
+    /// mounted, its size changed from the other side, its disk let go and attached, all meanwhile. The kernel log tells at once.
     fn promoted(&mut self, machine: &Machine, other: &Machine) -> Result<()> {
         helpers::commands(machine, "after-resync-target", WAIT)?;
         self.resync_to(machine, other)?;
@@ -235,6 +235,7 @@ impl Run<'_> {
             SECTORS * 512
         );
         machine.run_ok(&format!("modprobe loop && {mounted}"))?;
+        self.resized(machine, other)?;
         let mark = machine.console().mark();
         at_once(|| machine.run_ok("drbdadm detach r0"))?;
         self.write(machine)?;
@@ -246,6 +247,22 @@ impl Run<'_> {
         helpers::nothing(machine)?;
         self.pair.wait_in_sync(RESYNC)?;
         self.first_again(machine)
+    }
+
+    /// The other machine is asked for another size, and `machine` follows.
+    fn resized(&self, machine: &Machine, other: &Machine) -> Result<()> {
+        let sectors =
+            |machine: &Machine| Ok::<u64, anyhow::Error>(machine.run_ok("cat /sys/block/drbd0/size")?.parse()?);
+        let whole = sectors(machine)?;
+        let less = whole - (8 << 11);
+        for (command, wanted) in [(format!("--size={less}s"), less), ("--size=0 --assume-clean".into(), whole)] {
+            at_once(|| other.run_ok(&format!("drbdsetup resize 0 {command}")))?;
+            let has_it = format!("test $(cat /sys/block/drbd0/size) = {wanted}");
+            for machine in [machine, other] {
+                machine.wait_success(SOON, &format!("a size of {wanted} sectors"), &has_it)?;
+            }
+        }
+        Ok(())
     }
 
     fn first_again(&self, machine: &Machine) -> Result<()> {

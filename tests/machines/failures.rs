@@ -195,6 +195,7 @@ fn failing_disks(pairing: Pairing) -> Result<()> {
         lower: "/dev/mapper/lower".into(),
         meta: "/dev/mapper/meta".into(),
         on_io_error: "pass_on".into(),
+        net: "verify-alg crc32c;".into(),
         ..Config::default()
     };
     let pair = Pair::with_helper(pairing, &config)?;
@@ -210,6 +211,13 @@ fn failing_disks_of(pair: &Pair, config: Config, pairing: Pairing) -> Result<()>
     pair.mirror()?;
     let mut run = Run::new(pair, config);
     run.passed_on(&lower)?;
+    let modules = pairing.replaced().modules;
+    // A C module takes its disk for good until the verify is over.
+    for ((machine, lower), _) in
+        pair.machines().iter().zip(&lower).zip(modules).filter(|(_, module)| *module == Module::Ours)
+    {
+        run.passed_on_while_verified(machine, lower)?;
+    }
     if with_the_firsts_own(pairing) {
         run.told_to_a_program(&lower[0])?;
     }
@@ -247,6 +255,26 @@ impl Run<'_> {
         lower[1].heal()?;
         self.reconnect()?;
         self.recovered()
+    }
+
+    /// The same in the middle of an online verify, whoever began it: it ends for the node whose disk that is. (A C module goes on with it
+    /// until it hears of the disk.)
+    fn passed_on_while_verified(&mut self, machine: &Machine, lower: &FaultyDisk<'_>) -> Result<()> {
+        for runner in self.pair.machines() {
+            self.pair.disk_options("--c-plan-ahead=0 --resync-rate=500K")?;
+            runner.run_ok("drbdadm verify r0")?;
+            self.pair.wait(machine, SOON, "a verify", |device| device.connection.starts_with("Verify"))?;
+            lower.fail_writes()?;
+            self.write()?;
+            self.wait_disks(machine, "Inconsistent/UpToDate")?;
+            self.pair.wait(machine, SOON, "the end of the verify", |device| device.connection == "Connected")?;
+            self.read()?;
+            lower.heal()?;
+            self.reconnect()?;
+            self.pair.disk_options("--c-plan-ahead=0 --resync-rate=100M")?;
+            self.recovered()?;
+        }
+        Ok(())
     }
 
     /// `call-local-io-error`: a program is told, then the disk is let go.
