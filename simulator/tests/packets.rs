@@ -1,9 +1,10 @@
 //! What single packets are answered with, where two engines would never send them to each other.
 
 use engine::resource::{AdminRequest, AlgorithmName, Fault, Next, Parting, PACKET_BUFFER_BYTES};
-use engine::state::Conn;
+use engine::state::{Conn, Role};
 use engine::wire::{header_size, BlockAck, Command, Data, DataFlags, Header, StateRequest, Trim};
 use simulator::node::{HeapEngine, VOLUME};
+use simulator::world::Hostile;
 use simulator::{Config, World};
 
 const APV: u32 = 101;
@@ -125,6 +126,74 @@ fn a_challenge_that_comes_back_is_refused() {
     // Nothing is tried again.
     world.run_for_ms(10_000);
     assert_eq!(world.engine_of(0).connection_status().state, Conn::StandAlone);
+}
+
+/// A peer that shows that it is there, tells its sizes and never its state: a command waited for it for ever, and the log told ten times a
+/// second that it did.
+#[test]
+fn a_peer_that_never_tells_its_state_is_given_up() {
+    let mut config = Config::new(1);
+    (config.net.timeout, config.net.ping_int) = (20, 60);
+    let mut world = World::new(config);
+    assert_eq!(world.attach(0), 101);
+    assert_eq!(world.admin(0, AdminRequest::Primary { volume: VOLUME, force: true }), 1);
+    assert_eq!(world.connect(0), 1);
+    let looks = |world: &World| world.engine_of(0).connection_status().state == Conn::WFConnection;
+    world.run_until("WFConnection", 10_000, looks);
+    world.engine(0, |engine, now_ms| {
+        engine.link_up(true, now_ms);
+        assert_eq!(reflect(engine, now_ms), Ok(Next::Packet), "the features");
+        // What it says itself would do as what a peer says, but for the state.
+        let mut buffer = [0; PACKET_BUFFER_BYTES];
+        while let Some(sent) = engine.next_data(&mut buffer, now_ms) {
+            engine.data_sent(true, now_ms);
+            let (head, body) = buffer[..sent.head_bytes].split_at(engine.data_header_bytes());
+            if Header::decode(APV, head).expect("a header").command == Command::State as u16 {
+                continue;
+            }
+            let head = engine.data_header(head, now_ms).expect("a header");
+            assert_eq!(engine.data_packet(&head, body, now_ms), Ok(Next::Packet));
+        }
+    });
+    assert_eq!(world.status(0).state.conn, Conn::WFReportParams);
+    world.hostile = Some(Hostile::new(1, 0));
+    let before = world.changes_refused;
+    world.ask(0, AdminRequest::Secondary { volume: VOLUME });
+    world.run_for_ms(3_500);
+    assert_eq!(world.poll_admin(0), None, "it may tell yet");
+    world.run_for_ms(1_000);
+    assert_eq!(world.poll_admin(0), Some(1));
+    assert_eq!(world.changes_refused - before, 1, "told once");
+    assert_eq!(world.faults, [(0, Fault::HandshakeTimeout { limit_ms: 4_000 })]);
+    assert_eq!(world.status(0).state.role, Role::Secondary);
+}
+
+/// A peer that is there and never answers what it is asked for: a command waited for it for ever.
+#[test]
+fn a_peer_that_never_answers_a_request_is_given_up() {
+    let mut world = connected();
+    world.hostile = Some(Hostile::new(1, 0));
+    world.ask(0, AdminRequest::Disconnect { force: false });
+    // It is lost on the way.
+    world.engine(0, |engine, now_ms| {
+        let mut buffer = [0; PACKET_BUFFER_BYTES];
+        let sent = engine.next_data(&mut buffer, now_ms).expect("a packet");
+        engine.data_sent(true, now_ms);
+        let (head, _) = buffer[..sent.head_bytes].split_at(engine.data_header_bytes());
+        assert_eq!(Header::decode(APV, head).expect("a header").command, Command::ConnStChgReq as u16);
+    });
+    let net = Config::new(1).net;
+    let limit_ms = u64::from(net.timeout) * 100 * u64::from(net.ko_count);
+    world.run_for_ms(limit_ms - 100);
+    assert_eq!(world.poll_admin(0), None);
+    let answered = |world: &mut World| {
+        (0..20).find_map(|_| {
+            world.run_for_ms(200);
+            world.poll_admin(0)
+        })
+    };
+    assert_eq!(answered(&mut world), Some(101));
+    assert_eq!(world.status(0).state.conn, Conn::StandAlone);
 }
 
 /// One that comes while no bitmaps are exchanged, and have not been, is not what was on its way when an exchange ended.

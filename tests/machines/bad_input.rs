@@ -3,10 +3,11 @@
 
 use crate::transcript::{Compare, Transcript};
 use anyhow::{bail, ensure};
-use lab::{Machine, Module, Tools};
+use lab::{stretched, Machine, Module, Tools};
 use machine_tests::config::{self, Config};
 use machine_tests::pair::{device, wait, Pair, Pairing, SOON};
 use machine_tests::{guest, Result};
+use std::time::{Duration, Instant};
 
 /// A case of `guest hostile`, and what our log must name as the reason; empty where nothing needs to be said: nobody was a peer
 /// yet.
@@ -60,6 +61,38 @@ fn hostile_peers_are_shown_the_door() -> Result<()> {
     }
     if !wrong.is_empty() {
         bail!("{} of {} cases:\n{}", wrong.len(), HOSTILE.len(), wrong.join("\n"));
+    }
+    victim.run_ok("drbdadm down r0")?;
+    pair.finish()
+}
+
+/// A peer that answers every ping, and never says in what state it is (mute), or nothing more after that (deaf): whoever gives a command
+/// has an answer all the same, writes are written, and a disconnect gets rid of it.
+#[test]
+fn silent_peers_hold_nothing_up() -> Result<()> {
+    let config = Config::default();
+    let pair = Pair::new(Pairing::new([Module::Ours, Module::None], [Tools::Utils; 2]), &config)?;
+    let (victim, attacker) = (pair.first(), pair.second());
+    victim.run_ok("drbdadm create-md --force r0 && drbdadm up r0 && drbdadm primary --force r0")?;
+    let mute = ["primary r0", "detach r0", "disconnect r0", "disconnect --force r0", "down r0"]
+        .map(|command| ("mute", command));
+    let deaf = ["secondary r0", "disconnect r0", "disconnect --force r0", "down r0"].map(|command| ("deaf", command));
+    for (case, command) in mute.into_iter().chain(deaf) {
+        wait(victim, SOON, "a node that waits for its peer", |device| device.connection == "WFConnection")?;
+        let peer = attacker.spawn(&format!("{} hostile --to {}:7788 --case {case}", guest::PATH, victim.address()))?;
+        let expected = if case == "mute" { "WFReportParams" } else { "Connected" };
+        wait(victim, SOON, "a peer that says no more", |device| device.connection == expected)?;
+        victim.run_ok("dd if=/dev/urandom of=/dev/drbd0 bs=64k count=4 oflag=direct status=none")?;
+        if matches!(command, "detach r0" | "down r0") {
+            victim.run_ok("drbdadm secondary r0")?;
+        }
+        let began = Instant::now();
+        victim.run_ok(&format!("drbdadm {command}"))?;
+        // `timeout` is 2 s: twice that, or seven times (`ko-count`) for what is asked of a peer that is connected.
+        ensure!(began.elapsed() < stretched(Duration::from_secs(20)), "{case}, {command}: {:?}", began.elapsed());
+        victim.run_ok("drbdadm disconnect --force r0 || drbdadm down r0")?;
+        peer.wait(stretched(SOON))?;
+        victim.run_ok("drbdadm adjust r0 && drbdadm primary --force r0")?;
     }
     victim.run_ok("drbdadm down r0")?;
     pair.finish()

@@ -284,6 +284,8 @@ pub struct World {
     pub refusals: Vec<String>,
     /// Connections that a node without a disk refused because the peer's data is older than what it has shown.
     pub old_data_refused: u64,
+    /// How often the log told that a change of a state was refused.
+    pub changes_refused: u32,
     /// Times that the log tells that a Primary gives up what its application has seen.
     pub warned_of_loss: u64,
     /// Generations that a node began for its own data while it was connected with a Primary, which has not heard of them since.
@@ -378,6 +380,7 @@ impl World {
             resyncs: 0,
             refusals: Vec::new(),
             old_data_refused: 0,
+            changes_refused: 0,
             warned_of_loss: 0,
             unheard: BTreeSet::new(),
             outgrown: [false; 2],

@@ -66,6 +66,9 @@ impl World {
                         if fault == Fault::PingTimeout && self.config.sent_us_most < MS {
                             self.check_timeout(node, u64::from(self.config.net.ping_timeo) * 100, fault);
                         }
+                        if let Fault::HandshakeTimeout { limit_ms } = fault {
+                            self.check_timeout(node, limit_ms, fault);
+                        }
                         if let Fault::SameSide { .. } = fault {
                             self.refusals.push(format!("node {node}: {fault}"));
                         }
@@ -87,6 +90,7 @@ impl World {
                     }
                     LogLine::DiskError { .. } => self.overwrite_allowed = true,
                     LogLine::NewGeneration { uuids, .. } => self.note_generation(node, uuids[UI_CURRENT]),
+                    LogLine::Refused { .. } => self.changes_refused += 1,
                     LogLine::PeerExposedDataDiffers { .. } => self.old_data_refused += 1,
                     LogLine::PrimaryGivesUpData { .. } => self.warned_of_loss += 1,
                     LogLine::ResyncDone { source: false, .. } => {

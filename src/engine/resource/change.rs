@@ -21,8 +21,8 @@ use crate::netlink::{Fencing, OnIoError, OnNoData};
 use crate::state::And;
 use crate::state::{
     conn_transition, effects, explain_dropped_verify, explain_soft, meta_flags, sanitize, sends_out_of_sync,
-    transition, Aggregates, Change, Conn, Disk, Effect, EffectContext, FencingPolicy, Outcome, Role, Rules, State,
-    StateError, Susp,
+    transition, Aggregates, Change, Conn, Disk, Effect, EffectContext, FencingPolicy, Outcome, Refusal, Role, Rules,
+    State, StateError, Susp,
 };
 use crate::storage::Storage;
 
@@ -88,7 +88,7 @@ impl<S: Storage> Engine<S> {
         }
         if kind == Kind::Soft {
             if let Err(refusal) = explain_soft(old, new, &rules) {
-                self.log(LogLine::Refused { volume: id, from: old, to: new, refusal });
+                self.log_refused(id, old, new, refusal);
                 return Err(refusal.error);
             }
         } else {
@@ -99,6 +99,13 @@ impl<S: Storage> Engine<S> {
         }
         self.apply(id, old, new, susp);
         Ok(Outcome::Success)
+    }
+
+    fn log_refused(&mut self, id: VolumeId, from: State, to: State, refusal: Refusal) {
+        // Tried again with every change of any state, and told once.
+        if !(refusal.error == StateError::InTransientState && self.admin.tries_again()) {
+            self.log(LogLine::Refused { volume: id, from, to, refusal });
+        }
     }
 
     /// What [`Engine::change`] would say to a wish, without doing anything.
@@ -132,7 +139,7 @@ impl<S: Storage> Engine<S> {
             }
             if kind == Kind::Soft {
                 if let Err(refusal) = explain_soft(old, new, &rules) {
-                    self.log(LogLine::Refused { volume: id, from: old, to: new, refusal });
+                    self.log_refused(id, old, new, refusal);
                     return Err(refusal.error);
                 }
             } else {

@@ -88,6 +88,7 @@ pub enum Fault {
     Authentication { what: &'static str },
     PeerRebooted,
     PingTimeout,
+    HandshakeTimeout { limit_ms: u64 },
     TooManyEpochs,
     NotDurable,
     SourceFailed,
@@ -176,6 +177,12 @@ impl fmt::Display for Fault {
             Fault::Integrity => f.write_str("data arrived that is not what its digest says"),
             Fault::DigestSize { command, found, expected } => {
                 write!(f, "{} with a digest of {found} bytes, expected {expected}", command.name())
+            }
+            Fault::HandshakeTimeout { limit_ms } => {
+                write!(
+                    f,
+                    "the peer has not told its state within {limit_ms} ms: the connection is given up, and tried anew"
+                )
             }
             Fault::PingTimeout => f.write_str("the peer did not answer a ping in time"),
             Fault::NotSupported { command } => write!(f, "{} is not supported by this version", command.name()),
@@ -335,7 +342,12 @@ impl<S: Storage> Engine<S> {
             }
             return Err(Fault::UnknownVolume);
         };
-        self.with_volume(id, |volume| volume.peer.introduced = true);
+        let now_ms = self.now_ms;
+        self.with_volume(id, |volume| {
+            if !core::mem::replace(&mut volume.peer.introduced, true) {
+                volume.peer.introduced_ms = now_ms;
+            }
+        });
         match command {
             Command::Data => {
                 let data = Data::decode(body).map_err(bad)?;

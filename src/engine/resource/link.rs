@@ -17,6 +17,7 @@ use super::outgoing::{Control, MetaOut, Sending};
 use super::received_epoch::ReceivedEpoch;
 use super::slots::{Net, Phase, Request};
 use super::state_request::HeldRequest;
+use super::volume::Volume;
 use super::work::LogLine;
 use super::{Engine, VolumeId};
 use crate::netlink::{NetConf, OnCongestion, WireProtocol};
@@ -203,6 +204,8 @@ pub(super) struct Link {
     pub(super) ping_again: bool,
     /// A bitmap is being received for this volume: no other packet may come between.
     pub(super) bitmap_for: Option<VolumeId>,
+    /// Since then the packets of the data socket are read.
+    pub(super) reads_since_ms: u64,
     /// When WFReportParams was entered.
     pub(super) up_since_ms: u64,
     /// The state and, since it has one of its own, the reason why the connection is being given up.
@@ -265,6 +268,7 @@ impl Link {
             ping_again: false,
             bitmap_for: None,
             up_since_ms: 0,
+            reads_since_ms: 0,
             fault: None,
             fence: None,
             connects: 0,
@@ -469,6 +473,27 @@ impl<S: Storage> Engine<S> {
         }
     }
 
+    /// A peer that is there, and has told of itself what comes before its state, and then nothing more: until it does, whoever gives a
+    /// command waits. It is given up after twice `timeout`. (The C module waits for ever.)
+    pub(super) fn check_handshake_ends(&mut self) {
+        let limit_ms = u64::from(self.link.net.timeout) * 2 * 100;
+        if !self.link.is_running() || self.link.is_closing() || !self.receiver_may_read() {
+            // What it has sent may lie in the socket.
+            self.link.reads_since_ms = self.now_ms;
+            return;
+        }
+        let (now_ms, reads_since_ms) = (self.now_ms, self.link.reads_since_ms);
+        let is_mute = |volume: &Volume<S>| {
+            volume.state.conn == Conn::WFReportParams
+                && volume.peer.introduced
+                && !volume.peer.state_told
+                && now_ms.saturating_sub(volume.peer.introduced_ms.max(reads_since_ms)) > limit_ms
+        };
+        if self.volumes_with(is_mute).next().is_some() {
+            let _fault = self.fail(Fault::HandshakeTimeout { limit_ms }, Conn::Timeout);
+        }
+    }
+
     /// Gives the connection up. The first reason sticks. spec: wire-protocol 11.1
     pub(super) fn link_fault(&mut self, conn: Conn) {
         let already = self.link.conn < Conn::Unconnected
@@ -530,6 +555,7 @@ impl<S: Storage> Engine<S> {
             self.cancel_resync(id);
             self.with_volume(id, |volume| {
                 volume.peer.introduced = false;
+                volume.peer.state_told = false;
                 volume.peer.uuids = None;
                 volume.peer.negotiates = false;
                 volume.peer.says_worse = false;
@@ -648,7 +674,9 @@ impl<S: Storage> Engine<S> {
         if limit_ms == 0 || self.link.conn < Conn::WFReportParams || up_ms < limit_ms {
             return;
         }
-        let oldest = self.oldest_unanswered().or_else(|| self.oldest_barrier());
+        let oldest_write = self.oldest_unanswered().or_else(|| self.oldest_barrier());
+        // A command waits for what the peer has been asked for. (In the C module for ever.)
+        let oldest = oldest_write.into_iter().chain(self.admin.ask_went_ms()).min();
         if oldest.is_some_and(|since_ms| self.now_ms.saturating_sub(since_ms) > limit_ms) {
             self.log(LogLine::RequestTimeout { limit_ms });
             self.link_fault(Conn::Timeout);

@@ -182,6 +182,7 @@ impl<S: Storage> Engine<S> {
         let (received, _) = State::from_word(word).map_err(Fault::State)?;
         self.check_exposed_data(id)?;
         self.with_volume(id, |volume| {
+            volume.peer.state_told = true;
             volume.peer.negotiates = received.disk == Disk::Negotiating;
             let is_worse = (Disk::Outdated..Disk::UpToDate).contains(&received.disk);
             volume.peer.says_worse = received.conn == Conn::Connected && is_worse;

@@ -573,10 +573,12 @@ impl<S: Storage> Engine<S> {
                 self.packet(buffer, Command::SyncUuid, volume, 0, |body| sync.encode(body))
             }
             Control::StateRequest { mask, val, .. } => {
+                self.admin.ask_goes(self.now_ms);
                 let request = StateRequest { mask, val };
                 self.packet(buffer, Command::StateChgReq, volume, 0, |body| request.encode(body))
             }
             Control::ConnectionRequest { mask, val } => {
+                self.admin.ask_goes(self.now_ms);
                 let request = StateRequest { mask, val };
                 let command = if self.link.apv >= 100 { Command::ConnStChgReq } else { Command::StateChgReq };
                 self.packet(buffer, command, 0, 0, |body| request.encode(body))

@@ -631,6 +631,7 @@ impl<S: Storage> Engine<S> {
         self.congestion_ended();
         self.check_ended();
         self.check_missing_volumes();
+        self.check_handshake_ends();
         self.restart_forgotten();
         self.catch_up();
         self.admin_step();

@@ -228,6 +228,10 @@ impl LogWaiters {
 pub(super) struct PeerVolume {
     /// It has sent parameters of this volume on the present connection: it has the volume.
     pub(super) introduced: bool,
+    /// Since when it is.
+    pub(super) introduced_ms: u64,
+    /// It has told its state on the present connection.
+    pub(super) state_told: bool,
     pub(super) uuids: Option<Uuids>,
     /// By its last state packet it negotiates its disk, and it has not sent its bitmap since: it writes nothing to that
     /// disk, whatever the disk counts as here.

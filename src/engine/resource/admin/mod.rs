@@ -225,6 +225,10 @@ struct Ask {
     change: Change,
     sent: bool,
     reply: Option<i32>,
+    /// When it went to the socket, while there is no answer.
+    went_ms: Option<u64>,
+    /// It could not be done because of something that is under way, and waits for the end of that.
+    again: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -333,6 +337,25 @@ pub(super) struct Admin {
     result: Option<AdminResult>,
     /// Something changed: look at `op` again.
     poked: bool,
+}
+
+impl Admin {
+    /// A request to the peer goes to the socket.
+    pub(super) fn ask_goes(&mut self, now_ms: u64) {
+        if let Some(ask) = self.ask.as_mut().filter(|ask| ask.sent && ask.reply.is_none()) {
+            ask.went_ms = Some(now_ms);
+        }
+    }
+
+    /// When what the peer has been asked for went to the socket, while there is no answer.
+    pub(super) fn ask_went_ms(&self) -> Option<u64> {
+        self.ask.and_then(|ask| ask.went_ms)
+    }
+
+    /// What waits could not be done so far because of something that is under way.
+    pub(super) fn tries_again(&self) -> bool {
+        self.ask.is_some_and(|ask| ask.again)
+    }
 }
 
 /// Bound: requests to the peer that were given up before their answer came. One more ends the connection.
@@ -489,7 +512,7 @@ impl<S: Storage> Engine<S> {
     }
 
     fn begin_ask(&mut self, target: Target, change: Change) {
-        self.admin.ask = Some(Ask { target, change, sent: false, reply: None });
+        self.admin.ask = Some(Ask { target, change, sent: false, reply: None, went_ms: None, again: false });
         self.admin.poked = true;
     }
 
@@ -532,7 +555,7 @@ impl<S: Storage> Engine<S> {
         if result == Err(StateError::InTransientState) {
             // Tried again at the next change of any state.
             self.abandon_ask();
-            self.admin.ask = Some(Ask { sent: false, reply: None, ..ask });
+            self.admin.ask = Some(Ask { sent: false, reply: None, went_ms: None, again: true, ..ask });
             return None;
         }
         self.abandon_ask();
@@ -626,7 +649,14 @@ impl<S: Storage> Engine<S> {
     /// Asks the peer for no change at all. Its answer shows that it has done what came before over the data socket.
     fn ask_for_nothing(&mut self, id: VolumeId) {
         self.abandon_ask();
-        let ask = Ask { target: Target::Volume(id), change: Change::default(), sent: true, reply: None };
+        let ask = Ask {
+            target: Target::Volume(id),
+            change: Change::default(),
+            sent: true,
+            reply: None,
+            went_ms: None,
+            again: false,
+        };
         self.admin.ask = Some(ask);
         self.send_state_request(&ask);
     }
@@ -658,6 +688,7 @@ impl<S: Storage> Engine<S> {
             };
             if fits {
                 ask.reply = Some(code);
+                ask.went_ms = None;
                 self.admin.poked = true;
             }
         }

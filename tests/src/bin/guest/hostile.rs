@@ -20,6 +20,8 @@ const P_DATA_REQUEST: u16 = 0x08;
 const P_PROTOCOL: u16 = 0x0b;
 const P_SIZES: u16 = 0x0d;
 const P_STATE: u16 = 0x0e;
+const P_PING: u16 = 0x13;
+const P_PING_ACK: u16 = 0x14;
 const P_WRITE_ACK: u16 = 0x16;
 const P_BARRIER_ACK: u16 = 0x1c;
 const P_SYNC_PARAM89: u16 = 0x23;
@@ -61,11 +63,16 @@ pub(crate) fn run(to: &str, case: &str) -> Result<()> {
 /// The cases for which both sides have agreed on version 101; returns whether this side has hung up itself.
 fn after_features(peer: &mut Peer, case: &str) -> Result<bool> {
     match case {
+        "mute" => {
+            peer.tell_sizes()?;
+            peer.answer_pings()?;
+        }
         "protocol-letter" => peer.data(&packet(0, P_PROTOCOL, &protocol(1)))?,
         "data-first" => peer.data(&packet(0, P_DATA, &data(0, 4096)))?,
         _ => {
             peer.introduce()?;
             match case {
+                "deaf" => peer.answer_pings()?,
                 "magic" => peer.data(&[&[0xde, 0xad, 0xbe, 0xef], &[0; 12][..]].concat())?,
                 "pad" => {
                     let mut bytes = packet(0, P_STATE, &STATE_DISKLESS.to_be_bytes());
@@ -144,15 +151,33 @@ impl Peer {
 
     /// The rest of a proper handshake, as a Secondary without a disk.
     fn introduce(&mut self) -> Result<()> {
+        self.tell_sizes()?;
+        self.data(&packet(0, P_STATE, &STATE_DISKLESS.to_be_bytes()))?;
+        // Long enough for the other side to be Connected.
+        thread::sleep(Duration::from_millis(300));
+        Ok(())
+    }
+
+    /// As much of it as comes before the state.
+    fn tell_sizes(&mut self) -> Result<()> {
         let sizes = [&[0; 24][..], &(1_u32 << 20).to_be_bytes(), &[0; 28]].concat();
         let mut parameters = vec![0; 148];
         parameters[..4].copy_from_slice(&250_u32.to_be_bytes());
         self.data(&packet(0, P_PROTOCOL, &protocol(3)))?;
         self.data(&packet(0, P_SYNC_PARAM89, &parameters))?;
-        self.data(&packet(0, P_SIZES, &sizes))?;
-        self.data(&packet(0, P_STATE, &STATE_DISKLESS.to_be_bytes()))?;
-        // Long enough for the other side to be Connected.
-        thread::sleep(Duration::from_millis(300));
+        self.data(&packet(0, P_SIZES, &sizes))
+    }
+
+    /// Shows that it is there, and says nothing else, until the other side hangs up.
+    fn answer_pings(&mut self) -> Result<()> {
+        self.meta.set_read_timeout(None)?;
+        let mut header = [0; 16];
+        // Nothing longer than a header comes on this socket to a peer that says nothing.
+        while self.meta.read_exact(&mut header).is_ok() {
+            if header[6..8] == P_PING.to_be_bytes() {
+                self.meta(&packet(0, P_PING_ACK, &[]))?;
+            }
+        }
         Ok(())
     }
 
