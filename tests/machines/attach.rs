@@ -1,15 +1,17 @@
 //! A disk is attached while the nodes meet: the command waits for the end of the handshake and attaches then.
 
 use anyhow::ensure;
-use lab::{Machine, Module};
+use lab::{stretched, Machine, Module};
 use machine_tests::config::Config;
 use machine_tests::guest::Workload;
 use machine_tests::pair::{Pair, Pairing, SOON};
 use machine_tests::{is_short, Result};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Sectors that are written.
 const SECTORS: u64 = 8 << 11;
+/// How long an attach may take that nobody wants.
+const AT_ONCE: Duration = Duration::from_secs(20);
 /// Rounds on a slow link, and on a fast one.
 const ROUNDS: [u32; 2] = [6, 50];
 /// The same where time is short.
@@ -68,6 +70,7 @@ fn attach_while_meeting(pairing: Pairing) -> Result<()> {
             let (machine, other) = (&pair.machines()[at], &pair.machines()[1 - at]);
             outdated_beside_none(&pair, machine, other)?;
             outdated_beside_a_primary_without_disk(&pair, machine, other)?;
+            diverged(&pair, machine, other)?;
         }
     }
     pair.compare_disks()?;
@@ -112,6 +115,40 @@ fn outdated_beside_a_primary_without_disk(pair: &Pair, machine: &Machine, other:
     acks.check(&pair.scan(other, SECTORS)?)?;
     other.run_ok("drbdadm attach r0")?;
     pair.wait_in_sync(SOON)?;
+    other.run_ok("drbdadm secondary r0")?;
+    Ok(())
+}
+
+/// A disk that has gone its own way is attached beside a Primary. Nobody takes it, whichever node finds out first, and the log says why; the
+/// Primary goes on with its own data. (A C module tells nothing of that.)
+fn diverged(pair: &Pair, machine: &Machine, other: &Machine) -> Result<()> {
+    pair.one_by_one("drbdadm disconnect r0")?;
+    machine.run_ok("drbdadm primary r0")?;
+    let workload =
+        |first: u64| Workload { sectors: SECTORS, count: Some(20), first, seed: first, ..Workload::default() };
+    workload(200_001).run(machine, SOON)?;
+    machine.run_ok("drbdadm secondary r0 && drbdadm detach r0")?;
+    other.run_ok("drbdadm primary r0")?;
+    let mut acks = workload(300_001).run(other, SOON)?;
+    pair.both("drbdadm connect r0 && drbdadm wait-connect r0")?;
+    let mark = machine.console().mark();
+    let began = Instant::now();
+    let attached = machine.run("drbdadm attach r0")?;
+    ensure!(began.elapsed() < stretched(AT_ONCE), "after {:?}: {attached}", began.elapsed());
+    pair.wait(machine, SOON, "an end of the attach", |device| {
+        device.disks == "Diskless/UpToDate" || device.connection == "StandAlone"
+    })?;
+    let log = machine.console().since(mark);
+    ensure!(log.to_lowercase().contains("split-brain"), "the log of {} does not say why:\n{log}", machine.name());
+    acks.merge(&workload(400_001).run(other, SOON)?);
+    acks.check(&pair.scan(other, SECTORS)?)?;
+    // What the administrator does then.
+    pair.one_by_one("drbdadm disconnect --force r0")?;
+    machine.run_ok("drbdadm dstate r0 | grep -qv '^Diskless/' || drbdadm attach r0")?;
+    machine.run_ok("drbdadm connect --discard-my-data r0")?;
+    other.run_ok("drbdadm connect r0")?;
+    pair.wait_in_sync(SOON)?;
+    acks.check(&pair.scan(other, SECTORS)?)?;
     other.run_ok("drbdadm secondary r0")?;
     Ok(())
 }

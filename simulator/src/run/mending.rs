@@ -282,6 +282,7 @@ fn is_excusable(fault: &Fault) -> bool {
             | Fault::DataRefused
             | Fault::InsideBitmap { .. }
             | Fault::HandshakeRefused
+            | Fault::HandshakeTimeout { .. }
             | Fault::MissingSequence { .. }
             | Fault::NotDurable
             | Fault::PeerRebooted
