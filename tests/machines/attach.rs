@@ -144,7 +144,10 @@ fn diverged(pair: &Pair, machine: &Machine, other: &Machine) -> Result<()> {
     acks.check(&pair.scan(other, SECTORS)?)?;
     // What the administrator does then.
     pair.one_by_one("drbdadm disconnect --force r0")?;
-    machine.run_ok("drbdadm dstate r0 | grep -qv '^Diskless/' || drbdadm attach r0")?;
+    let disk = machine.run_ok("drbdadm dstate r0")?;
+    if disk.starts_with("Diskless") || disk == "Unconfigured" {
+        machine.run_ok("drbdadm attach r0")?;
+    }
     machine.run_ok("drbdadm connect --discard-my-data r0")?;
     other.run_ok("drbdadm connect r0")?;
     pair.wait_in_sync(SOON)?;

@@ -74,20 +74,23 @@ fn silent_peers_hold_nothing_up() -> Result<()> {
     let pair = Pair::new(Pairing::new([Module::Ours, Module::None], [Tools::Utils; 2]), &config)?;
     let (victim, attacker) = (pair.first(), pair.second());
     victim.run_ok("drbdadm create-md --force r0 && drbdadm up r0 && drbdadm primary --force r0")?;
-    let mute = ["primary r0", "detach r0", "disconnect r0", "disconnect --force r0", "down r0"]
-        .map(|command| ("mute", command));
-    let deaf = ["secondary r0", "disconnect r0", "disconnect --force r0", "down r0"].map(|command| ("deaf", command));
+    let mute = ["primary r0", "detach r0", "disconnect r0", "disconnect --force r0", "down r0"];
+    let mute = mute.map(|command| ("mute", format!("drbdadm {command}")));
+    // drbdadm gives drbdsetup up after 5 s; `timeout` x `ko-count` is longer.
+    let disconnect = format!("drbdsetup disconnect {}:7788 {}:7788", victim.address(), attacker.address());
+    let deaf = ["drbdadm secondary r0".into(), disconnect, "drbdadm disconnect --force r0".into()];
+    let deaf = deaf.map(|command| ("deaf", command));
     for (case, command) in mute.into_iter().chain(deaf) {
         wait(victim, SOON, "a node that waits for its peer", |device| device.connection == "WFConnection")?;
         let peer = attacker.spawn(&format!("{} hostile --to {}:7788 --case {case}", guest::PATH, victim.address()))?;
         let expected = if case == "mute" { "WFReportParams" } else { "Connected" };
         wait(victim, SOON, "a peer that says no more", |device| device.connection == expected)?;
         victim.run_ok("dd if=/dev/urandom of=/dev/drbd0 bs=64k count=4 oflag=direct status=none")?;
-        if matches!(command, "detach r0" | "down r0") {
+        if matches!(&*command, "drbdadm detach r0" | "drbdadm down r0") {
             victim.run_ok("drbdadm secondary r0")?;
         }
         let began = Instant::now();
-        victim.run_ok(&format!("drbdadm {command}"))?;
+        victim.run_ok(&command)?;
         // `timeout` is 2 s: twice that, or seven times (`ko-count`) for what is asked of a peer that is connected.
         ensure!(began.elapsed() < stretched(Duration::from_secs(20)), "{case}, {command}: {:?}", began.elapsed());
         victim.run_ok("drbdadm disconnect --force r0 || drbdadm down r0")?;
