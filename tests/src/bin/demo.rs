@@ -232,11 +232,15 @@ fn follow_resync(machine: &Machine) -> Result<()> {
     let bar = ProgressBar::new(DISK_MIB * 1024);
     let style = "  {bar:40} {percent:>3} %  {msg}";
     bar.set_style(ProgressStyle::with_template(style).context("progress bar")?);
-    let until = Instant::now() + RESYNC;
+    // How long it takes is for the host to say; that it stands still is not.
+    let (mut left_kib, mut until) = (u64::MAX, Instant::now() + RESYNC);
     let mut next_percent = 0.0;
     loop {
         let state = device(machine)?;
         if let Some(progress) = &state.progress {
+            if progress.left_kib < left_kib {
+                (left_kib, until) = (progress.left_kib, Instant::now() + RESYNC);
+            }
             bar.set_length(progress.total_kib);
             bar.set_position(progress.total_kib.saturating_sub(progress.left_kib));
             let text = format!("{} KiB/s, {} left", progress.speed_kib, progress.finish);
@@ -252,7 +256,7 @@ fn follow_resync(machine: &Machine) -> Result<()> {
             return Ok(());
         }
         if Instant::now() > until {
-            bail!("the resync did not end within {} s: {state:?}", RESYNC.as_secs());
+            bail!("the resync has made no progress for {} s: {state:?}", RESYNC.as_secs());
         }
         thread::sleep(Duration::from_millis(200));
     }
