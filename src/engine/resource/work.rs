@@ -36,8 +36,8 @@ pub enum Work {
     ResyncDependencies,
 }
 
-/// An order for a device, carried out in order, one at a time: by the resource's worker, unless somebody who waits for the answer to a
-/// command is faster.
+/// An order for a device, carried out in order, one at a time: by the resource's worker, also while it waits for a program, unless somebody
+/// who waits for the answer to a command is faster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceWork {
     /// The size of the virtual device changed.

@@ -168,14 +168,7 @@ impl<S: Storage> Engine<S> {
             // again when that shows, or at the next tick.
             Err(StateError::ConcurrentStChg) => {
                 let change = change.unwrap_or(plain);
-                self.admin.ask = Some(Ask {
-                    target: Target::Connection,
-                    change,
-                    sent: false,
-                    reply: None,
-                    went_ms: None,
-                    again: false,
-                });
+                self.admin.ask = Some(Ask::new(Target::Connection, change));
             }
             Err(StateError::PrimaryNop) if change == Some(plain) => {
                 self.begin_ask(Target::Connection, plain.pdsk(Disk::Outdated));

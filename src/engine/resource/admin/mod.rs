@@ -231,6 +231,12 @@ struct Ask {
     again: bool,
 }
 
+impl Ask {
+    fn new(target: Target, change: Change) -> Ask {
+        Ask { target, change, sent: false, reply: None, went_ms: None, again: false }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RoleStage {
     /// A ping is to find out whether the peer is still there.
@@ -512,7 +518,7 @@ impl<S: Storage> Engine<S> {
     }
 
     fn begin_ask(&mut self, target: Target, change: Change) {
-        self.admin.ask = Some(Ask { target, change, sent: false, reply: None, went_ms: None, again: false });
+        self.admin.ask = Some(Ask::new(target, change));
         self.admin.poked = true;
     }
 
@@ -649,14 +655,7 @@ impl<S: Storage> Engine<S> {
     /// Asks the peer for no change at all. Its answer shows that it has done what came before over the data socket.
     fn ask_for_nothing(&mut self, id: VolumeId) {
         self.abandon_ask();
-        let ask = Ask {
-            target: Target::Volume(id),
-            change: Change::default(),
-            sent: true,
-            reply: None,
-            went_ms: None,
-            again: false,
-        };
+        let ask = Ask { sent: true, ..Ask::new(Target::Volume(id), Change::default()) };
         self.admin.ask = Some(ask);
         self.send_state_request(&ask);
     }
